@@ -1,0 +1,1 @@
+"""Orchestration: parameters, stages, Prefect flow, MLflow records and the `reflow` command."""

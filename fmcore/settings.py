@@ -1,0 +1,31 @@
+"""The base of every settings class, the one user-facing error, and named seeds."""
+
+import hashlib
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+
+Log = Callable[[dict[str, float], int], object]
+"""Where a verb reports progress: `log({"loss": 0.3}, step)`. Nothing here knows who listens."""
+
+
+class ReflowError(Exception):
+    """A mistake the user can mend: one sentence on what was expected, what was got, how to mend."""
+
+
+class Settings(BaseModel):
+    """Frozen and strict: an unknown key, a wrong type, NaN or infinity is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """Return a 63-bit seed for the random draw called `names`, so that no two draws share one.
+
+    >>> derive_seed(0, "train", "rf1") == derive_seed(0, "train", "rf1")
+    True
+    >>> derive_seed(0, "train", "rf1") == derive_seed(0, "train", "rf2")
+    False
+    """
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
