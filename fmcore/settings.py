@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
+CONVENTION = "t=0 target (data), t=1 source (noise), v=dx/dt"
+"""Written into every model and coupling, because half of the public code runs the other way."""
+
 Log = Callable[[dict[str, float], int], object]
 """Where a verb reports progress: `log({"loss": 0.3}, step)`. Nothing here knows who listens."""
 

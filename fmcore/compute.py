@@ -1,0 +1,67 @@
+"""Where the arithmetic runs: device, threads, and the fixed size of a network call."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fmcore.settings import ReflowError, Settings
+
+TILE = 256
+
+
+class Compute(Settings):
+    """Device and CPU threads; both are part of the last bits of a result, so both are settings."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=2, gt=0)
+
+    def start(self) -> torch.device:
+        """Set the thread count and return the device; `auto` takes a GPU when there is one."""
+        torch.set_num_threads(self.threads)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ReflowError(
+                "compute.device: cuda asked for, but torch sees no GPU; use auto or cpu, or install"
+                " a CUDA build of torch"
+            )
+        gpu = self.device != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if gpu else "cpu")
+
+
+def numerics(device: torch.device) -> dict[str, Any]:
+    """Return what decides the last bits: results are bytewise equal only where these are."""
+    where = {"device": device.type, "torch": str(torch.__version__).split("+")[0]}
+    if device.type == "cuda":
+        return {**where, "gpu": torch.cuda.get_device_name(device)}
+    return {
+        **where,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "tile": TILE,
+    }
+
+
+def in_tiles(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Wrap a velocity so that on the CPU each call has TILE rows, the last one padded.
+
+    The kernel that a matrix product takes depends on its number of rows, and with it the last
+    bits. With tiles of one size a row's result does not depend on the rows beside it, so a
+    coupling is the same bytes whatever the batch. On a GPU the batch itself is the tile.
+    """
+
+    def tiled(x: Tensor, t: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return velocity(x, t)
+        rows = len(x)
+        short = -rows % TILE
+        if short:
+            x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
+            t = torch.cat([t, t.new_zeros(short)])
+        parts = zip(x.split(TILE), t.split(TILE), strict=True)
+        return torch.cat([velocity(a, b) for a, b in parts])[:rows]
+
+    return tiled

@@ -1,0 +1,263 @@
+"""Reading a coupling: whole, as a stream of training batches, and with a magnifying glass."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.write import MANIFEST, SCHEMA_VERSION, About, sha256
+from fmcore.settings import ReflowError, derive_seed
+
+Split = Literal["train", "held_out", "all"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None."""
+
+    pair_id: Tensor
+    target: Tensor
+    source: Tensor
+    label: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def rows(self, index: Tensor) -> "Pairs":
+        """Return the pairs at the positions `index` [M]."""
+        label = None if self.label is None else self.label[index]
+        return Pairs(self.pair_id[index], self.target[index], self.source[index], label)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """An opened coupling: its folder and what the manifest says of it."""
+
+    path: Path
+    about: About
+    shards: list[dict[str, Any]]
+
+    @property
+    def independent(self) -> bool:
+        """Whether the source is drawn afresh: prepared data is a coupling without a source."""
+        return self.about.kind == "independent"
+
+    @cached_property
+    def groups(self) -> list[tuple[str, int, int]]:
+        """(file, row group, rows) of every row group, in order."""
+        found = []
+        for shard in self.shards:
+            metadata = pq.read_metadata(self.path / shard["file"])
+            for i in range(metadata.num_row_groups):
+                found.append((shard["file"], i, metadata.row_group(i).num_rows))
+        return found
+
+
+def open_coupling(path: Path) -> Coupling:
+    """Open the coupling in the folder `path`: its manifest is read, its rows are not."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+        version = manifest["about"].get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ReflowError(
+                f"{file}: schema version {version}, this program reads {SCHEMA_VERSION};"
+                " sample the coupling again or use the version that wrote it"
+            )
+        return Coupling(path, About(**manifest["about"]), manifest["shards"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ReflowError(
+            f"{path}: not a coupling, {MANIFEST} is missing; run the stage that writes it, or"
+            " `dvc checkout`"
+        ) from error
+    except (KeyError, TypeError, AttributeError, ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(f"{file}: not a manifest of a coupling ({reason})") from error
+
+
+def _columns(coupling: Coupling) -> set[str]:
+    return {"pair_id", "target", "split"} | (set() if coupling.independent else {"source"})
+
+
+def _open(coupling: Coupling, name: str) -> pq.ParquetFile:
+    """Open one shard with checksums on, and refuse a file that is not of this coupling."""
+    path = coupling.path / name
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ReflowError(f"{path}: missing or damaged ({reason}); `dvc checkout` it") from error
+    schema = file.schema_arrow
+    missing = _columns(coupling) - set(schema.names)
+    if missing:
+        raise ReflowError(
+            f"{path}: a Parquet file of another schema: column {sorted(missing)[0]!r} expected,"
+            f" found {', '.join(schema.names)}"
+        )
+    size = int(np.prod(coupling.about.shape))
+    for name in {"target", "source"} & set(schema.names):
+        kind = schema.field(name).type
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != size:
+            raise ReflowError(f"{path}: column {name!r} is {kind}, expected {size} floats a row")
+    stated = json.loads((schema.metadata or {}).get(b"fm", b"null"))
+    if stated != coupling.about.model_dump(exclude_none=True):
+        raise ReflowError(f"{path}: belongs to another coupling than the manifest beside it")
+    return file
+
+
+def _pairs(coupling: Coupling, rows: pa.Table, split: Split) -> Pairs:
+    """Decode Arrow rows; an independent coupling gets fixed noise here, for the held-out pairs."""
+    if split != "all":
+        rows = rows.filter(pa.compute.equal(rows["split"], split))
+    shape = tuple(coupling.about.shape)
+
+    def vectors(name: str) -> Tensor:
+        flat = rows[name].combine_chunks()
+        flat = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else flat
+        array = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=True)
+        return torch.from_numpy(array).reshape(-1, *shape)
+
+    ids = rows["pair_id"].to_numpy()
+    if coupling.independent:
+        source = gaussian_noise(derive_seed(coupling.about.seed, "held_out"), ids, shape)
+    else:
+        source = vectors("source")
+    label = torch.tensor(rows["label"].to_numpy()) if "label" in rows.column_names else None
+    return Pairs(torch.tensor(ids), vectors("target"), source, label)
+
+
+def _load(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> Pairs:
+    tables = []
+    for name in dict.fromkeys(file for file, _, _ in groups):
+        wanted = [i for file, i, _ in groups if file == name]
+        try:
+            tables.append(_open(coupling, name).read_row_groups(wanted))
+        except OSError as error:
+            raise ReflowError(
+                f"{coupling.path / name}: damaged ({str(error).splitlines()[0][:120]});"
+                " `dvc checkout` it"
+            ) from error
+    return _pairs(coupling, pa.concat_tables(tables), split)
+
+
+def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) -> Pairs:
+    """Read the pairs of a split into memory, the first `limit` of them if it is given.
+
+    The source of an independent coupling is fixed noise here, so that a held-out loss or a
+    transport cost is the same number each time. Training uses `batches`, which draws it afresh.
+    """
+    groups, rows = [], 0
+    for group in coupling.groups:
+        groups.append(group)
+        rows += group[2]
+        # One pair in twenty is held out, so a limit on that split needs more rows.
+        if limit is not None and split != "held_out" and rows > limit * 1.1 + 40:
+            break
+    pairs = _load(coupling, groups, split)
+    return pairs if limit is None else pairs.rows(torch.arange(min(limit, len(pairs))))
+
+
+def batches(
+    coupling: Coupling, *, batch: int, seed: int, start: int = 0, memory: int = 2 << 30
+) -> Iterator[Pairs]:
+    """Yield training batches for ever, from step `start`; step k is a pure function of (seed, k).
+
+    Row groups are taken in windows of at most `memory` bytes; a window is shuffled as a whole and
+    cut into batches, and the windows themselves are shuffled in each epoch. A coupling that fits is
+    one window, read once. Pairs are drawn independently, so their order on disk is random already
+    and nothing is lost by shuffling in windows. An independent coupling gets fresh noise each step.
+    """
+    windows = _windows(coupling, memory)
+    sizes = [_train_rows(coupling, w) for w in windows]
+    windows = [w for w, n in zip(windows, sizes, strict=True) if n]
+    cuts = [max(1, n // batch) for n in sizes if n]
+    if not windows:
+        raise ReflowError(f"{coupling.path}: no training pairs; ask for more `pairs` or data")
+    step, held = 0, -1
+    for epoch in count():
+        if step + sum(cuts) <= start:  # an epoch that is done already: skip it unread
+            step += sum(cuts)
+            continue
+        for w in _shuffled(len(windows), seed, "windows", epoch).tolist():
+            if step + cuts[w] <= start:
+                step += cuts[w]
+                continue
+            if held != w:
+                pairs, held = _load(coupling, windows[w], "train"), w
+            order = _shuffled(len(pairs), seed, "rows", epoch, w)
+            for cut in range(cuts[w]):
+                if step >= start:
+                    yield _fresh(coupling, pairs.rows(order[cut * batch :][:batch]), seed, step)
+                step += 1
+
+
+def _windows(coupling: Coupling, memory: int) -> list[list[tuple[str, int, int]]]:
+    width = 4 * int(np.prod(coupling.about.shape)) * 2 + 64
+    windows: list[list[tuple[str, int, int]]] = [[]]
+    used = 0
+    for group in coupling.groups:
+        if windows[-1] and used + group[2] * width > memory:
+            windows.append([])
+            used = 0
+        windows[-1].append(group)
+        used += group[2] * width
+    return windows
+
+
+def _train_rows(coupling: Coupling, groups: list[tuple[str, int, int]]) -> int:
+    rows = 0
+    for name in dict.fromkeys(file for file, _, _ in groups):
+        wanted = [i for file, i, _ in groups if file == name]
+        split = _open(coupling, name).read_row_groups(wanted, columns=["split"])["split"]
+        rows += pa.compute.sum(pa.compute.equal(split, "train")).as_py() or 0
+    return rows
+
+
+def _shuffled(n: int, *names: str | int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(int(names[0]), *names[1:]))
+    return torch.randperm(n, generator=generator)
+
+
+def _fresh(coupling: Coupling, pairs: Pairs, seed: int, step: int) -> Pairs:
+    if not coupling.independent:
+        return pairs
+    generator = torch.Generator().manual_seed(derive_seed(seed, "source", step))
+    source = torch.randn(pairs.target.shape, generator=generator)
+    return Pairs(pairs.pair_id, pairs.target, source, pairs.label)
+
+
+def verify(path: Path) -> Coupling:
+    """Read every byte: hashes, rows, schema, strays, ids. Raises ReflowError naming what is wrong."""
+    coupling = open_coupling(path)
+    listed = {s["file"] for s in coupling.shards}
+    for file in sorted(path.iterdir()):
+        if file.name not in listed | {MANIFEST}:
+            raise ReflowError(f"{file}: foreign file, the manifest does not list it; remove it")
+    seen: list[NDArray[np.int64]] = []
+    for shard in coupling.shards:
+        file = path / shard["file"]
+        if not file.exists():
+            raise ReflowError(f"{file}: shard is missing; `dvc checkout {path}` brings it back")
+        size = file.stat().st_size
+        if size != shard["bytes"]:
+            raise ReflowError(f"{file}: truncated or altered: {shard['bytes']} bytes expected, {size} found")
+        if sha256(file) != shard["sha256"]:
+            raise ReflowError(f"{file}: altered: its sha256 is not the one in the manifest")
+        seen.append(_open(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"].to_numpy())
+    ids = np.concatenate(seen) if seen else np.empty(0, np.int64)
+    if not np.array_equal(ids, np.arange(coupling.about.pairs)):
+        raise ReflowError(f"{path}: pair_id must run from 0 to {coupling.about.pairs - 1} once each")
+    return coupling

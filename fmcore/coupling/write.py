@@ -1,0 +1,187 @@
+"""Writing a coupling: shards that appear whole or not at all, then the manifest."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from fmcore.coupling.noise import is_held_out
+from fmcore.settings import CONVENTION, ReflowError, Settings
+
+SCHEMA_VERSION = 1
+MANIFEST = "_manifest.json"
+ROW_GROUP_BYTES = 4 << 20
+
+
+class About(Settings):
+    """What a coupling is, kept in every shard and in the manifest; nothing in it is volatile."""
+
+    kind: str
+    shape: list[int]
+    image: bool = False
+    pairs: int = Field(gt=0)
+    seed: int
+    convention: str = CONVENTION
+    schema_version: int = SCHEMA_VERSION
+    model: str | None = None
+    weights: str | None = None
+    solver: dict[str, Any] | None = None
+    nfe: int | None = None
+    audit_every: int | None = None
+    numerics: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+
+
+def shard_name(index: int) -> str:
+    """Return the file name of shard `index`."""
+    return f"part-{index:05d}.parquet"
+
+
+def table(
+    about: About,
+    pair_ids: NDArray[np.int64],
+    target: Tensor,
+    source: Tensor | None = None,
+    label: Tensor | None = None,
+    solver_gap: NDArray[np.float32] | None = None,
+) -> pa.Table:
+    """Build the Arrow table of some pairs; a `solver_gap` [N] of NaN means not audited.
+
+    Raises ReflowError for a value that is not finite: half a coupling of NaN helps nobody.
+    """
+    columns: dict[str, pa.Array] = {"pair_id": pa.array(pair_ids, pa.int64())}
+    columns["target"] = _vectors(target, "target", pair_ids)
+    if source is not None:
+        columns["source"] = _vectors(source, "source", pair_ids)
+    if label is not None:
+        columns["label"] = pa.array(label.numpy(), pa.int64())
+    if solver_gap is not None:
+        columns["solver_gap"] = pa.array(solver_gap, pa.float32(), mask=np.isnan(solver_gap))
+    split = np.where(is_held_out(pair_ids), "held_out", "train")
+    columns["split"] = pa.array(split, pa.string())
+    fields = [
+        pa.field(name, array.type, nullable=name == "solver_gap")
+        for name, array in columns.items()
+    ]
+    metadata = {"fm": json.dumps(about.model_dump(exclude_none=True), sort_keys=True)}
+    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))
+
+
+def _vectors(x: Tensor, name: str, pair_ids: NDArray[np.int64]) -> pa.Array:
+    flat = x.detach().to("cpu", torch.float32).flatten(1).contiguous()
+    bad = (~torch.isfinite(flat)).any(dim=1)
+    if bool(bad.any()):
+        first = int(pair_ids[int(bad.nonzero()[0])])
+        raise ReflowError(
+            f"{name} of pair {first} is not finite ({int(bad.sum())} of {len(bad)} pairs);"
+            " the velocity diverges: train longer, lower its lr, or take more solver steps"
+        )
+    item = pa.field("item", pa.float32(), nullable=False)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(flat.numpy().reshape(-1)), type=pa.list_(item, flat.shape[1])
+    )
+
+
+def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
+    """Write shard `index` atomically: temporary name, sync, rename. Returns its path.
+
+    Compression, dictionaries and statistics are off: noise does not compress, and the bytes stay
+    a function of the rows. Page checksums are on, because Parquet detects no flipped bit without.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / shard_name(index)
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    width = max(1, rows.nbytes // max(1, rows.num_rows))
+
+    def write() -> None:
+        pq.write_table(
+            rows,
+            temporary,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+            row_group_size=max(1, ROW_GROUP_BYTES // width),
+        )
+        sync(temporary)
+
+    commit(temporary, path, write)
+    return path
+
+
+def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
+    """Run `write`, which fills `temporary`, and rename it to `path`; leave nothing on failure.
+
+    Raises ReflowError naming the file when the disk is full or may not be written.
+    """
+    try:
+        write()
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ReflowError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or mend the"
+            " permissions and start again: finished shards are kept"
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
+    """Check that all shards are there, sweep what is not part of it, write the manifest last."""
+    files = []
+    for index in range(shards):
+        path = folder / shard_name(index)
+        if not path.exists():
+            raise ReflowError(f"{path}: shard is missing; run the stage again, it continues there")
+        files.append(
+            {
+                "file": path.name,
+                "rows": pq.read_metadata(path).num_rows,
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+            }
+        )
+    wanted = {str(f["file"]) for f in files}
+    for path in folder.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    rows = sum(int(str(f["rows"])) for f in files)
+    if rows != about.pairs:
+        raise ReflowError(f"{folder}: {about.pairs} pairs expected, {rows} written; run it again")
+    manifest = {"about": about.model_dump(exclude_none=True), "shards": files}
+    temporary = folder / f".{MANIFEST}.tmp"
+
+    def write() -> None:
+        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        sync(temporary)
+
+    commit(temporary, folder / MANIFEST, write)
+    return manifest

@@ -1,0 +1,15 @@
+"""Verb: write the untrained velocity network that a chain starts from."""
+
+from pathlib import Path
+
+from fmcore.coupling import open_coupling
+from fmcore.network import Network, build, save
+
+
+def initialise(data: Path, out: Path, settings: Network, *, seed: int) -> None:
+    """Write a random network for samples of the shape found in the coupling `data` to `out`.
+
+    With it every round is a warm start: the first from `scratch`, the next from the one before.
+    """
+    shape = tuple(open_coupling(data).about.shape)
+    save(out, build(settings, shape, seed=seed), about={"round": "scratch", "seed": seed})

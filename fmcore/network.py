@@ -1,0 +1,153 @@
+"""Velocity networks, their exponential moving average, and how they are kept on disk.
+
+A model is a directory: `config.json`, `model.safetensors` (EMA weights) and `raw.safetensors`
+(the optimiser's own weights). Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fmcore.settings import CONVENTION, ReflowError, Settings
+
+
+class Network(Settings):
+    """A residual MLP on flattened samples, told the time by sines and cosines."""
+
+    width: int = Field(default=384, gt=0)
+    depth: int = Field(default=3, gt=0)
+    time_features: int = Field(default=64, gt=1, multiple_of=2)
+
+
+class Block(nn.Module):
+    """x + W2 silu(W1 norm(x) + time): a residual step whose input is shifted by the time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.time = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        """Map features h [B, W] and the time embedding [B, W] to features [B, W]."""
+        inner = self.inner(self.norm(h)) + self.time(time)
+        return cast(Tensor, h + self.outer(nn.functional.silu(inner)))
+
+
+class ResidualMLP(nn.Module):
+    """v(x, t): x [B, *D], t [B] in [0, 1] -> [B, *D]."""
+
+    def __init__(self, settings: Network, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        dim, width = math.prod(shape), settings.width
+        half = settings.time_features // 2
+        # Frequencies from half a period to 64 periods over [0, 1].
+        frequencies = math.pi * torch.logspace(0, math.log10(128), half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time = nn.Sequential(
+            nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.enter = nn.Linear(dim, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return dx/dt [B, *D] at x [B, *D] and t [B]."""
+        angles = t[:, None] * cast(Tensor, self.frequencies)
+        time = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
+        h = self.enter(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, time)
+        return cast(Tensor, self.leave(self.norm(h)).reshape(x.shape))
+
+
+def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> ResidualMLP:
+    """Make an untrained network for samples of `shape`; the weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ResidualMLP(settings, shape)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Return the exponential moving average of `model`, with a ramp for short runs.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+    """
+
+    @torch.no_grad()
+    def update(ema: Any, current: Any, n: Tensor | int) -> None:
+        count = float(n)
+        torch._foreach_lerp_(ema, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(model, multi_avg_fn=update)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: the network, its whole config and the digest that names it."""
+
+    network: ResidualMLP
+    config: dict[str, Any]
+    digest: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape [*D] of one sample."""
+        return self.network.shape
+
+
+def save(
+    path: Path, network: nn.Module, *, raw: nn.Module | None = None, about: dict[str, Any]
+) -> None:
+    """Write `network` (EMA weights) and `raw` to the directory `path`, with a config of `about`."""
+    inner = cast(ResidualMLP, network.module if isinstance(network, AveragedModel) else network)
+    path.mkdir(parents=True, exist_ok=True)
+    config = {
+        "network": inner.settings.model_dump(),
+        "shape": list(inner.shape),
+        "convention": CONVENTION,
+        **about,
+    }
+    save_file(_weights(inner), path / "model.safetensors")
+    save_file(_weights(raw or inner), path / "raw.safetensors")
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+
+
+def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "cpu") -> Model:
+    """Read a model directory in evaluation mode; `weights` are the averaged or the raw ones."""
+    file = path / ("model.safetensors" if weights == "ema" else "raw.safetensors")
+    try:
+        config = json.loads((path / "config.json").read_text())
+        network = ResidualMLP(Network(**config["network"]), tuple(config["shape"]))
+        network.load_state_dict(load_file(file))
+    except FileNotFoundError as error:
+        raise ReflowError(
+            f"{path}: expected a model (config.json and {file.name}), {error.filename} is missing;"
+            " run the stage that trains it"
+        ) from error
+    except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(f"{file}: not a model of this version ({reason}); train it again") from error
+    except Exception as error:  # safetensors raises its own untyped error for a damaged file
+        raise ReflowError(f"{file}: damaged ({error}); `dvc checkout` or train it again") from error
+    digest = hashlib.sha256((path / "config.json").read_bytes() + file.read_bytes()).hexdigest()
+    network.eval().requires_grad_(False)
+    return Model(network.to(device), config, digest)
