@@ -1,0 +1,133 @@
+"""What each `cmd` of dvc.yaml runs: `python -m flows.stage VERB [KEY] name=path ...`.
+
+Paths come from dvc.yaml, settings from params.yaml; a verb of `fmcore` does the work inside the
+guard (lock, checkpoints, inputs unchanged while running).
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.guard import guarded
+from flows.home import find_root
+from flows.params import FILE, Params, load
+from flows.progress import Reporter
+from fmcore.settings import ReflowError, derive_seed
+
+Paths = dict[str, Path]
+
+
+def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.prepare import prepare
+
+    prepare(paths["out"], params.data, seed=params.seed)
+
+
+def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.initialise import initialise
+
+    seed = derive_seed(params.seed, "initialise")
+    initialise(paths["data"], paths["out"], params.network, seed=seed)
+
+
+def _calibrate(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.calibrate import calibrate
+
+    params.compute.start()
+    with Reporter("calibrate", params.yardstick.features.epochs) as log:
+        calibrate(paths["data"], paths["out"], params.yardstick, seed=params.seed, log=log)
+
+
+def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.train import train
+
+    settings = params.rounds[key].train
+    device = params.compute.start()
+    with Reporter(f"train@{key}", settings.steps) as log:
+        train(
+            **paths,
+            settings=settings,
+            name=key,
+            seed=derive_seed(params.seed, "train", key),
+            device=device,
+            scratch=scratch,
+            log=log,
+        )
+
+
+def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.couple import couple
+
+    settings = params.couplings[key]
+    device = params.compute.start()
+    with Reporter(f"couple@{key}", settings.pairs) as log:
+        couple(
+            **paths,
+            settings=settings,
+            seed=derive_seed(params.seed, "couple", key),
+            device=device,
+            scratch=scratch,
+            log=log,
+        )
+
+
+def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
+    from fmcore.evaluate import evaluate
+
+    device = params.compute.start()
+    curves = (paths.pop("fd"), paths.pop("straightness"))
+    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe))) as log:
+        evaluate(
+            **paths,
+            curves=curves,
+            settings=params.evaluate,
+            seed=params.seed,
+            device=device,
+            log=log,
+        )
+
+
+def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.compare import RoundName, compare
+
+    rounds = [RoundName(name=k, coupling=r.coupling) for k, r in params.rounds.items()]
+    compare(rounds, **paths)
+
+
+VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
+    "prepare": _prepare,
+    "initialise": _initialise,
+    "calibrate": _calibrate,
+    "train": _train,
+    "couple": _couple,
+    "evaluate": _evaluate,
+    "compare": _compare,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one stage; 0, or 2 after one line that says what is wrong."""
+    words = [a for a in arguments if "=" not in a]
+    paths = {k: Path(v) for k, v in (a.split("=", 1) for a in arguments if "=" in a)}
+    try:
+        if not words or words[0] not in VERBS:
+            raise ReflowError(f"expected a stage: {', '.join(VERBS)}; got {words[:1] or 'none'}")
+        verb, key = words[0], words[1] if len(words) > 1 else ""
+        root = find_root(Path.cwd())
+        params = load(root / FILE)
+        with guarded(root, f"{verb}@{key}" if key else verb) as scratch:
+            VERBS[verb](params, key, paths, scratch)
+    except ReflowError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except MemoryError:
+        print("error: out of memory; lower batch or memory_mb", file=sys.stderr, flush=True)
+        return 137
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
