@@ -69,7 +69,7 @@ def sample_shard(
 
 
 def couple(
-    model_path: Path,
+    model: Path,
     data: Path,
     out: Path,
     metrics: Path,
@@ -85,14 +85,14 @@ def couple(
     Shards gather in `scratch` and move to `out` when all are there. A shard that is complete is
     not sampled again, so a killed run goes on where it stopped.
     """
-    model = load(model_path, weights=settings.weights, device=str(device))
+    velocity = load(model, weights=settings.weights, device=str(device))
     about = About(
         kind="generated",
-        shape=list(model.shape),
+        shape=list(velocity.shape),
         image=open_coupling(data).about.image,
         pairs=settings.pairs,
         seed=seed,
-        model=model.digest,
+        model=velocity.digest,
         weights=settings.weights,
         solver=settings.solver.model_dump(),
         nfe=_nfe(settings.solver),
@@ -103,7 +103,7 @@ def couple(
     count = -(-settings.pairs // settings.shard)
     for index in range(count):
         if not _complete(folder / shard_name(index), about):
-            rows, nfe = sample_shard(model, about, settings, index)
+            rows, nfe = sample_shard(velocity, about, settings, index)
             if nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
             write_shard(folder, index, rows)

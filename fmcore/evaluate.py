@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fmcore import pictures, yardstick
+from fmcore import pictures
 from fmcore.compute import in_tiles
 from fmcore.coupling import gaussian_noise, open_coupling, read
 from fmcore.flow_matching import held_out_losses
@@ -25,6 +25,8 @@ from fmcore.metrics.transport import transport_cost, transport_cost_l1, transpor
 from fmcore.network import Model, load
 from fmcore.settings import Log, Settings, derive_seed
 from fmcore.solver import Solver, solve
+from fmcore.yardstick import Yardstick
+from fmcore.yardstick import load as load_yardstick
 
 SHOWN = 16
 """How many samples a picture shows for each NFE."""
@@ -42,10 +44,10 @@ class Evaluate(Settings):
 
 
 def evaluate(
-    model_path: Path,
+    model: Path,
     data: Path,
     coupling: Path,
-    yardstick_path: Path,
+    yardstick: Path,
     metrics: Path,
     curves: tuple[Path, Path],
     out: Path,
@@ -60,16 +62,16 @@ def evaluate(
     Writes `metrics` (json), `curves` (csv: distances over NFE, gap over t) and pictures into the
     folder `out`. The noise depends on `seed` alone: rounds and NFE are compared on the same draws.
     """
-    model = load(model_path, device=str(device))
-    measure = yardstick.load(yardstick_path)
+    velocity = load(model, device=str(device))
+    measure = load_yardstick(yardstick)
     image = open_coupling(data).about.image
-    noise = _noise(seed, measure.samples, model.shape)
-    rows, shown = _by_nfe(model, measure, noise, settings, log)
-    path = _trajectory(model, noise[: settings.trajectories], settings)
+    noise = _noise(seed, measure.samples, velocity.shape)
+    rows, shown = _by_nfe(velocity, measure, noise, settings, log)
+    path = _trajectory(velocity, noise[: settings.trajectories], settings)
     result = {
         **_flat(rows, measure),
         **_paths(path),
-        **_budget(model, coupling, path, seed=seed, device=device),
+        **_budget(velocity, coupling, path, seed=seed, device=device),
     }
     t, gap = bend.straightness_curve(path)
     _csv(curves[0], rows)
@@ -88,7 +90,7 @@ def _noise(seed: int, count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _by_nfe(
-    model: Model, measure: yardstick.Yardstick, noise: Tensor, settings: Evaluate, log: Log
+    model: Model, measure: Yardstick, noise: Tensor, settings: Evaluate, log: Log
 ) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
     """Return a row of distances for each NFE, and some samples of each to look at."""
     velocity = in_tiles(model.network)
@@ -117,7 +119,7 @@ def _trajectory(model: Model, noise: Tensor, settings: Evaluate) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _flat(rows: list[dict[str, float]], measure: yardstick.Yardstick) -> dict[str, float]:
+def _flat(rows: list[dict[str, float]], measure: Yardstick) -> dict[str, float]:
     flat = {
         f"{name}/nfe_{int(row['nfe'])}": value
         for row in rows
