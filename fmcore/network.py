@@ -54,8 +54,8 @@ class ResidualMLP(nn.Module):
         self.settings, self.shape = settings, shape
         dim, width = math.prod(shape), settings.width
         half = settings.time_features // 2
-        # Frequencies from half a period to 64 periods over [0, 1].
-        frequencies = math.pi * torch.logspace(0, math.log10(128), half)
+        # Half a period to 8 periods over [0, 1]: a velocity is smooth in t, and the solver relies on it.
+        frequencies = math.pi * torch.logspace(0, math.log10(16), half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.time = nn.Sequential(
             nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
