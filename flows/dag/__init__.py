@@ -1,0 +1,29 @@
+"""What DVC knows about the chain: its stages, why one would run, and the hash of its inputs.
+
+The only package that uses `dvc.repo`, which is not a public API (`tests/test_dag.py` is its
+contract). Every call opens a `Repo` of its own (6 ms): one shared between threads breaks DVC.
+Nothing here takes DVC's lock, so all of it works while a stage runs.
+"""
+
+from flows.dag.inputs import Inputs, again, fingerprint, inputs
+from flows.dag.lineage import digest, entries, lineage, lock_entries
+from flows.dag.plan import Planned, State, changed, plan
+from flows.dag.project import Params, Stage, read
+
+__all__ = [
+    "Inputs",
+    "Params",
+    "Planned",
+    "Stage",
+    "State",
+    "again",
+    "changed",
+    "digest",
+    "entries",
+    "fingerprint",
+    "inputs",
+    "lineage",
+    "lock_entries",
+    "plan",
+    "read",
+]

@@ -1,0 +1,196 @@
+"""Which stages will run, and why, in words.
+
+DVC's own `status` and `repro --dry` stop at the first changed stage; here everything
+downstream is followed, and a result that the run cache holds is told from one to compute.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dvc.exceptions import DvcException
+from dvc.stage import PipelineStage, create_stage
+from dvc.stage.loader import StageLoader
+from dvc_data.hashfile.meta import Meta
+
+from flows.dag.project import Project, data_deps, opened, overlap, param_deps
+
+Future = dict[str, tuple[str, Any, bool]]
+"""By output that will change on the disk: the stage that makes it, its hash afterwards (None:
+only running will tell), and whether that differs from dvc.lock."""
+
+State = Literal["run", "downstream", "cached", "unchanged"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will happen to a stage: `run` (it changed itself), `downstream` (something that it
+    depends on will run), `cached` (DVC brings the result back without running), `unchanged`."""
+
+    stage: str
+    state: State
+    reasons: tuple[str, ...]
+
+
+def changed(root: Path, name: str) -> list[str]:
+    """Return in words why DVC would run the stage now; empty when it is up to date."""
+    with opened(root) as project:
+        return list(_reasons(project, project.stage(name), {}))
+
+
+def plan(root: Path) -> list[Planned]:
+    """Return what a run of the whole chain will do, in the order in which it will."""
+    planned = []
+    with opened(root) as project:
+        future: Future = {}
+        states: dict[str, State] = {}
+        for name, stage in project.stages.items():
+            above = [up for up in project.upstream[name] if states[up] in ("run", "downstream")]
+            own = list(_reasons(project, stage, future))
+            later = [f"depends on {up}, which will run" for up in above]
+            later += _unforeseen(stage, future, above)
+            state: State = "run" if own else "downstream" if later else "unchanged"
+            restored = _restored(project, stage, future) if own and not later else None
+            if restored is not None:
+                state = "cached"
+            if state != "unchanged":
+                for out in stage.outs:
+                    after = restored[out.def_path] if restored else None
+                    future[out.def_path] = (name, after, after != out.hash_info)
+            states[name] = state
+            planned.append(Planned(name, state, (*own, *later)))
+    return planned
+
+
+def _reasons(project: Project, stage: Any, future: Future) -> Iterator[str]:
+    if not project.locked(stage.name):
+        yield "never ran"
+        return
+    if stage.cmd_changed:
+        yield "command changed"
+    if stage.always_changed or stage.is_callback:
+        yield "runs every time (always_changed, or neither dependencies nor outputs)"
+    if not stage.frozen:
+        for dep in param_deps(stage):
+            yield from _param_reasons(dep)
+        for dep in data_deps(stage):
+            yield from _dep_reasons(dep, future)
+    for out in stage.outs:
+        yield from _out_reasons(out)
+
+
+def _param_reasons(dep: Any) -> Iterator[str]:
+    if not dep.status():
+        return
+    if not dep.exists:
+        yield f"parameters file {dep.def_path} is missing"
+        return
+    now, before = dep.read_params(), dep.hash_info.value or {}
+    for key in dep.params or sorted({*now, *before}):
+        for where, change in _difference(now, before, key, key):
+            yield f"{dep.def_path}: {where} {change}"
+
+
+def _difference(now: Any, before: Any, key: str, where: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, change in words) for one key of two mappings, down to the leaves."""
+    if key not in now:
+        yield where, "is missing"
+    elif key not in before:
+        yield where, f"is new ({_short(now[key])})"
+    elif isinstance(now[key], dict) and isinstance(before[key], dict):
+        for inner in [*now[key], *(k for k in before[key] if k not in now[key])]:
+            yield from _difference(now[key], before[key], inner, f"{where}.{inner}")
+    elif now[key] != before[key]:
+        yield where, f"changed from {_short(before[key])} to {_short(now[key])}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dep_reasons(dep: Any, future: Future) -> Iterator[str]:
+    foretold, hash_info = _foretell(dep.def_path, future)
+    if foretold:
+        if hash_info is not None and hash_info != dep.hash_info:
+            yield f"dependency {dep.def_path} changed"
+        return
+    status = dep.status()
+    for what in status.values():
+        words = {"deleted": "is missing", "modified": "changed", "new": "is new"}
+        if what == "modified" and not dep.hash_info:
+            what = "new"
+        yield f"dependency {dep.def_path} {words.get(what, what)}"
+
+
+def _out_reasons(out: Any) -> Iterator[str]:
+    words = {"deleted": "is missing", "modified": "was changed by hand", "new": "is new"}
+    for what in out.status().values():
+        if not out.exists:
+            what = "deleted"
+        elif what == "modified" and not out.hash_info:
+            what = "new"
+        yield f"output {out.def_path} {words.get(what, f'is {what}')}"
+
+
+def _foretell(path: str, future: Future) -> tuple[bool, Any]:
+    """Return whether a path will change before its stage runs, and its hash then, if known."""
+    touched = [out for out in future if overlap(out, path)]
+    return bool(touched), future[path][1] if touched == [path] else None
+
+
+def _unforeseen(stage: Any, future: Future, above: list[str]) -> list[str]:
+    """Say which restored outputs change a folder that the stage reads, in a way not foreseen."""
+    found: list[str] = []
+    for dep in [] if stage.frozen else data_deps(stage):
+        for out, (maker, _, differs) in future.items():
+            inside = out != dep.def_path and overlap(out, dep.def_path)
+            if differs and inside and maker not in above:
+                found.append(f"depends on {maker}, whose output will change")
+    return found
+
+
+def _restored(project: Project, stage: Any, future: Future) -> dict[str, Any] | None:
+    """Return the hash of each output if DVC can restore all of them without running."""
+    try:
+        entry = _cache_entry(project, stage, future)
+        if not entry:
+            return None
+        cached = create_stage(
+            PipelineStage,
+            project.repo,
+            path=stage.path,
+            name=stage.name,
+            wdir=stage.wdir,
+            cmd=entry["cmd"],
+            outs=[out["path"] for out in entry["outs"]],
+        )
+        StageLoader.fill_from_lock(cached, entry)
+        if not cached.outs_cached():
+            return None
+        hashes = {out.def_path: out.hash_info for out in cached.outs}
+        return hashes if {out.def_path for out in stage.outs} <= set(hashes) else None
+    except (DvcException, OSError):
+        return None
+
+
+def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
+    """Find the lock entry that DVC would restore: dvc.lock's own, or one of its run cache."""
+    lost = set(_reasons(project, stage, future)) - {
+        reason for out in stage.outs for reason in _out_reasons(out)
+    }
+    if not lost:
+        return project.locked(stage.name)
+    if stage.always_changed or stage.frozen:
+        return None
+    for dep in param_deps(stage):
+        dep.hash_info = dep.get_hash()
+    for dep in data_deps(stage):
+        foretold, hash_info = _foretell(dep.def_path, future)
+        if foretold and hash_info is None:
+            return None
+        # DVC's key of the run cache reads the hash from both, and ignores the rest of meta.
+        dep.hash_info = hash_info if foretold else dep.get_hash()
+        dep.meta = Meta()
+    return project.repo.stage_cache._load(stage)

@@ -1,0 +1,164 @@
+"""An open DVC project: its stages in topological order, its dvc.lock, its errors in one line."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+from dvc.dependency import ParamsDependency
+from dvc.dvcfile import load_file
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.repo.index import Index
+
+from fmcore.settings import ReflowError
+
+Params = dict[str, dict[str, object]]
+"""Parameters by file: `{"params.yaml": {"rounds.rf1.train": {...}}}`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml. Paths are relative to the project; `upstream` are names of stages."""
+
+    name: str
+    cmd: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    params: Params
+    upstream: tuple[str, ...]
+
+
+class Project:
+    """An open DVC project: the stages of its dvc.yaml by name, in topological order."""
+
+    def __init__(self, repo: Any, root: Path) -> None:
+        self.repo = repo
+        self.file = load_file(repo, str(root / "dvc.yaml"))
+        index = Index.from_file(repo, str(root / "dvc.yaml"))
+        graph = index.graph.reverse(copy=True)
+        order = list(networkx.lexicographical_topological_sort(graph, key=lambda s: s.name))
+        self.stages: dict[str, Any] = {stage.name: stage for stage in order}
+        self.upstream: dict[str, tuple[str, ...]] = {
+            stage.name: tuple(sorted(up.name for up in graph.predecessors(stage)))
+            for stage in order
+        }
+        for stage in order:
+            if Path(stage.wdir) != root:
+                raise ReflowError(
+                    f"dvc.yaml: stage {stage.name} has wdir {stage.wdir}, expected none:"
+                    " write its paths relative to dvc.yaml and remove wdir"
+                )
+
+    def stage(self, name: str) -> Any:
+        """Return DVC's stage, or say which names there are."""
+        if name not in self.stages:
+            known = ", ".join(self.stages) or "none"
+            raise ReflowError(f"dvc.yaml has no stage {name!r}; its stages: {known}")
+        return self.stages[name]
+
+    def locked(self, name: str) -> dict[str, Any]:
+        """Return what dvc.lock says about a stage; empty when it never ran."""
+        entries: dict[str, Any] = self.file.lockfile_contents.get("stages") or {}
+        return entries.get(name) or {}
+
+
+@contextmanager
+def opened(root: Path, rev: str | None = None) -> Iterator[Project]:
+    """Open the project in the folder `root`; DVC's errors become one line each."""
+    root = root.resolve()
+    with in_one_line(root), Repo(str(root), rev=rev) as repo:
+        yield _patiently(lambda: Project(repo, Path(repo.root_dir)))
+
+
+def read(root: Path) -> dict[str, Stage]:
+    """Return the stages of dvc.yaml by name, each after those that it depends on."""
+    with opened(root) as project:
+        if not project.stages:
+            raise ReflowError(
+                "dvc.yaml has no stages, expected at least one; note that DVC drops the items of"
+                " a foreach whose keys are integers: write rf1, not 1"
+            )
+        return {name: _describe(project, name) for name in project.stages}
+
+
+def overlap(one: str, other: str) -> bool:
+    """Say whether two paths are the same or one lies inside the other."""
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
+def data_deps(stage: Any) -> list[Any]:
+    """Return DVC's dependencies of a stage that are files or folders."""
+    return [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+
+
+def param_deps(stage: Any) -> list[Any]:
+    """Return DVC's dependencies of a stage that are parameters, one per file."""
+    return [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+
+
+def _describe(project: Project, name: str) -> Stage:
+    stage = project.stages[name]
+    return Stage(
+        name=name,
+        cmd=command(stage.cmd),
+        deps=tuple(dep.def_path for dep in data_deps(stage)),
+        outs=tuple(out.def_path for out in stage.outs),
+        params=params_of(stage, strict=False),
+        upstream=project.upstream[name],
+    )
+
+
+def command(cmd: str | list[str]) -> str:
+    """Return a stage's command as one text; DVC also allows a list of lines."""
+    return cmd if isinstance(cmd, str) else "\n".join(cmd)
+
+
+def params_of(stage: Any, *, strict: bool) -> Params:
+    """Read parameters; strict: one that is named in dvc.yaml and missing is DVC's error."""
+    return {
+        dep.def_path: dict(dep.get_hash().value if strict else dep.read_params())
+        for dep in param_deps(stage)
+    }
+
+
+def md5(dep: Any, name: str) -> str:
+    """Hash a dependency of the stage `name`; a folder's hash ends in `.dir`."""
+    if not dep.exists:
+        raise ReflowError(
+            f"stage {name}: dependency {dep.def_path} does not exist;"
+            " restore it or run the stage that makes it"
+        )
+    return str(dep.get_hash().value)
+
+
+@contextmanager
+def in_one_line(root: Path) -> Iterator[None]:
+    """Raise DVC's errors as one line each, with paths as seen from the project."""
+    try:
+        yield
+    except DvcException as error:
+        parts: list[str] = []
+        cause: BaseException | None = error
+        while cause is not None:
+            text = " ".join(str(cause).split()).replace(f"{os.path.relpath(root)}/", "")
+            if text and not any(text in part for part in parts):
+                parts.append(text)
+            cause = cause.__cause__
+        raise ReflowError(f"DVC: {': '.join(parts)}") from error
+
+
+def _patiently(load: Callable[[], Project], seconds: float = 3.0) -> Project:
+    """Try again while dvc.lock cannot be parsed: another stage is just writing it, in place."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return load()
+        except DvcException as error:
+            if "dvc.lock" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

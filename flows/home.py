@@ -1,0 +1,56 @@
+"""Where machine-local state lives: everything under `.reflow/`, nothing in the user's home."""
+
+import os
+from pathlib import Path
+
+from fmcore.settings import ReflowError
+
+
+def find_root(start: Path) -> Path:
+    """Return the project: the nearest folder at or above `start` with dvc.yaml and params.yaml."""
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            return folder
+    raise ReflowError(
+        f"no project here: expected dvc.yaml and params.yaml in {start} or a folder above it;"
+        " change into the project's folder"
+    )
+
+
+def state(root: Path, *parts: str) -> Path:
+    """Return the path `.reflow/<parts>` of the project; its parent exists afterwards."""
+    path = root.resolve().joinpath(".reflow", *parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def configure(root: Path) -> None:
+    """Set what the tools read from the environment, only where the user has not set it.
+
+    Must be called before prefect or mlflow is imported: both read it at import.
+    """
+    data_base = state(root, "mlflow", "mlflow.db")
+    defaults = {
+        "DO_NOT_TRACK": "true",
+        "DVC_NO_ANALYTICS": "1",
+        # DVC's hash cache; without this it lives in /var/tmp/dvc, for all users of the machine.
+        # The user's global DVC config is left in place: it may hold credentials of a remote,
+        # and DVC only reads it.
+        "DVC_SITE_CACHE_DIR": str(state(root, "dvc")),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{data_base}",
+        "PREFECT_HOME": str(state(root, "prefect")),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # The default of 20 s is not enough on a busy machine.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # The command line shows the stages itself; the run's log in Prefect keeps every line.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        # The server that Prefect starts for one run logs a CancelledError per open connection
+        # when it is stopped at the end: harmless, and 160 lines long.
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
