@@ -1,0 +1,55 @@
+"""Die with the parent: no trainer or `dvc` lives on and writes later when its parent is killed.
+
+As a script, `python -P flows/leash.py PARENT MODULE ARGUMENTS...`, it runs a module on the leash
+of the process PARENT. Needs nothing but the standard library, so that it costs nothing.
+"""
+
+import contextlib
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when `parent` (now its parent) dies; Linux only.
+
+    A shell between DVC and the stage does not pass a death on: where the parent is one, a thread
+    watches whose child the shell is.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid() if parent is None else parent
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
+    name, above = _process(parent)
+    if name in SHELLS and above > 1:
+        threading.Thread(target=_watch, args=(parent, above), daemon=True).start()
+
+
+def _watch(shell: int, above: int) -> None:
+    while _process(shell)[1] == above:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _process(pid: int) -> tuple[str, int]:
+    """Return the name and the parent of a process; ("", 0) when there is none."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        return head.split("(", 1)[1], int(tail.split()[1])
+    return "", 0
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    sys.argv = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
