@@ -1,0 +1,115 @@
+"""Finding and making MLflow runs by lineage key."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flows.home import configure
+from flows.tracking.records import Chain, Round, flat, settings_of
+
+# A server that is down must cost seconds, not MLflow's default of four minutes.
+for _name, _value in (
+    ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+    ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
+):
+    os.environ.setdefault(_name, _value)
+
+KEY, CHAIN, KIND = "reflow.key", "reflow.chain", "reflow.kind"
+EXPERIMENT = "reflow"
+
+
+class Tracker:
+    """An MLflow client bound to this project's experiment."""
+
+    def __init__(self, root: Path) -> None:
+        configure(root)
+        import logging
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        import mlflow
+
+        self.root = root
+        self.mlflow = mlflow
+        mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+        self.client = mlflow.MlflowClient()
+        self.experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
+        place = self.root / ".reflow" / "mlflow" / "artifacts"
+        location = place.resolve().as_uri() if local else None
+        return str(self.client.create_experiment(name, artifact_location=location))
+
+    def find(self, **tags: str) -> list[Any]:
+        """Return the runs with these tags (dots written as __), newest first."""
+        terms = [f"tags.`{k.replace('__', '.')}` = '{v}'" for k, v in tags.items()]
+        return list(self.client.search_runs([self.experiment], filter_string=" and ".join(terms)))
+
+    def parent(self, chain: Chain) -> str:
+        """Return the run of a chain, made if there is none."""
+        if found := self.find(reflow__kind="chain", reflow__chain=chain.key):
+            return str(found[0].info.run_id)
+        tags = {KIND: "chain", CHAIN: chain.key, **_git(self.root)}
+        run = self.client.create_run(
+            self.experiment, run_name=f"{chain.name} {chain.key[:7]}", tags=tags
+        )
+        return str(run.info.run_id)
+
+    def child(self, chain: Chain, parent: str, round_: Round, planned: Any) -> str:
+        """Return the run of a round in a chain, made if there is none."""
+        if found := self.find(reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key):
+            return str(found[0].info.run_id)
+        tags = {
+            KIND: "round",
+            CHAIN: chain.key,
+            KEY: round_.key,
+            "reflow.round": round_.name,
+            "mlflow.parentRunId": parent,
+            **_git(self.root),
+        }
+        if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
+            tags |= {"reflow.reused": "true", "reflow.origin_run": elsewhere[-1].info.run_id}
+        run = self.client.create_run(self.experiment, run_name=round_.name, tags=tags)
+        from mlflow.entities import Param
+
+        shown = flat(settings_of(planned))
+        short = {k.replace(f"rounds.{round_.name}.", ""): v for k, v in shown.items()}
+        params = [Param(k, v[:6000]) for k, v in short.items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def log(self, run: str, points: list[tuple[str, float, int]]) -> None:
+        """Log (name, value, step) in batches of the size MLflow allows."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value, step in points]
+        for first in range(0, len(metrics), 1000):
+            self.client.log_batch(run, metrics=metrics[first : first + 1000])
+
+    def steps(self, run: str, name: str) -> set[int]:
+        """Return the steps at which a metric is logged already."""
+        return {m.step for m in self.client.get_metric_history(run, name)}
+
+
+def _git(root: Path) -> dict[str, str]:
+    """Return the commit and whether the tree differs from it, which MLflow does not tell."""
+    import subprocess
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}

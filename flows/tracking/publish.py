@@ -1,0 +1,183 @@
+"""`publish`: bring MLflow up to date with dvc.lock and the receipts, exactly once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.dag import digest, lock_entries
+from flows.guard import locked
+from flows.tracking.client import Tracker
+from flows.tracking.records import (
+    Chain,
+    Entry,
+    Round,
+    arguments,
+    chain,
+    curve,
+    md5_of,
+    metrics,
+)
+from fmcore.settings import ReflowError
+
+Say = Callable[[str], object]
+
+
+@dataclass
+class Published:
+    """What `publish` did: parts logged, parts that were there, and what could not be logged."""
+
+    logged: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    parent: str = ""
+
+
+def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Published:
+    """Build or complete the MLflow runs of the chain in dvc.lock. A second call does nothing.
+
+    Works for stages that came from the cache, after a server was down, and on a new server:
+    nothing is read from MLflow but the tags that say what is there already.
+    """
+    entries = lock_entries(root)
+    if not any(name.startswith("train@") for name in entries):
+        raise ReflowError("dvc.lock records no round yet; run `reflow run` or `dvc repro` first")
+    with locked(root, "publish"):
+        tracker = Tracker(root)
+        whole = chain(entries, entries)
+        done = Published(parent=tracker.parent(whole))
+        for round_ in whole.rounds:
+            run = tracker.child(whole, done.parent, round_, round_.train)
+            tags = tracker.client.get_run(run).data.tags
+            for part, entry, log in _parts(tracker, run, round_, whole, models):
+                _once(tracker, run, tags, part, entry, log, done, say)
+            if round_.evaluate:
+                tracker.client.set_terminated(run, "FINISHED")
+        _parent(tracker, whole, done, say)
+    return done
+
+
+def _parts(
+    tracker: Tracker, run: str, round_: Round, whole: Chain, models: bool
+) -> list[tuple[str, Entry, Callable[[], None]]]:
+    parts: list[tuple[str, Entry, Callable[[], None]]] = []
+    if entry := round_.train:
+        parts.append((f"train@{round_.name}", entry, lambda: _train(tracker, run, entry)))
+        if models:
+            parts.append((f"model@{round_.name}", entry, lambda: _model(tracker, run, entry)))
+    for name, made in round_.couples.items():
+        parts.append((f"couple@{name}", made, lambda n=name, m=made: _couple(tracker, run, n, m)))
+    if scored := round_.evaluate:
+        parts.append((f"evaluate@{round_.name}", scored, lambda: _evaluate(tracker, run, scored)))
+    return parts
+
+
+def _once(
+    tracker: Tracker,
+    run: str,
+    tags: dict[str, str],
+    part: str,
+    entry: Entry,
+    log: Callable[[], None],
+    done: Published,
+    say: Say,
+) -> None:
+    """Log a part unless the run's tag says that this very entry of dvc.lock is logged."""
+    tag, value = f"reflow.published.{part}", digest(entry)
+    if tags.get(tag) == value:
+        done.unchanged.append(part)
+        return
+    try:
+        log()
+    except ReflowError as error:
+        done.skipped.append(f"{part}: {error}")
+        say(f"{part}: not published: {error}")
+        return
+    tracker.client.set_tag(run, tag, value)
+    done.logged.append(part)
+    say(f"{part}: published")
+
+
+def _train(tracker: Tracker, run: str, entry: Entry) -> None:
+    there = tracker.steps(run, "train/loss")
+    points = [
+        (f"train/{name}", value, int(row["step"]))
+        for row in curve(tracker.root, entry, "curve")
+        if int(row["step"]) not in there
+        for name, value in row.items()
+        if name != "step"
+    ]
+    final = [(f"train/final_{k}", v, 0) for k, v in metrics(tracker.root, entry).items()]
+    tracker.log(run, points + final)
+    path = arguments(entry["cmd"])["coupling"]
+    _dataset(tracker, run, path, md5_of(entry, path), "training")
+    model = arguments(entry["cmd"])["out"]
+    tracker.client.set_tag(run, "dvc.model.md5", md5_of(entry, model))
+
+
+def _couple(tracker: Tracker, run: str, name: str, entry: Entry) -> None:
+    values = metrics(tracker.root, entry)
+    tracker.log(run, [(f"couple/{name}/{k}", v, 0) for k, v in values.items()])
+    path = arguments(entry["cmd"])["out"]
+    _dataset(tracker, run, path, md5_of(entry, path), "generated")
+    tracker.client.set_tag(run, f"dvc.coupling.{name}.pairs", str(int(values["pairs"])))
+
+
+def _dataset(tracker: Tracker, run: str, path: str, md5: str, context: str) -> None:
+    """Log a coupling as a data set by its DVC hash; its rows are not read."""
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    source = resolve_dataset_source(str(tracker.root / path))
+    name = path.replace("/", "-")
+    dataset = MetaDataset(source, name=name, digest=md5[:8])
+    tags = [InputTag("mlflow.data.context", context), InputTag("dvc.md5", md5)]
+    tracker.client.log_inputs(run, [DatasetInput(dataset._to_mlflow_entity(), tags)])
+    tracker.client.set_tag(run, f"dvc.{path}.md5", md5)
+
+
+def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
+    points = [(name, value, 0) for name, value in metrics(tracker.root, entry).items()]
+    for row in curve(tracker.root, entry, "fd"):
+        nfe = int(row["nfe"])
+        points += [(f"{k}_by_nfe", v, nfe) for k, v in row.items() if k != "nfe"]
+    for row in curve(tracker.root, entry, "straightness"):
+        # Steps are integers: t in thousandths.
+        points.append(("gap_over_t", row["gap"], round(1000 * row["t"])))
+    tracker.log(run, points)
+    folder = tracker.root / arguments(entry["cmd"])["out"]
+    for picture in sorted(folder.glob("*.png")):
+        tracker.client.log_artifact(run, str(picture), "pictures")
+
+
+def _model(tracker: Tracker, run: str, entry: Entry) -> None:
+    from flows.tracking.model import log_model
+
+    folder = tracker.root / arguments(entry["cmd"])["out"]
+    if not folder.is_dir():
+        raise ReflowError(f"{folder.name}: the model is missing; `dvc checkout` brings it back")
+    log_model(tracker.mlflow, run, folder)
+
+
+def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:
+    """Log `round/<metric>` with step = round, so that MLflow's charts show it unasked."""
+    tags = tracker.client.get_run(done.parent).data.tags
+    for round_ in whole.rounds:
+        if (entry := round_.evaluate) is None:
+            continue
+
+        def log(entry: Entry = entry, index: int = round_.index) -> None:
+            values: dict[str, Any] = metrics(tracker.root, entry)
+            tracker.log(done.parent, [(f"round/{k}", v, index) for k, v in values.items()])
+
+        _once(tracker, done.parent, tags, f"round@{round_.name}", entry, log, done, say)
+    if compare := whole.compare:
+        folder = tracker.root / arguments(compare["cmd"])["out"]
+
+        def files() -> None:
+            for file in sorted(folder.iterdir()):
+                tracker.client.log_artifact(done.parent, str(file), "comparison")
+
+        _once(tracker, done.parent, tags, "compare", compare, files, done, say)
+        tracker.client.set_terminated(done.parent, "FINISHED")

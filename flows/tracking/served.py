@@ -1,0 +1,32 @@
+"""The code that MLflow keeps beside a model and runs to turn noise into samples."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from fmcore.network import load
+from fmcore.solver import Solver, solve
+
+
+class Sampler(PythonModel):  # type: ignore[misc]
+    """`predict(noise [B, *D], params={"nfe": 1})` -> samples [B, *D] by Euler steps."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the velocity network from the artifact."""
+        self.model = load(Path(context.artifacts["model"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Carry noise to data."""
+        noise = model_input["noise"] if isinstance(model_input, dict) else model_input
+        x = torch.from_numpy(np.asarray(noise, dtype=np.float32))
+        solver = Solver(name="euler", steps=int((params or {}).get("nfe", 1)))
+        return solve(self.model.network, x, solver).x.numpy()
+
+
+mlflow.models.set_model(Sampler())
