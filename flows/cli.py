@@ -1,0 +1,196 @@
+"""The `reflow` command: thin; each verb of it calls one function of `flows`."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.home import configure, find_root
+from fmcore.settings import ReflowError
+
+app = typer.Typer(
+    help=(
+        "Reflow chains: prepare data, train a rectified flow, sample its coupling, train the next"
+        " round on it, measure and compare the rounds. Start with `reflow run`."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Settings and rounds: params.yaml. The stages: dvc.yaml. Records: MLflow, by `publish`.",
+)
+out = Console()
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Targets = Annotated[
+    list[str] | None, typer.Argument(help="Stages to bring up to date; default: all of dvc.yaml.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an error the user can mend into one line and exit code 2."""
+    try:
+        yield
+    except ReflowError as error:
+        for line in str(error).splitlines():
+            err.print(f"error: {line}", markup=False)
+        raise typer.Exit(2) from None
+
+
+def project() -> Path:
+    """Find the project, set the homes of the tools, and check params.yaml as a whole."""
+    from flows.params import FILE, load
+
+    root = find_root(Path.cwd())
+    configure(root)
+    load(root / FILE)
+    return root
+
+
+@app.command()
+def run(
+    targets: Targets = None,
+    prefect: Annotated[
+        bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow, or in threads.")
+    ] = True,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow/--no-mlflow", help="Record live curves and publish at the end.")
+    ] = True,
+) -> None:
+    """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
+    from flows.session import run_chain
+
+    with one_line_errors():
+        ok = run_chain(project(), targets, prefect=prefect, mlflow=mlflow, out=out)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def plan(as_json: AsJson = False) -> None:
+    """Say which stages will run and why, those downstream included. Runs nothing."""
+    from dataclasses import asdict
+
+    from flows import dag
+    from flows.report import plan_table
+
+    with one_line_errors():
+        planned = dag.plan(project())
+        if as_json:
+            print(json.dumps([asdict(p) for p in planned], indent=2))
+        else:
+            out.print(plan_table(planned))
+
+
+@app.command()
+def publish() -> None:
+    """Bring MLflow up to date with dvc.lock and the receipts; a second call does nothing."""
+    from flows.tracking import publish as publish_runs
+
+    with one_line_errors():
+        done = publish_runs(project(), lambda line: out.print(line, markup=False))
+    out.print(
+        f"MLflow: {len(done.logged)} logged, {len(done.unchanged)} there already,"
+        f" {len(done.skipped)} not published (chain run {done.parent})"
+    )
+    raise typer.Exit(1 if done.skipped else 0)
+
+
+@app.command()
+def compare(as_json: AsJson = False) -> None:
+    """Show the rounds side by side: distance by NFE, straightness, transport cost, seconds."""
+    from flows.report import comparison, rounds_table
+
+    with one_line_errors():
+        found = comparison(project())
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            out.print(rounds_table(found))
+
+
+@app.command()
+def sample(
+    round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, rf2 for one.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
+    nfe: Annotated[int, typer.Option(min=1, help="Euler steps from noise to data.")] = 1,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+) -> None:
+    """Draw samples from a round: a picture (.png) or an array (.npy)."""
+    from flows.report import draw
+
+    with one_line_errors():
+        draw(project(), round_, file, nfe=nfe, count=count, seed=seed)
+    out.print(f"{count} samples of {round_} at NFE {nfe}: {file}", markup=False)
+
+
+@app.command()
+def couplings(as_json: AsJson = False) -> None:
+    """List every version of every coupling in the git history: hash, pairs, bytes, commit."""
+    from flows.versions import versions, versions_table
+
+    with one_line_errors():
+        found = versions(project())
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            out.print(versions_table(found))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A coupling: couplings/rf1 for one.")],
+) -> None:
+    """Read every byte of a coupling and name a shard that is truncated, altered, or foreign."""
+    from fmcore.coupling import verify as check
+
+    with one_line_errors():
+        about = check(folder).about
+    out.print(f"{folder}: whole; {about.pairs} pairs, {about.kind}", markup=False)
+
+
+@app.command()
+def use(
+    file: Annotated[Path, typer.Argument(help="A parameter file: params/eight_gaussians.yaml.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a params.yaml that git does not have.")
+    ] = False,
+) -> None:
+    """Make FILE the params.yaml of the project, after checking it; git keeps the old one."""
+    from flows.versions import use_params
+
+    with one_line_errors():
+        use_params(find_root(Path.cwd()), file, force=force)
+    out.print(f"params.yaml is now {file}; `reflow plan` says what that changes", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation and the project: what is there, what is wrong, how to mend it."""
+    from flows.doctor import examine
+
+    with one_line_errors():
+        configure(find_root(Path.cwd()))
+        wrong = 0
+        for check in examine(find_root(Path.cwd())):
+            mark = {"ok": "[green]ok[/]  ", "warn": "[yellow]note[/]", "bad": "[red]bad[/] "}
+            out.print(f"{mark[check.state]} {check.what}: {check.found}", highlight=False)
+            if check.mend:
+                out.print(f"     -> {check.mend}", markup=False)
+            wrong += check.state == "bad"
+    raise typer.Exit(2 if wrong else 0)
+
+
+def main() -> None:
+    """Entry point of the `reflow` command."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        err.print("stopped; `reflow run` goes on from here")
+        sys.exit(130)
