@@ -33,7 +33,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     die_with_parent()
-    with _locked(root, name):
+    with locked(root, name):
         before = dag.inputs(root, name)
         scratch = root / ".reflow" / "scratch" / quote(name, safe="@") / before.fingerprint
         _keep_only(scratch)
@@ -48,7 +48,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(root: Path, name: str, patience: float = 2.0) -> Iterator[None]:
+def locked(root: Path, name: str, patience: float = 2.0) -> Iterator[None]:
     """Hold the stage's lock; the kernel lets go of it however the process ends."""
     path = root / ".reflow" / "locks" / f"{quote(name, safe='@')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)

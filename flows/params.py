@@ -72,7 +72,9 @@ def _tree(path: Path) -> Any:
     try:
         tree = YAML(typ="rt").load(path.read_text())
     except FileNotFoundError:
-        raise ReflowError(f"{path.name}: not found; run inside a project, or `git checkout` it") from None
+        raise ReflowError(
+            f"{path.name}: not found; run inside a project, or `git checkout` it"
+        ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -160,7 +162,9 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
     for name, round_ in rounds.items():
         if round_.coupling not in {INDEPENDENT, *couplings}:
             known = ", ".join([INDEPENDENT, *couplings])
-            what = f"no coupling {round_.coupling!r}; add it under couplings, or use one of: {known}"
+            what = (
+                f"no coupling {round_.coupling!r}; add it under couplings, or use one of: {known}"
+            )
             yield ("rounds", name, "coupling"), what
         if round_.init not in {SCRATCH, *rounds}:
             known = ", ".join([SCRATCH, *rounds])

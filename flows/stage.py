@@ -124,7 +124,9 @@ def main(arguments: list[str]) -> int:
         print("error: out of memory; lower batch or memory_mb", file=sys.stderr, flush=True)
         return 137
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr, flush=True)
+        print(
+            f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr, flush=True
+        )
         return 2
     return 0
 

@@ -1,0 +1,237 @@
+"""Target samples: digits, two-dimensional densities, folders of images, the user's own arrays."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fmcore.settings import ReflowError, Settings
+
+
+class Digits(Settings):
+    """scikit-learn's handwritten digits: 1,797 real images of 8 x 8, with labels."""
+
+    name: Literal["digits"]
+
+
+class Density(Settings):
+    """What the two-dimensional densities share: how many independent samples."""
+
+    samples: int = Field(default=10000, gt=1)
+
+
+class EightGaussians(Density):
+    """Eight Gaussians on a circle."""
+
+    name: Literal["eight_gaussians"]
+    radius: float = Field(default=4.0, gt=0)
+    std: float = Field(default=0.5, gt=0)
+
+
+class TwoMoons(Density):
+    """Two half circles with noise, angles drawn uniformly (scikit-learn's are evenly spaced)."""
+
+    name: Literal["two_moons"]
+    scale: float = Field(default=2.0, gt=0)
+    std: float = Field(default=0.1, ge=0)
+
+
+class Checkerboard(Density):
+    """The uniform law on the dark squares of a 4 x 4 board of side 8."""
+
+    name: Literal["checkerboard"]
+
+
+class Gaussian(Density):
+    """Independent Gaussians, for which all of a chain is known in closed form."""
+
+    name: Literal["gaussian"]
+    mean: list[float] = Field(min_length=1)
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> "Gaussian":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} numbers, std {len(self.std)}")
+        return self
+
+
+class Images(Settings):
+    """A folder of images of one size; sub-folders, if any, are the classes."""
+
+    name: Literal["images"]
+    root: str
+
+
+class Array(Settings):
+    """An array of the user's: .npy [N, *D], or Parquet with a `target` (and `label`) column."""
+
+    name: Literal["array"]
+    path: str
+    low: float | None = None
+    high: float | None = None
+
+
+Dataset = Annotated[
+    Digits | EightGaussians | TwoMoons | Checkerboard | Gaussian | Images | Array,
+    Field(discriminator="name"),
+]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images."""
+
+    target: Tensor
+    label: Tensor | None
+    image: bool
+
+
+def load(settings: Dataset, *, seed: int) -> Samples:
+    """Return the samples of a data set; a density draws them from the seed."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    if isinstance(settings, Digits):
+        return _digits()
+    if isinstance(settings, Images):
+        return _images(Path(settings.root))
+    if isinstance(settings, Array):
+        return _array(settings)
+    if isinstance(settings, EightGaussians):
+        points = _eight_gaussians(settings, rng)
+    elif isinstance(settings, TwoMoons):
+        points = _two_moons(settings, rng)
+    elif isinstance(settings, Checkerboard):
+        points = _checkerboard(settings, rng)
+    else:
+        noise = rng.standard_normal((settings.samples, len(settings.mean)))
+        points = np.array(settings.mean) + np.array(settings.std) * noise
+    return Samples(torch.tensor(points, dtype=torch.float32), None, image=False)
+
+
+def _digits() -> Samples:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    return Samples(images, torch.tensor(found.target, dtype=torch.int64), image=True)
+
+
+def _eight_gaussians(settings: EightGaussians, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+    angle = rng.integers(8, size=settings.samples) * math.pi / 4
+    modes = settings.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.asarray(modes + settings.std * rng.standard_normal(modes.shape))
+
+
+def _two_moons(settings: TwoMoons, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+    angle = rng.uniform(0, math.pi, settings.samples)
+    upper = rng.integers(2, size=settings.samples) == 0
+    x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
+    y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
+    points = np.stack([x, y], axis=1)
+    return np.asarray(settings.scale * (points + settings.std * rng.standard_normal(points.shape)))
+
+
+def _checkerboard(settings: Checkerboard, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+    column = rng.integers(4, size=settings.samples)
+    row = 2 * rng.integers(2, size=settings.samples) + column % 2
+    corner = np.stack([column, row], axis=1) * 2.0 - 4.0
+    return np.asarray(corner + rng.uniform(0, 2, corner.shape))
+
+
+def _images(root: Path) -> Samples:
+    """Read every image below `root`, sorted by name; one size and one mode for all."""
+    from PIL import Image
+
+    if not root.is_dir():
+        raise ReflowError(f"data.root: {root}: no such folder; give a folder of PNG or JPEG files")
+    kinds = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in kinds)
+    if not files:
+        raise ReflowError(f"data.root: {root}: no image in it; expected PNG or JPEG files")
+    arrays = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        except OSError as error:
+            raise ReflowError(f"{file}: not an image that can be read ({error}); remove it") from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if arrays and pixels.shape != arrays[0].shape:
+            raise ReflowError(
+                f"{file}: size {_size(pixels)}, but {files[0]} has {_size(arrays[0])};"
+                " all images must have one size and one colour mode: resize them first"
+            )
+        arrays.append(pixels)
+    target = torch.tensor(np.stack(arrays), dtype=torch.float32) / 127.5 - 1
+    return Samples(target, _folders(root, files), image=True)
+
+
+def _size(pixels: np.ndarray) -> str:  # type: ignore[type-arg]
+    channels, height, width = pixels.shape
+    return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
+
+
+def _folders(root: Path, files: list[Path]) -> Tensor | None:
+    """Return labels from the folders that the files lie in; None if all lie in one."""
+    names = [file.parent.relative_to(root).as_posix() for file in files]
+    classes = sorted(set(names))
+    if len(classes) < 2:
+        return None
+    return torch.tensor([classes.index(name) for name in names])
+
+
+def _array(settings: Array) -> Samples:
+    path = Path(settings.path)
+    try:
+        target, label = _parquet(path) if path.suffix == ".parquet" else (_npy(path), None)
+    except FileNotFoundError:
+        raise ReflowError(f"data.path: {path}: no such file") from None
+    if target.ndim < 2 or not len(target):
+        raise ReflowError(f"{path}: shape {list(target.shape)}; expected [N, ...] with N > 0 samples")
+    if not np.isfinite(target).all():
+        bad = int(np.argwhere(~np.isfinite(target))[0][0])
+        raise ReflowError(f"{path}: sample {bad} is not finite; remove it")
+    low, high = settings.low, settings.high
+    if (low is not None and target.min() < low) or (high is not None and target.max() > high):
+        raise ReflowError(
+            f"{path}: values from {target.min():g} to {target.max():g}, expected {low} to {high}"
+        )
+    return Samples(torch.tensor(target, dtype=torch.float32), label, image=target.ndim == 4)
+
+
+def _npy(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ReflowError(f"{path}: not a plain .npy array ({error}); objects are refused") from None
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+        raise ReflowError(f"{path}: expected one array of numbers")
+    return found
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, Tensor | None]:  # type: ignore[type-arg]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        reason = str(error).splitlines()[0][:120]
+        raise ReflowError(f"{path}: not a Parquet file that can be read ({reason})") from None
+    if "target" not in table.column_names:
+        have = ", ".join(table.column_names)
+        raise ReflowError(f"{path}: no column 'target' with lists of numbers; it has: {have}")
+    try:
+        target = np.array(table["target"].to_pylist(), dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ReflowError(f"{path}: column 'target' must hold lists of numbers of one length") from None
+    if "label" not in table.column_names:
+        return target, None
+    return target, torch.tensor(table["label"].to_numpy(), dtype=torch.int64)

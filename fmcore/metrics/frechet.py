@@ -1,0 +1,48 @@
+"""Frechet distance of two Gaussians fitted to features, in float64 throughout."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GaussianStats:
+    """Count, mean [d] and centred second moment m2 [d, d] (a sum) of features, float64."""
+
+    n: int
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def from_features(cls, features: Tensor) -> "GaussianStats":
+        """Compute the statistics of features [N, d]."""
+        x = features.double()
+        mean = x.mean(0)
+        centred = x - mean
+        return cls(len(x), mean, centred.T @ centred)
+
+    def merge(self, other: "GaussianStats") -> "GaussianStats":
+        """Return the statistics of both sets together (Chan et al. 1983)."""
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        m2 = self.m2 + other.m2 + torch.outer(delta, delta) * (self.n * other.n / n)
+        return GaussianStats(n, self.mean + delta * (other.n / n), m2)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Return the unbiased covariance [d, d]."""
+        return self.m2 / (self.n - 1)
+
+
+def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
+    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982).
+
+    The trace of the root is taken from the eigenvalues of R S2 R with R = S1^(1/2): symmetric,
+    hence real, and right also with fewer samples than dimensions.
+    """
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    traces = a.covariance.trace() + b.covariance.trace()
+    return float(((a.mean - b.mean).square().sum() + traces - 2 * cross).clamp(min=0))

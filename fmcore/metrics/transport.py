@@ -1,0 +1,55 @@
+"""Transport cost of a coupling, and distances between two sets of points.
+
+Rectification raises the transport cost for no convex cost (Liu et al. 2022, theorem 3.5).
+"""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def _lengths(source: Tensor, target: Tensor) -> Tensor:
+    return (source.double() - target.double()).flatten(1).norm(dim=1)
+
+
+def transport_cost(source: Tensor, target: Tensor) -> float:
+    """Return E||target - source||^2 for pairs [B, *D]."""
+    return float(_lengths(source, target).square().mean())
+
+
+def transport_cost_l1(source: Tensor, target: Tensor) -> float:
+    """Return E||target - source||."""
+    return float(_lengths(source, target).mean())
+
+
+def transport_cost_l4(source: Tensor, target: Tensor) -> float:
+    """Return E||target - source||^4."""
+    return float(_lengths(source, target).pow(4).mean())
+
+
+def w2(a: Tensor, b: Tensor) -> float:
+    """Return the exact Wasserstein-2 distance of two point sets [N, d] of equal size.
+
+    The best assignment by scipy: cubic in N, a fifth of a second for 1,000 points.
+    """
+    cost = torch.cdist(a.double(), b.double()).square()
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return float(cost[rows, columns].mean().sqrt())
+
+
+def sliced_w2(a: Tensor, b: Tensor, *, seed: int, directions: int = 500) -> float:
+    """Return W2 averaged (in the square) over random projections; point sets [N, d], equal size."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(a.shape[1], directions, generator=generator, dtype=torch.float64)
+    theta = theta / theta.norm(dim=0)
+    x, y = (p.double() @ theta for p in (a, b))
+    return float((x.sort(dim=0).values - y.sort(dim=0).values).square().mean().sqrt())
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """Return 2 E|A-B| - E|A-A'| - E|B-B'| as a U-statistic: unbiased, around 0 for one law."""
+    a, b = a.double(), b.double()
+    n, m = len(a), len(b)
+    between = torch.cdist(a, b).mean()
+    within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
+    return float(2 * between - within)

@@ -1,0 +1,162 @@
+"""Pictures of rounds: samples by NFE, trajectories, and curves of all rounds in one figure.
+
+Bytes are a function of the numbers: no dates, no versions in the files.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+COLOURS = ("#b8433a", "#2f6db3", "#3f8f5f", "#8a5fb0", "#c98a1b", "#4a4a4a")
+INK, FAINT = "#333333", "#c8c8c8"
+POINTS = 2000
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def _grid(images: Tensor) -> tuple[Any, bool]:
+    """Lay images [N, C, H, W] in [-1, 1] side by side; returns the picture and whether it is gray."""
+    n, channels, height, width = images.shape
+    padded = torch.ones(n, channels, height + 2, width + 2)
+    padded[:, :, 1:-1, 1:-1] = images.clamp(-1, 1)
+    strip = (padded.permute(2, 0, 3, 1).reshape(height + 2, n * (width + 2), channels) + 1) / 2
+    return (strip[..., 0] if channels == 1 else strip).numpy(), channels == 1
+
+
+def samples_by_nfe(
+    path: Path, samples: Mapping[int, Tensor], *, image: bool, reference: Tensor | None
+) -> None:
+    """Draw samples [N, *D] of each NFE, the same noise in each row or panel, and real data."""
+    rows = [(f"NFE {nfe}", x) for nfe, x in sorted(samples.items())]
+    if reference is not None:
+        rows.append(("real data", reference))
+    if image:
+        _image_rows(path, rows)
+    else:
+        _scatter_panels(path, rows)
+
+
+def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
+    """Draw a labelled strip for each NFE; a single set is wrapped into a square."""
+    if len(rows) == 1 and len(rows[0][1]) > 16:
+        label, x = rows[0]
+        side = round(len(x) ** 0.5)
+        rows = [(label if i == 0 else "", part) for i, part in enumerate(x.split(side))]
+    widest = max(len(x) for _, x in rows)
+    ratio = rows[0][1].shape[2] / rows[0][1].shape[3]
+    figure = Figure(figsize=(0.9 + 0.52 * widest, 0.56 * len(rows) * ratio + 0.1))
+    for i, (label, x) in enumerate(rows):
+        height = 1 / len(rows)
+        left = 0.9 / (0.9 + 0.52 * widest)
+        axes = figure.add_axes((left, 1 - (i + 1) * height, (1 - left) * len(x) / widest, height))
+        strip, gray = _grid(x)
+        axes.imshow(strip, cmap="gray" if gray else None, vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+        centre = 1 - (i + 0.5) * height
+        figure.text(left - 0.01, centre, label, ha="right", va="center", fontsize=9, color=INK)
+    _save(figure, path)
+
+
+def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
+    span = float(rows[-1][1][:, :2].abs().quantile(0.999)) * 1.15
+    figure = Figure(figsize=(2.1 * len(rows), 2.4), layout="constrained")
+    for i, (label, x) in enumerate(rows):
+        axes = figure.add_subplot(1, len(rows), i + 1)
+        points = x[:POINTS].flatten(1)
+        second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
+        colour = FAINT if label == "real data" else COLOURS[1]
+        if label == "real data":
+            colour = INK
+        axes.scatter(points[:, 0], second, s=1.2, color=colour, alpha=0.5, linewidths=0)
+        axes.set(xlim=(-span, span), ylim=(-span, span), xticks=[], yticks=[], aspect="equal")
+        axes.set_title(label, fontsize=10, color=INK)
+        for spine in axes.spines.values():
+            spine.set_color(FAINT)
+    _save(figure, path)
+
+
+def trajectories(path: Path, trajectory: Tensor, image: bool) -> None:
+    """Draw paths [T+1, B, *D] from source to target; past two dimensions, a projection.
+
+    The projection is on the direction in which the targets vary most and the one in which the
+    sources vary most besides: principal components of the endpoints.
+    """
+    x = trajectory.flatten(2).double()
+    names = ("dimension 1", "dimension 2")
+    if x.shape[2] > 2:
+        ends = x[-1] - x[-1].mean(0)
+        axes_ = torch.linalg.svd(ends, full_matrices=False)[2][:2]
+        axes_ = axes_ * axes_.sum(1, keepdim=True).sign()  # a sign of its own, for equal bytes
+        x = x @ axes_.T
+        names = ("first principal component of the targets", "second principal component")
+    elif x.shape[2] == 1:
+        x = torch.cat([x, torch.zeros_like(x)], dim=2)
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    for i in range(min(128, x.shape[1])):
+        axes.plot(x[:, i, 0], x[:, i, 1], color=COLOURS[1], alpha=0.35, linewidth=0.8)
+    axes.scatter(x[0, :, 0], x[0, :, 1], s=7, color=FAINT, label="source (noise, t = 1)", zorder=3)
+    axes.scatter(x[-1, :, 0], x[-1, :, 1], s=7, color=COLOURS[0], label="target (t = 0)", zorder=3)
+    axes.set_xlabel(names[0], color=INK)
+    axes.set_ylabel(names[1], color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    _plain(axes)
+    _save(figure, path)
+
+
+def straightness_over_t(path: Path, gaps: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Draw the mean squared gap between chord and velocity over t, a line per round."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, (t, gap)) in enumerate(gaps.items()):
+        axes.plot(t, gap.clamp(min=1e-12), color=COLOURS[i % len(COLOURS)], linewidth=2, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("t  (0 = data, 1 = noise)", color=INK)
+    axes.set_ylabel("E‖(Z₁ − Z₀) − v‖²", color=INK)
+    axes.set_title("Straightness over t: lower is straighter", fontsize=11, color=INK, loc="left")
+    axes.legend(frameon=False)
+    _plain(axes)
+    _save(figure, path)
+
+
+def fd_over_nfe(
+    path: Path, distances: Mapping[str, Mapping[int, float]], floor: float, name: str
+) -> None:
+    """Draw the distance to real data over NFE for all rounds, with the real-vs-real floor."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    ticks: set[int] = set()
+    for i, (round_, by_nfe) in enumerate(distances.items()):
+        nfes = sorted(by_nfe)
+        ticks.update(nfes)
+        values = [max(by_nfe[n], 1e-12) for n in nfes]
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(nfes, values, "o-", color=colour, linewidth=2, markersize=5, label=round_)
+    if floor > 0:
+        axes.axhline(floor, color=INK, linestyle="--", linewidth=1, label="real vs real (floor)")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sorted(ticks), [str(n) for n in sorted(ticks)])
+    axes.set_xlabel("NFE (Euler steps from noise to data)", color=INK)
+    axes.set_ylabel(name, color=INK)
+    axes.set_title("Distance to real data: lower is better", fontsize=11, color=INK, loc="left")
+    axes.legend(frameon=False)
+    _plain(axes)
+    _save(figure, path)

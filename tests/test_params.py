@@ -1,0 +1,66 @@
+"""params.yaml: one clear line for each mistake, with its place and the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.params import load
+from fmcore.settings import ReflowError
+
+ROOT = Path(__file__).parent.parent
+GOOD = (ROOT / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize("file", ["params.yaml", *(f"params/{p.name}" for p in (ROOT / "params").iterdir())])
+def test_every_parameter_file_is_good(file):
+    assert "rf2" in load(ROOT / file).rounds
+
+
+CASES = [
+    ("steps: 3000", "steps: -3", r"params.yaml:\d+: rounds.rf2.train.steps: .*greater than 0, got -3"),
+    ("steps: 3000", "steps: many", r"rounds.rf2.train.steps: .*valid integer.*got 'many'"),
+    ("steps: 3000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
+    ("steps: 3000", "stpes: 3000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
+    ("lr: 5.0e-4", "lr: .nan", r"rounds.rf2.train.lr: .*finite.*got nan"),
+    ("init: rf1", "init: rf9", r"params.yaml:\d+: rounds.rf2.init: no round 'rf9'; use one of: scratch"),
+    ("coupling: rf1", "coupling: rf7", r"rounds.rf2.coupling: no coupling 'rf7'; add it under"),
+    ("init: scratch", "init: rf2", r"the rounds go in a circle: rf1 -> rf2 -> rf1"),
+    ("{round: rf1,", "{round: rf5,", r"couplings.rf1.round: no round 'rf5'"),
+    ("data: {name: digits}", "data: {name: digit}", r"params.yaml:\d+: data: .*digit"),
+    ("data: {name: digits}", "", r"data: is missing"),
+    ("seed: 0", "seed: 0\nsede: 1", r"params.yaml:\d+: sede: unknown key; did you mean 'seed'"),
+    ("  rf2:", "  2:", r"rounds.2"),
+    ("  rf2:", "  RF2:", r"rounds.RF2: a name is lower-case"),
+    ("seed: 0", "seed: [0", r"params.yaml:\d+: not valid YAML"),
+    (GOOD, "- a\n- b\n", r"params.yaml: expected a mapping"),
+    ("device: auto", "device: gpu", r"compute.device: .*'auto', 'cpu' or 'cuda', got 'gpu'"),
+    ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []", r"evaluate.nfe"),
+    ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]", r"evaluate.nfe.0: .*greater than 0, got 0"),
+    ("name: heun, steps: 18", "name: hoyn, steps: 18", r"couplings.rf1.solver.name: .*got 'hoyn'"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "message"), CASES)
+def test_a_mistake_gets_one_line_with_place_and_mend(tmp_path, before, after, message):
+    assert before in GOOD
+    path = tmp_path / "params.yaml"
+    path.write_text(GOOD.replace(before, after, 1))
+    with pytest.raises(ReflowError, match=message) as error:
+        load(path)
+    assert all(line.startswith("params.yaml") for line in str(error.value).splitlines())
+
+
+def test_a_third_round_and_a_branch_are_data(tmp_path):
+    path = tmp_path / "params.yaml"
+    extra = (
+        "  rf3:\n    coupling: rf2\n    init: rf2\n    train: {steps: 10}\n"
+        "  rf2_long:\n    coupling: rf1\n    init: rf1\n    train: {steps: 20}\n\ncouplings:"
+    )
+    text = GOOD.replace("\ncouplings:", extra) + "  rf2: {round: rf2, pairs: 100}\n"
+    path.write_text(text)
+    assert set(load(path).rounds) == {"rf1", "rf2", "rf3", "rf2_long"}
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ReflowError, match="not found"):
+        load(tmp_path / "params.yaml")
