@@ -60,7 +60,8 @@ def run(
         bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow, or in threads.")
     ] = True,
     mlflow: Annotated[
-        bool, typer.Option("--mlflow/--no-mlflow", help="Record live curves and publish at the end.")
+        bool,
+        typer.Option("--mlflow/--no-mlflow", help="Record live curves and publish at the end."),
     ] = True,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""

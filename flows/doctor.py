@@ -74,7 +74,9 @@ def _device() -> Check:
 def _disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free / 2**30
     mend = "free some space: models and couplings are kept twice, in the workspace and the cache"
-    return Check("ok" if free > 2 else "bad", "disk", f"{free:.1f} GiB free", "" if free > 2 else mend)
+    return Check(
+        "ok" if free > 2 else "bad", "disk", f"{free:.1f} GiB free", "" if free > 2 else mend
+    )
 
 
 def _git(root: Path) -> Check:

@@ -48,7 +48,7 @@ class Params(Settings):
     yardstick: YardstickSettings = YardstickSettings()
     evaluate: Evaluate = Evaluate()
     rounds: dict[str, Round] = Field(min_length=1)
-    couplings: dict[str, CouplingOf] = {}
+    couplings: dict[str, CouplingOf] = Field(default_factory=dict)
 
 
 def load(path: Path) -> Params:
@@ -102,7 +102,8 @@ def _at(path: Path, tree: Any, keys: tuple[Any, ...]) -> str:
     line, node, shown = 0, tree, []
     for key in keys:
         try:
-            here = node.lc.key(key) if isinstance(node, dict) else node.lc.item(key)
+            place: Any = node.lc  # ruamel keeps line and column of each key there
+            here = place.key(key) if isinstance(node, dict) else place.item(key)
             line, node = here[0], node[key]
         except (KeyError, IndexError, AttributeError, TypeError):
             # pydantic puts the tag of a union into the location; the file has no such key.
@@ -181,7 +182,7 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def parents(params: Params, name: str) -> list[str]:
-    """Return the rounds that a round needs: the one it starts from and the one that pairs for it."""
+    """Return the rounds that a round needs: where it starts from, and who made its pairs."""
     round_ = params.rounds[name]
     needed = [round_.init] if round_.init in params.rounds else []
     if round_.coupling in params.couplings:

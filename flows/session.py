@@ -31,9 +31,7 @@ def run_chain(
         out.print(f"[green]{outcome.state:>6}[/] {stage} ({outcome.seconds:.1f} s)")
 
     try:
-        report = reflow.run(
-            root, targets=targets, prefect=prefect, observer=done, on_line=line
-        )
+        report = reflow.run(root, targets=targets, prefect=prefect, observer=done, on_line=line)
     finally:
         note_timings(root, seconds)
         if live:

@@ -59,7 +59,7 @@ def _couplings(text: str) -> list[dict[str, Any]]:
             continue
         path = arguments(entry["cmd"])["out"]
         made = next(o for o in entry["outs"] if o["path"] == path)
-        values = next(iter(entry.get("params", {}).values()), {})
+        values: dict[str, Any] = next(iter(entry.get("params", {}).values()), {})
         settings = values.get(f"couplings.{name.removeprefix('couple@')}", {})
         rows.append(
             {

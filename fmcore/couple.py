@@ -45,9 +45,7 @@ def integrate(model: Model, source: Tensor, solver: Solver, *, batch: int) -> tu
     return torch.cat([s.x.cpu() for s in solutions]), solutions[0].nfe
 
 
-def sample_shard(
-    model: Model, about: About, settings: Couple, index: int
-) -> tuple[pa.Table, int]:
+def sample_shard(model: Model, about: About, settings: Couple, index: int) -> tuple[pa.Table, int]:
     """Return shard `index` as a table: a pure function of (model, settings, index), and its NFE.
 
     Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
@@ -61,9 +59,7 @@ def sample_shard(
     audited = ids % settings.audit_every == 0
     if audited.any():
         rows = torch.from_numpy(audited)
-        finer, _ = integrate(
-            model, source[rows], settings.solver.refined(), batch=settings.batch
-        )
+        finer, _ = integrate(model, source[rows], settings.solver.refined(), batch=settings.batch)
         gap[audited] = (finer - target[rows]).flatten(1).square().mean(1).sqrt().numpy()
     return table(about, ids, target, source, solver_gap=gap), nfe
 

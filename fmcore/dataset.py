@@ -121,13 +121,13 @@ def _digits() -> Samples:
     return Samples(images, torch.tensor(found.target, dtype=torch.int64), image=True)
 
 
-def _eight_gaussians(settings: EightGaussians, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+def _eight_gaussians(settings: EightGaussians, rng: np.random.Generator) -> np.ndarray:
     angle = rng.integers(8, size=settings.samples) * math.pi / 4
     modes = settings.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return np.asarray(modes + settings.std * rng.standard_normal(modes.shape))
 
 
-def _two_moons(settings: TwoMoons, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+def _two_moons(settings: TwoMoons, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, math.pi, settings.samples)
     upper = rng.integers(2, size=settings.samples) == 0
     x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
@@ -136,7 +136,7 @@ def _two_moons(settings: TwoMoons, rng: np.random.Generator) -> np.ndarray:  # t
     return np.asarray(settings.scale * (points + settings.std * rng.standard_normal(points.shape)))
 
 
-def _checkerboard(settings: Checkerboard, rng: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+def _checkerboard(settings: Checkerboard, rng: np.random.Generator) -> np.ndarray:
     column = rng.integers(4, size=settings.samples)
     row = 2 * rng.integers(2, size=settings.samples) + column % 2
     corner = np.stack([column, row], axis=1) * 2.0 - 4.0
@@ -153,13 +153,15 @@ def _images(root: Path) -> Samples:
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in kinds)
     if not files:
         raise ReflowError(f"data.root: {root}: no image in it; expected PNG or JPEG files")
-    arrays = []
+    arrays: list[np.ndarray] = []
     for file in files:
         try:
             with Image.open(file) as image:
                 pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
         except OSError as error:
-            raise ReflowError(f"{file}: not an image that can be read ({error}); remove it") from error
+            raise ReflowError(
+                f"{file}: not an image that can be read ({error}); remove it"
+            ) from error
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if arrays and pixels.shape != arrays[0].shape:
             raise ReflowError(
@@ -171,7 +173,7 @@ def _images(root: Path) -> Samples:
     return Samples(target, _folders(root, files), image=True)
 
 
-def _size(pixels: np.ndarray) -> str:  # type: ignore[type-arg]
+def _size(pixels: np.ndarray) -> str:
     channels, height, width = pixels.shape
     return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
 
@@ -192,7 +194,9 @@ def _array(settings: Array) -> Samples:
     except FileNotFoundError:
         raise ReflowError(f"data.path: {path}: no such file") from None
     if target.ndim < 2 or not len(target):
-        raise ReflowError(f"{path}: shape {list(target.shape)}; expected [N, ...] with N > 0 samples")
+        raise ReflowError(
+            f"{path}: shape {list(target.shape)}; expected [N, ...] with N > 0 samples"
+        )
     if not np.isfinite(target).all():
         bad = int(np.argwhere(~np.isfinite(target))[0][0])
         raise ReflowError(f"{path}: sample {bad} is not finite; remove it")
@@ -204,17 +208,19 @@ def _array(settings: Array) -> Samples:
     return Samples(torch.tensor(target, dtype=torch.float32), label, image=target.ndim == 4)
 
 
-def _npy(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def _npy(path: Path) -> np.ndarray:
     try:
         found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ReflowError(f"{path}: not a plain .npy array ({error}); objects are refused") from None
+        raise ReflowError(
+            f"{path}: not a plain .npy array ({error}); objects are refused"
+        ) from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
         raise ReflowError(f"{path}: expected one array of numbers")
     return found
 
 
-def _parquet(path: Path) -> tuple[np.ndarray, Tensor | None]:  # type: ignore[type-arg]
+def _parquet(path: Path) -> tuple[np.ndarray, Tensor | None]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -231,7 +237,9 @@ def _parquet(path: Path) -> tuple[np.ndarray, Tensor | None]:  # type: ignore[ty
     try:
         target = np.array(table["target"].to_pylist(), dtype=np.float32)
     except (TypeError, ValueError):
-        raise ReflowError(f"{path}: column 'target' must hold lists of numbers of one length") from None
+        raise ReflowError(
+            f"{path}: column 'target' must hold lists of numbers of one length"
+        ) from None
     if "label" not in table.column_names:
         return target, None
     return target, torch.tensor(table["label"].to_numpy(), dtype=torch.int64)

@@ -82,9 +82,9 @@ def interpolate(
 
 
 def to_source(interpolant: Linear | Cosine, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return E[source | x_t = x] from the velocity: (alpha v - alpha' x) / (alpha sigma' - alpha' sigma).
+    """Return E[source | x_t = x] = (alpha v - alpha' x) / (alpha sigma' - alpha' sigma).
 
-    Holds for any coupling; the determinant is 1 for `linear` and pi/2 for `cosine`.
+    Holds for any coupling; the denominator is 1 for `linear` and pi/2 for `cosine`.
     """
     s = expand(t, x)
     a, b, da, db = (
@@ -94,7 +94,7 @@ def to_source(interpolant: Linear | Cosine, velocity: Tensor, x: Tensor, t: Tens
 
 
 def to_target(interpolant: Linear | Cosine, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return E[target | x_t = x] from the velocity: (sigma' x - sigma v) / (alpha sigma' - alpha' sigma)."""
+    """Return E[target | x_t = x] = (sigma' x - sigma v) / (alpha sigma' - alpha' sigma)."""
     s = expand(t, x)
     a, b, da, db = (
         interpolant.alpha(s), interpolant.sigma(s), interpolant.d_alpha(s), interpolant.d_sigma(s),

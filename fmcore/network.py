@@ -54,7 +54,7 @@ class ResidualMLP(nn.Module):
         self.settings, self.shape = settings, shape
         dim, width = math.prod(shape), settings.width
         half = settings.time_features // 2
-        # Half a period to 8 periods over [0, 1]: a velocity is smooth in t, and the solver relies on it.
+        # Half a period to 8 over [0, 1]: a velocity is smooth in t, and the solver relies on it.
         frequencies = math.pi * torch.logspace(0, math.log10(16), half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.time = nn.Sequential(
@@ -145,7 +145,9 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
         ) from error
     except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ReflowError(f"{file}: not a model of this version ({reason}); train it again") from error
+        raise ReflowError(
+            f"{file}: not a model of this version ({reason}); train it again"
+        ) from error
     except Exception as error:  # safetensors raises its own untyped error for a damaged file
         raise ReflowError(f"{file}: damaged ({error}); `dvc checkout` or train it again") from error
     digest = hashlib.sha256((path / "config.json").read_bytes() + file.read_bytes()).hexdigest()

@@ -32,7 +32,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _grid(images: Tensor) -> tuple[Any, bool]:
-    """Lay images [N, C, H, W] in [-1, 1] side by side; returns the picture and whether it is gray."""
+    """Lay images [N, C, H, W] in [-1, 1] side by side; return the strip, and whether gray."""
     n, channels, height, width = images.shape
     padded = torch.ones(n, channels, height + 2, width + 2)
     padded[:, :, 1:-1, 1:-1] = images.clamp(-1, 1)

@@ -61,7 +61,7 @@ class Solver(Settings):
 
 @dataclass(frozen=True)
 class Solution:
-    """Endpoint x [B, *D], counted evaluations, and the trajectory [T+1, B, *D] if it was asked for."""
+    """Endpoint x [B, *D], counted evaluations, and the trajectory [T+1, B, *D] if asked for."""
 
     x: Tensor
     nfe: int
@@ -109,7 +109,8 @@ def solve(
     """
     calls = [0]
     kept = [x]
-    for x in _walk(_count(velocity, calls), x, solver, start, end):
+    end_point = x
+    for end_point in _walk(_count(velocity, calls), x, solver, start, end):
         if keep_trajectory:
-            kept.append(x)
-    return Solution(x, calls[0], torch.stack(kept) if keep_trajectory else None)
+            kept.append(end_point)
+    return Solution(end_point, calls[0], torch.stack(kept) if keep_trajectory else None)

@@ -64,9 +64,7 @@ def new_state(network: nn.Module, settings: Train) -> State:
     optimizer = AdamW(
         network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
     )
-    return State(
-        network, averaged(network, settings.ema), optimizer, LambdaLR(optimizer, factor)
-    )
+    return State(network, averaged(network, settings.ema), optimizer, LambdaLR(optimizer, factor))
 
 
 def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator[Step]:
@@ -92,7 +90,7 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
         target, source, t = (a.to(device) for a in (pairs.target, pairs.source, t))
         state.optimizer.zero_grad(set_to_none=True)
         loss = flow_matching_loss(state.network, settings.interpolant, target, source, t)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
         state.optimizer.step()
         state.schedule.step()
@@ -123,7 +121,7 @@ def train(
     about = open_coupling(coupling).about
     if tuple(about.shape) != start.shape:
         raise ReflowError(
-            f"{init}: its samples have shape {list(start.shape)}, those of {coupling} {about.shape};"
+            f"{init}: samples of shape {list(start.shape)}, those of {coupling} {about.shape};"
             " start the round from a model of the same shape, or from scratch"
         )
     state = new_state(start.network.to(device), settings)
@@ -158,25 +156,28 @@ def _run(
     for done in fit(state, coupling, settings, seed=seed):
         losses.append(done.loss)
         last = done.step == settings.steps
-        if done.step % settings.log_every == 0 or last:
-            row = {
-                "step": float(done.step),
-                "loss": float(torch.stack(losses).mean()),
-                "lr": float(state.schedule.get_last_lr()[0]),
-                "grad_norm": float(done.grad_norm),
-            }
-            losses.clear()
-            _watch(row, state, settings, scratch)
-            state.history.append(row)
-            log({k: v for k, v in row.items() if k != "step"}, done.step)
-        if done.step % settings.checkpoint_every == 0 or last:
+        logged = done.step % settings.log_every == 0 or last
+        kept = done.step % settings.checkpoint_every == 0 or last
+        if not (logged or kept):
+            continue
+        row = {
+            "step": float(done.step),
+            "loss": float(torch.stack(losses).mean()),
+            "lr": float(state.schedule.get_last_lr()[0]),
+            "grad_norm": float(done.grad_norm),
+        }
+        _watch(row, state, settings, scratch)
+        losses.clear()
+        if kept:
             held = held_out_losses(
                 state.ema, settings.interpolant, coupling, seed=seed, device=device, limit=1024
             )
-            if state.history and state.history[-1]["step"] == done.step:
-                state.history[-1]["held_out_loss"] = held["held_out_loss"]
-            log({"held_out_loss": held["held_out_loss"]}, done.step)
+            if "held_out_loss" in held:
+                row["held_out_loss"] = held["held_out_loss"]
+        state.history.append(row)
+        if kept:
             save_state(scratch, state)
+        log({k: v for k, v in row.items() if k != "step"}, done.step)
 
 
 def _watch(row: dict[str, float], state: State, settings: Train, scratch: Path) -> None:
@@ -196,9 +197,7 @@ def _watch(row: dict[str, float], state: State, settings: Train, scratch: Path) 
         )
 
 
-def _write(
-    curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model
-) -> None:
+def _write(curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model) -> None:
     curve.parent.mkdir(parents=True, exist_ok=True)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     columns = ["step", "loss", "lr", "grad_norm", "held_out_loss"]

@@ -63,7 +63,7 @@ class Yardstick:
         return int(self.about["n"]) * len(self.references)
 
     def measure(self, x: Tensor) -> dict[str, float]:
-        """Return the distances of generated samples x [samples, *D] to the data, mean and spread."""
+        """Return the distances of generated x [samples, *D] to the data, mean and spread."""
         return _distances(self, list(x.split(int(self.about["n"]))))
 
 
@@ -133,7 +133,9 @@ def save(path: Path, yardstick: Yardstick) -> None:
         tensors[f"mean.{i}"], tensors[f"m2.{i}"] = stats.mean, stats.m2
     for i, points in enumerate(yardstick.points):
         tensors[f"points.{i}"] = points
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path / "reference.safetensors")
+    save_file(
+        {k: v.contiguous().clone() for k, v in tensors.items()}, path / "reference.safetensors"
+    )
     (path / "yardstick.json").write_text(json.dumps(yardstick.about, indent=2) + "\n")
 
 

@@ -15,7 +15,7 @@ from fmcore.interpolant import Cosine, Linear, expand
 def gaussian_velocity(
     mu: Tensor, s: Tensor, interpolant: Linear | Cosine | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the exact v*(x, t) = alpha' mu + (alpha alpha' s^2 + sigma sigma')/D (x - alpha mu)."""
+    """Return v*(x, t) = alpha' mu + (alpha alpha' s^2 + sigma sigma')/D (x - alpha mu)."""
     path = interpolant or Linear()
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def least_loss(s: float) -> float:
 
 
 def eight_gaussians_velocity(radius: float, std: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the exact velocity to a mixture of eight Gaussians on a circle (straight interpolant)."""
+    """Return the exact velocity to eight Gaussians on a circle (straight interpolant)."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     modes = radius * torch.stack([angles.cos(), angles.sin()], dim=1)
 

@@ -149,7 +149,9 @@ def test_a_shard_of_another_coupling_is_refused(tmp_path):
     about = About(kind="generated", shape=[3], pairs=64, seed=8)
     ids = np.arange(64)
     noise = gaussian_noise(8, ids, (3,))
-    shutil.copy(write_shard(other, 0, table(about, ids, noise, noise)), folder / "part-00000.parquet")
+    shutil.copy(
+        write_shard(other, 0, table(about, ids, noise, noise)), folder / "part-00000.parquet"
+    )
     with pytest.raises(ReflowError, match="another coupling"):
         read(open_coupling(folder))
 

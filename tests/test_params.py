@@ -11,18 +11,28 @@ ROOT = Path(__file__).parent.parent
 GOOD = (ROOT / "params.yaml").read_text()
 
 
-@pytest.mark.parametrize("file", ["params.yaml", *(f"params/{p.name}" for p in (ROOT / "params").iterdir())])
+@pytest.mark.parametrize(
+    "file", ["params.yaml", *(f"params/{p.name}" for p in (ROOT / "params").iterdir())]
+)
 def test_every_parameter_file_is_good(file):
     assert "rf2" in load(ROOT / file).rounds
 
 
 CASES = [
-    ("steps: 3000", "steps: -3", r"params.yaml:\d+: rounds.rf2.train.steps: .*greater than 0, got -3"),
+    (
+        "steps: 3000",
+        "steps: -3",
+        r"params.yaml:\d+: rounds.rf2.train.steps: .*greater than 0, got -3",
+    ),
     ("steps: 3000", "steps: many", r"rounds.rf2.train.steps: .*valid integer.*got 'many'"),
     ("steps: 3000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
     ("steps: 3000", "stpes: 3000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
     ("lr: 5.0e-4", "lr: .nan", r"rounds.rf2.train.lr: .*finite.*got nan"),
-    ("init: rf1", "init: rf9", r"params.yaml:\d+: rounds.rf2.init: no round 'rf9'; use one of: scratch"),
+    (
+        "init: rf1",
+        "init: rf9",
+        r"params.yaml:\d+: rounds.rf2.init: no round 'rf9'; use one of: scratch",
+    ),
     ("coupling: rf1", "coupling: rf7", r"rounds.rf2.coupling: no coupling 'rf7'; add it under"),
     ("init: scratch", "init: rf2", r"the rounds go in a circle: rf1 -> rf2 -> rf1"),
     ("{round: rf1,", "{round: rf5,", r"couplings.rf1.round: no round 'rf5'"),

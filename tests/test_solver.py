@@ -19,13 +19,13 @@ def test_every_solver_is_tested():
 
 @pytest.mark.parametrize("name", STEPS)
 def test_order_of_convergence(name):
-    """On dx/dt = a(t) x the solution is exp of the integral; the slope of the error is the order."""
+    """On dx/dt = a(t) x the solution is known; the slope of the error is the order."""
     x = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
     exact = x * math.exp(math.sin(0.0) - math.sin(1.0))
     grid = [16, 32, 64, 128]
     errors = []
     for steps in grid:
-        v = lambda x, t: t.cos()[:, None] * x  # noqa: E731
+        v = lambda x, t: t.cos()[:, None] * x
         grown = solve(v, x, Solver(name=name, steps=steps)).x
         errors.append(float((grown - exact).abs().max()))
     logs = torch.tensor(grid, dtype=torch.float64).log(), torch.tensor(errors).double().log()
@@ -46,7 +46,9 @@ def test_a_constant_field_is_solved_exactly_on_the_whole_interval(name):
     """No clipping at the ends: x(0) = x(1) - c for dx/dt = c."""
     x = torch.zeros(1, 2, dtype=torch.float64)
     c = torch.tensor([3.0, -1.0], dtype=torch.float64)
-    solution = solve(lambda x, t: c.expand_as(x), x, Solver(name=name, steps=7), keep_trajectory=True)
+    solution = solve(
+        lambda x, t: c.expand_as(x), x, Solver(name=name, steps=7), keep_trajectory=True
+    )
     torch.testing.assert_close(solution.x, -c[None])
     assert solution.trajectory.shape == (8, 1, 2)
     torch.testing.assert_close(solution.trajectory[0], x)

@@ -61,7 +61,9 @@ class Tracker:
 
     def child(self, chain: Chain, parent: str, round_: Round, planned: Any) -> str:
         """Return the run of a round in a chain, made if there is none."""
-        if found := self.find(reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key):
+        if found := self.find(
+            reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key
+        ):
             return str(found[0].info.run_id)
         tags = {
             KIND: "round",

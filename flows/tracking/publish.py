@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _parts(
         if models:
             parts.append((f"model@{round_.name}", entry, lambda: _model(tracker, run, entry)))
     for name, made in round_.couples.items():
-        parts.append((f"couple@{name}", made, lambda n=name, m=made: _couple(tracker, run, n, m)))
+        parts.append((f"couple@{name}", made, partial(_couple, tracker, run, name, made)))
     if scored := round_.evaluate:
         parts.append((f"evaluate@{round_.name}", scored, lambda: _evaluate(tracker, run, scored)))
     return parts
@@ -131,7 +132,7 @@ def _dataset(tracker: Tracker, run: str, path: str, md5: str, context: str) -> N
 
     source = resolve_dataset_source(str(tracker.root / path))
     name = path.replace("/", "-")
-    dataset = MetaDataset(source, name=name, digest=md5[:8])
+    dataset = MetaDataset(source, name=name, digest=md5[:8])  # type: ignore[abstract]
     tags = [InputTag("mlflow.data.context", context), InputTag("dvc.md5", md5)]
     tracker.client.log_inputs(run, [DatasetInput(dataset._to_mlflow_entity(), tags)])
     tracker.client.set_tag(run, f"dvc.{path}.md5", md5)

@@ -12,7 +12,7 @@ from fmcore.network import load
 from fmcore.solver import Solver, solve
 
 
-class Sampler(PythonModel):  # type: ignore[misc]
+class Sampler(PythonModel):
     """`predict(noise [B, *D], params={"nfe": 1})` -> samples [B, *D] by Euler steps."""
 
     def load_context(self, context: PythonModelContext) -> None:

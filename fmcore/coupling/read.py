@@ -240,7 +240,7 @@ def _fresh(coupling: Coupling, pairs: Pairs, seed: int, step: int) -> Pairs:
 
 
 def verify(path: Path) -> Coupling:
-    """Read every byte: hashes, rows, schema, strays, ids. Raises ReflowError naming what is wrong."""
+    """Read every byte: hashes, rows, schema, strays, ids; a ReflowError names what is wrong."""
     coupling = open_coupling(path)
     listed = {s["file"] for s in coupling.shards}
     for file in sorted(path.iterdir()):
@@ -253,11 +253,15 @@ def verify(path: Path) -> Coupling:
             raise ReflowError(f"{file}: shard is missing; `dvc checkout {path}` brings it back")
         size = file.stat().st_size
         if size != shard["bytes"]:
-            raise ReflowError(f"{file}: truncated or altered: {shard['bytes']} bytes expected, {size} found")
+            raise ReflowError(
+                f"{file}: truncated or altered: {shard['bytes']} bytes expected, {size} found"
+            )
         if sha256(file) != shard["sha256"]:
             raise ReflowError(f"{file}: altered: its sha256 is not the one in the manifest")
         seen.append(_open(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"].to_numpy())
     ids = np.concatenate(seen) if seen else np.empty(0, np.int64)
     if not np.array_equal(ids, np.arange(coupling.about.pairs)):
-        raise ReflowError(f"{path}: pair_id must run from 0 to {coupling.about.pairs - 1} once each")
+        raise ReflowError(
+            f"{path}: pair_id must run from 0 to {coupling.about.pairs - 1} once each"
+        )
     return coupling

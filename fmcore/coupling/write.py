@@ -70,8 +70,7 @@ def table(
     split = np.where(is_held_out(pair_ids), "held_out", "train")
     columns["split"] = pa.array(split, pa.string())
     fields = [
-        pa.field(name, array.type, nullable=name == "solver_gap")
-        for name, array in columns.items()
+        pa.field(name, array.type, nullable=name == "solver_gap") for name, array in columns.items()
     ]
     metadata = {"fm": json.dumps(about.model_dump(exclude_none=True), sort_keys=True)}
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))

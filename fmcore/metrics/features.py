@@ -83,7 +83,7 @@ def fit_classifier(
             logits = network(images[rows])
             loss = nn.functional.cross_entropy(logits, labels[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             right += int((logits.argmax(1) == labels[rows]).sum())
         schedule.step()
@@ -113,7 +113,9 @@ def fingerprint(extractor: Extractor | None) -> str:
 def save_extractor(path: Path, extractor: Extractor) -> None:
     """Write the classifier to the folder `path`."""
     path.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in extractor.state_dict().items()}, path / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in extractor.state_dict().items()}, path / "model.safetensors"
+    )
     (path / "config.json").write_text(json.dumps(extractor.config, sort_keys=True) + "\n")
 
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def _lengths(source: Tensor, target: Tensor) -> Tensor:
-    return (source.double() - target.double()).flatten(1).norm(dim=1)
+    gap: Tensor = (source.double() - target.double()).flatten(1)
+    lengths: Tensor = torch.linalg.vector_norm(gap, dim=1)
+    return lengths
 
 
 def transport_cost(source: Tensor, target: Tensor) -> float:

@@ -1,0 +1,49 @@
+# `make demo` and `make test` are all a fresh machine needs; `make help` lists the rest.
+VENV ?= .venv
+TORCH_INDEX ?= auto
+export VENV TORCH_INDEX
+bin := $(VENV)/bin
+# The stages call `python`: it must be the one of the environment.
+run := PATH="$(abspath $(bin)):$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo chain check format test ui clean lock
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.installed: requirements.lock pyproject.toml scripts/setup.sh
+	bash scripts/setup.sh
+
+setup: $(VENV)/.installed  ## make the environment (TORCH_INDEX=URL for another torch build)
+
+demo: setup  ## run a two-round reflow chain on handwritten digits, through Prefect, into MLflow
+	@$(run) reflow run
+
+chain: setup  ## the same chain by DVC alone: no Prefect, no server
+	@$(run) dvc repro
+
+check: setup  ## linters, types, architecture, hooks
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(run) lint-imports
+	$(bin)/pre-commit validate-config
+
+format: setup  ## format the code and mend what can be mended
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+test: setup  ## all tests, one real chain included
+	$(run) pytest
+
+ui: setup  ## MLflow's pages on http://127.0.0.1:5000 and Prefect's on http://127.0.0.1:4200
+	@$(run) bash scripts/ui.sh
+
+clean:  ## remove machine-local state (runs, logs, checkpoints); DVC's cache and outputs stay
+	rm -rf .reflow/prefect .reflow/mlflow .reflow/scratch .reflow/locks .reflow/timings.json
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+lock: setup  ## write requirements.lock from the environment
+	$(bin)/python -m pip freeze --all --exclude-editable | grep -vE '^pip==|@ ' \
+	  | sed -E 's/\+cpu$$//' > requirements.lock

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Make the virtual environment in $VENV from requirements.lock. torch comes first, because a plain
+# `pip install torch` takes several GB of CUDA packages also where there is no GPU.
+# TORCH_INDEX: auto (CPU build without a GPU, pip's default with one) or the URL of an index.
+set -euo pipefail
+venv=${VENV:-.venv} index=${TORCH_INDEX:-auto} python=${PYTHON:-python3}
+cpu_index=https://download.pytorch.org/whl/cpu
+
+say() { printf '%s\n' "$*" >&2; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    say "error: Python 3.11 or newer expected, found $("$python" --version); set PYTHON=python3.11"
+    exit 2
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+torch=$(grep -E '^torch==' requirements.lock)
+
+# Would pip's default index bring CUDA packages with torch? Ask it before it downloads them.
+brings_cuda() {
+    pip install --quiet --dry-run --ignore-installed --report - "$torch" 2>/dev/null |
+        "$venv/bin/python" -c '
+import json, sys
+names = [i["metadata"]["name"] for i in json.load(sys.stdin)["install"]]
+sys.exit(not any(n.startswith(("nvidia-", "cuda-")) or n == "triton" for n in names))'
+}
+
+if "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+    say "torch is there already"
+elif [ "$index" != auto ]; then
+    pip install --index-url "$index" "$torch"
+elif command -v nvidia-smi >/dev/null; then
+    pip install "$torch"
+elif pip install --quiet --retries 0 --timeout 10 --index-url "$cpu_index" "$torch" 2>/dev/null; then
+    say "torch: the CPU build of $cpu_index"
+elif brings_cuda; then
+    say "error: no GPU here, and the only torch within reach is a CUDA build of several GB;"
+    say "       make $cpu_index reachable, or choose: make setup TORCH_INDEX=URL"
+    exit 2
+else
+    pip install "$torch"
+fi
+pip install --quiet -r requirements.lock
+pip install --quiet --no-deps --no-build-isolation -e .
+touch "$venv/.installed"
