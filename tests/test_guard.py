@@ -47,6 +47,12 @@ def work(empty: Project) -> Callable[[str], Project]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _off_the_leash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests itself shall not die with its parent."""
+    monkeypatch.setattr("flows.guard.die_with_parent", lambda: None)
+
+
 def started(project: Project) -> None:
     until((project.root / "started").exists)
 
@@ -100,9 +106,7 @@ def test_a_broken_dvc_yaml_does_not_fail_a_stage_at_its_end(
 
 @BOTH
 @pytest.mark.parametrize("before", ["", "true && "], ids=["direct", "behind a shell"])
-def test_the_stage_dies_with_dvc(
-    work: Callable[..., Project], guard: str, before: str
-) -> None:
+def test_the_stage_dies_with_dvc(work: Callable[..., Project], guard: str, before: str) -> None:
     project = work(f"{guard} 3", before)
     dvc = project.start("dvc", "repro", "work")
     started(project)

@@ -50,7 +50,7 @@ class Project:
         for stage in order:
             if Path(stage.wdir) != root:
                 raise ReflowError(
-                    f"dvc.yaml: stage {stage.name} has wdir {stage.wdir}, expected none:"
+                    f"dvc.yaml: stage {stage.name} has wdir {os.path.relpath(stage.wdir, root)}, expected none:"
                     " write its paths relative to dvc.yaml and remove wdir"
                 )
 
