@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fmcore.checkpoint import History, State, finite, load_state, save_state
 from fmcore.coupling import batches, open_coupling
-from fmcore.flow_matching import flow_matching_loss, held_out_losses
+from fmcore.flow_matching import flow_matching_loss, held_out_losses, spread_times
 from fmcore.interpolant import Interpolant, Linear
 from fmcore.network import Model, averaged, load, save
 from fmcore.settings import Log, ReflowError, Settings, derive_seed
@@ -37,6 +37,7 @@ class Train(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     interpolant: Interpolant = Linear()
+    time: Literal["uniform", "u_shaped"] = "uniform"
     start_from: Literal["ema", "raw"] = "ema"
     log_every: int = Field(default=50, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
@@ -71,7 +72,7 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
     """Train `state` on `coupling` from where it stands; a generator, so the caller drives.
 
     Every draw (rows, source, t) is a function of (seed, step): stopping and going on changes
-    nothing. Times are stratified: t_i = (i + u_i) / B covers [0, 1] evenly in each batch.
+    nothing. Times are stratified: u_i = (i + r_i) / B covers [0, 1] evenly in each batch.
     """
     device = next(state.network.parameters()).device
     stream = batches(
@@ -86,7 +87,8 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
             return
         draw = torch.Generator().manual_seed(derive_seed(seed, "time", state.step))
         rows = len(pairs)
-        t = (torch.arange(rows) + torch.rand(rows, generator=draw)) / rows
+        u = (torch.arange(rows) + torch.rand(rows, generator=draw)) / rows
+        t = spread_times(u, settings.time)
         target, source, t = (a.to(device) for a in (pairs.target, pairs.source, t))
         state.optimizer.zero_grad(set_to_none=True)
         loss = flow_matching_loss(state.network, settings.interpolant, target, source, t)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
     from prefect.client.schemas import filters
 
     def task_runs(report: Report):  # type: ignore[no-untyped-def]
-        chosen = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[report.flow_run]))
+        chosen = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[UUID(report.flow_run)]))
         with get_client(sync_client=True) as client:
             return {r.name: r for r in client.read_task_runs(flow_run_filter=chosen)}
 
@@ -88,7 +89,7 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
     assert runs["after"].state_name == "NotReady"
     assert runs["oom"].run_count == 2
     with get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(first.flow_run)
+        flow_run = client.read_flow_run(UUID(first.flow_run))
         assert flow_run.state_name == "Failed"
         assert "bad: no such luck" in flow_run.state.message
 

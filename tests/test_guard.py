@@ -89,10 +89,10 @@ def test_inputs_that_change_while_the_stage_runs(
 
 def test_the_error_names_what_changed(work: Callable[[str], Project]) -> None:
     project = work("guarded 0")
-    with pytest.raises(ReflowError, match=r"\(dependency data; params.yaml: train\)") as error:
-        with guarded(project.root, "work"):
-            project.write("data", "new")
-            project.write("params.yaml", "train: {lr: 2}\n")
+    named = r"\(dependency data; params.yaml: train\)"
+    with pytest.raises(ReflowError, match=named) as error, guarded(project.root, "work"):
+        project.write("data", "new")
+        project.write("params.yaml", "train: {lr: 2}\n")
     assert "\n" not in str(error.value)
 
 

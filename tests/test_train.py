@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fmcore.coupling import open_coupling, read
-from fmcore.flow_matching import flow_matching_loss, held_out_losses
+from fmcore.flow_matching import flow_matching_loss, held_out_losses, spread_times
 from fmcore.interpolant import Linear
 from fmcore.network import load
 from fmcore.settings import ReflowError
@@ -153,3 +153,14 @@ def test_a_model_of_another_shape_is_refused(start):
     gaussian_data(start / "three", mu=[0.0, 0.0, 0.0], s=[1.0, 1.0, 1.0], pairs=100)
     with pytest.raises(ReflowError, match=r"shape \[2\].*\[3\]"):
         run(start, "a", Train(steps=1), data="three")
+
+
+def test_u_shaped_times_follow_their_law():
+    u = (torch.arange(100_000) + 0.5) / 100_000
+    t = spread_times(u, "u_shaped")
+    top = math.exp(4.0)
+    cdf = ((4 * t).exp() - 1 + top - (4 * (1 - t)).exp()) / (2 * (top - 1))
+    torch.testing.assert_close(cdf, u, atol=1e-4, rtol=0)
+    assert torch.equal(spread_times(u, "uniform"), u)
+    run_of_ends = ((t < 0.1) | (t > 0.9)).float().mean()
+    assert float(run_of_ends) == pytest.approx(2 * float(cdf[t <= 0.1].max()), abs=1e-3)
