@@ -11,17 +11,20 @@ from typing import Any
 from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events.worker import EventsWorker
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import dag
 from flows.reflow import RETRIES, RETRY_DELAYS, Session, may_pass, select
+from flows.server import serving
 from fmcore.settings import ReflowError
 
 # One thread per stage and more: a task that waits for another occupies one.
-_threads: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=256)
+_threads: Any = ThreadPoolTaskRunner(max_workers=256)
 
 _session: ContextVar[Session] = ContextVar("session")
 
@@ -73,7 +76,11 @@ def run(session: Session) -> None:
     """Run the flow for a session; what became of the stages is in the session afterwards."""
     token = _session.set(session)
     try:
-        state = chain(str(session.root), list(session.stages), return_state=True)
+        with serving(session.root):
+            state = chain(str(session.root), list(session.stages), return_state=True)
+            # The last lines and events go out in the background: before the server goes.
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
     finally:
         _session.reset(token)
     if session.report().ok or session.report().errors:

@@ -74,11 +74,16 @@ def test_branches_run_side_by_side_and_a_failure_blocks_only_its_dependents(
 def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Project) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas import filters
+    from prefect.client.schemas.sorting import TaskRunSort
 
     def task_runs(report: Report):  # type: ignore[no-untyped-def]
         chosen = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[UUID(report.flow_run)]))
+        sort = TaskRunSort.END_TIME_DESC
         with get_client(sync_client=True) as client:
-            return {r.name: r for r in client.read_task_runs(flow_run_filter=chosen)}
+            return {
+                r.name: r
+                for r in client.read_task_runs(flow_run_filter=chosen, sort=sort, limit=99)
+            }
 
     first = run(branched.root)
     runs = task_runs(first)

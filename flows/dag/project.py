@@ -11,7 +11,7 @@ from typing import Any
 import networkx
 from dvc.dependency import ParamsDependency
 from dvc.dvcfile import load_file
-from dvc.exceptions import DvcException
+from dvc.exceptions import CyclicGraphError, DvcException
 from dvc.repo import Repo
 from dvc.repo.index import Index
 
@@ -49,8 +49,9 @@ class Project:
         }
         for stage in order:
             if Path(stage.wdir) != root:
+                wdir = os.path.relpath(stage.wdir, root)
                 raise ReflowError(
-                    f"dvc.yaml: stage {stage.name} has wdir {os.path.relpath(stage.wdir, root)}, expected none:"
+                    f"dvc.yaml: stage {stage.name} has wdir {wdir}, expected none:"
                     " write its paths relative to dvc.yaml and remove wdir"
                 )
 
@@ -141,6 +142,9 @@ def in_one_line(root: Path) -> Iterator[None]:
     """Raise DVC's errors as one line each, with paths as seen from the project."""
     try:
         yield
+    except CyclicGraphError as error:
+        names = str(error).replace(f"{os.path.relpath(root)}/dvc.yaml:", "").rpartition(": ")[2]
+        raise ReflowError(f"dvc.yaml: stages depend on each other in a cycle: {names}") from error
     except DvcException as error:
         parts: list[str] = []
         cause: BaseException | None = error
