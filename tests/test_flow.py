@@ -99,7 +99,7 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
         assert "bad: no such luck" in flow_run.state.message
 
         def logged() -> bool:
-            logs = client.read_logs(limit=200)
+            logs = client.read_logs(limit=200, offset=0)
             return any("error: no such luck" in log.message for log in logs)
 
         until(logged, 20)

@@ -20,14 +20,14 @@ def test_every_parameter_file_is_good(file):
 
 CASES = [
     (
-        "steps: 3000",
+        "steps: 4000",
         "steps: -3",
         r"params.yaml:\d+: rounds.rf2.train.steps: .*greater than 0, got -3",
     ),
-    ("steps: 3000", "steps: many", r"rounds.rf2.train.steps: .*valid integer.*got 'many'"),
-    ("steps: 3000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
-    ("steps: 3000", "stpes: 3000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
-    ("lr: 5.0e-4", "lr: .nan", r"rounds.rf2.train.lr: .*finite.*got nan"),
+    ("steps: 4000", "steps: many", r"rounds.rf2.train.steps: .*valid integer.*got 'many'"),
+    ("steps: 4000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
+    ("steps: 4000", "stpes: 4000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
+    ("lr: 1.0e-3}\n\ncoup", "lr: .nan}\n\ncoup", r"rounds.rf2.train.lr: .*finite.*got nan"),
     (
         "init: rf1",
         "init: rf9",

@@ -1,0 +1,145 @@
+"""Data sets: closed-form moments, and clear errors for bad data."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+
+from fmcore.dataset import Dataset, load
+from fmcore.settings import ReflowError
+
+
+def get(seed=0, **settings):
+    return load(TypeAdapter(Dataset).validate_python(settings), seed=seed)
+
+
+def test_digits_are_real_images_with_labels():
+    samples = get(name="digits")
+    assert samples.target.shape == (1797, 1, 8, 8) and samples.image
+    assert samples.target.min() == -1 and samples.target.max() == 1
+    assert sorted(set(samples.label.tolist())) == list(range(10))
+
+
+@pytest.mark.parametrize("name", ["eight_gaussians", "two_moons", "checkerboard"])
+def test_densities_are_functions_of_the_seed(name):
+    one, two, other = (get(seed=s, name=name, samples=500).target for s in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert one.shape == (500, 2)
+
+
+def test_eight_gaussians():
+    x = get(name="eight_gaussians", samples=40_000, radius=4.0, std=0.5).target.double()
+    assert float(x.square().sum(1).mean()) == pytest.approx(16 + 2 * 0.25, rel=0.01)
+    angle = torch.atan2(x[:, 1], x[:, 0]) / (torch.pi / 4)
+    mode = angle.round().long() % 8
+    counts = torch.bincount(mode, minlength=8) / len(x)
+    torch.testing.assert_close(counts, torch.full((8,), 0.125), atol=0.01, rtol=0)
+
+
+def test_checkerboard():
+    x = get(name="checkerboard", samples=20_000).target
+    cell = ((x + 4) / 2).floor().long()
+    assert bool(((cell.sum(1) % 2) == 0).all()), "only dark squares"
+    assert len(torch.unique(cell, dim=0)) == 8
+    assert float(x.abs().max()) <= 4
+
+
+def test_two_moons():
+    x = get(name="two_moons", samples=20_000, scale=1.0, std=0.0).target + torch.tensor([0.5, 0.25])
+    upper = (x.norm(dim=1) - 1).abs() < 1e-5
+    lower = ((x - torch.tensor([1.0, 0.5])).norm(dim=1) - 1).abs() < 1e-5
+    assert bool((upper | lower).all())
+    assert float(upper.float().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_gaussian():
+    x = get(name="gaussian", mean=[2.0, -1.0, 0.0], std=[1.0, 0.5, 2.0], samples=40_000).target
+    torch.testing.assert_close(x.mean(0), torch.tensor([2.0, -1, 0]), atol=0.04, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.tensor([1.0, 0.5, 2]), atol=0.04, rtol=0)
+    with pytest.raises(ValueError, match="mean has 2 numbers, std 1"):
+        get(name="gaussian", mean=[0.0, 1.0], std=[1.0])
+
+
+def image(path, size=(6, 4), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 0).save(path)
+
+
+def test_a_folder_of_images_with_classes(tmp_path):
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        image(tmp_path / name)
+    samples = get(name="images", root=str(tmp_path))
+    assert samples.target.shape == (3, 3, 4, 6)
+    assert samples.label.tolist() == [0, 0, 1]
+    image(tmp_path / "flat" / "a.png", mode="L")
+    flat = get(name="images", root=str(tmp_path / "flat"))
+    assert flat.label is None and flat.target.shape == (1, 1, 4, 6)
+
+
+def test_bad_folders_name_the_file(tmp_path):
+    with pytest.raises(ReflowError, match="no such folder"):
+        get(name="images", root=str(tmp_path / "none"))
+    with pytest.raises(ReflowError, match="no image in it"):
+        get(name="images", root=str(tmp_path))
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png", size=(7, 4))
+    with pytest.raises(ReflowError, match=r"b\.png: size 7x4 RGB, but .*a\.png has 6x4"):
+        get(name="images", root=str(tmp_path))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(ReflowError, match=r"b\.png: not an image"):
+        get(name="images", root=str(tmp_path))
+
+
+def save(path, array):
+    np.save(path, array, allow_pickle=True)
+    return str(path)
+
+
+def test_arrays(tmp_path):
+    good = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    samples = get(name="array", path=save(tmp_path / "a.npy", good))
+    torch.testing.assert_close(samples.target, torch.tensor(good))
+    table = pa.table({"target": good.tolist(), "label": [0, 1, 0, 1, 1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = get(name="array", path=str(tmp_path / "a.parquet"))
+    torch.testing.assert_close(found.target, torch.tensor(good))
+    assert found.label.tolist() == [0, 1, 0, 1, 1]
+
+
+BAD = {
+    "empty": (np.zeros((0, 3)), {}, "expected .N, .... with N > 0"),
+    "nan": (np.array([[0.0], [np.nan]]), {}, "sample 1 is not finite"),
+    "range": (
+        np.array([[0.0], [9.0]]),
+        {"low": -1.0, "high": 1.0},
+        "values from 0 to 9, expected -1",
+    ),
+    "objects": (np.array([{"a": 1}], dtype=object), {}, "objects are refused"),
+    "text": (np.array([["a"]]), {}, "array of numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arrays_name_the_file(tmp_path, case):
+    array, more, message = BAD[case]
+    with pytest.raises(ReflowError, match=message) as error:
+        get(name="array", path=save(tmp_path / "bad.npy", array), **more)
+    assert "bad.npy" in str(error.value)
+
+
+def test_bad_parquet_names_the_file(tmp_path):
+    path = tmp_path / "bad.parquet"
+    with pytest.raises(ReflowError, match="no such file"):
+        get(name="array", path=str(path))
+    path.write_bytes(b"PAR1 nothing")
+    with pytest.raises(ReflowError, match="bad.parquet: not a Parquet file"):
+        get(name="array", path=str(path))
+    pq.write_table(pa.table({"x": [1]}), path)
+    with pytest.raises(ReflowError, match="no column 'target'.*it has: x"):
+        get(name="array", path=str(path))
+    pq.write_table(pa.table({"target": [[1.0], [1.0, 2.0]]}), path)
+    with pytest.raises(ReflowError, match="lists of numbers of one length"):
+        get(name="array", path=str(path))
