@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,8 +105,16 @@ class Processes:
             self._live.discard(process)
 
 
-def execute(root: Path, name: str, emit: Emit, processes: Processes | None = None) -> Outcome:
+def execute(
+    root: Path,
+    name: str,
+    emit: Emit,
+    processes: Processes | None = None,
+    room: AbstractContextManager[None] | None = None,
+) -> Outcome:
     """Bring the stage `name` up to date, giving each line that it prints to `emit`.
+
+    `room` is entered only if the stage has to run, and held while it does.
 
     Raises StageFailed with the stage's own error line.
     """
@@ -115,6 +124,15 @@ def execute(root: Path, name: str, emit: Emit, processes: Processes | None = Non
     reasons = tuple(dag.changed(root, name))
     if not reasons:
         return Outcome(name, "cached", time.monotonic() - start)
+    with room or nullcontext():
+        return _reproduce(root, name, emit, processes, reasons)
+
+
+def _reproduce(
+    root: Path, name: str, emit: Emit, processes: Processes, reasons: tuple[str, ...]
+) -> Outcome:
+    """Run DVC for one stage, whose output comes as lines."""
+    start = time.monotonic()
     lines: deque[str] = deque(maxlen=200)
     cached = False
     process = processes.start(_command(name), root, _environment())

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Literal
 
 from flows import dag, home
+from flows.cores import Cores, wanted
 from flows.execute import Outcome, Processes, StageFailed, execute
 from fmcore.settings import ReflowError
 
@@ -63,6 +64,7 @@ class Session:
     observer: Observer | None = None
     on_line: OnLine | None = None
     processes: Processes = field(default_factory=Processes)
+    cores: Cores = field(default_factory=Cores)
     reports: dict[str, StageReport] = field(default_factory=dict)
     flow_run: str = ""
 
@@ -75,8 +77,9 @@ class Session:
                 self.on_line(name, line)
 
         start = time.monotonic()
+        room = self.cores.take(wanted(self.stages[name]))
         try:
-            outcome = execute(self.root, name, tell, self.processes)
+            outcome = execute(self.root, name, tell, self.processes, room)
         except Exception as error:
             seconds = time.monotonic() - start
             text = str(error) if isinstance(error, StageFailed) else f"{name}: {error}"

@@ -5,26 +5,36 @@ Bytes are a function of the numbers: no dates, no versions in the files.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#b8433a", "#2f6db3", "#3f8f5f", "#8a5fb0", "#c98a1b", "#4a4a4a")
 INK, FAINT = "#333333", "#c8c8c8"
 POINTS = 2000
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
+    """Return an empty figure, in inches; matplotlib is imported by the stages that draw."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _plain(axes: Axes) -> None:
+def _plain(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -61,7 +71,7 @@ def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
         rows = [(label if i == 0 else "", part) for i, part in enumerate(x.split(side))]
     widest = max(len(x) for _, x in rows)
     ratio = rows[0][1].shape[2] / rows[0][1].shape[3]
-    figure = Figure(figsize=(0.9 + 0.52 * widest, 0.56 * len(rows) * ratio + 0.1))
+    figure = _figure(0.9 + 0.52 * widest, 0.56 * len(rows) * ratio + 0.1, layout=None)
     for i, (label, x) in enumerate(rows):
         height = 1 / len(rows)
         left = 0.9 / (0.9 + 0.52 * widest)
@@ -76,7 +86,7 @@ def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
 
 def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
     span = float(rows[-1][1][:, :2].abs().quantile(0.999)) * 1.15
-    figure = Figure(figsize=(2.1 * len(rows), 2.4), layout="constrained")
+    figure = _figure(2.1 * len(rows), 2.4)
     for i, (label, x) in enumerate(rows):
         axes = figure.add_subplot(1, len(rows), i + 1)
         points = x[:POINTS].flatten(1)
@@ -108,7 +118,7 @@ def trajectories(path: Path, trajectory: Tensor, image: bool) -> None:
         names = ("first principal component of the targets", "second principal component")
     elif x.shape[2] == 1:
         x = torch.cat([x, torch.zeros_like(x)], dim=2)
-    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    figure = _figure(5.2, 5.2)
     axes = figure.add_subplot()
     for i in range(min(128, x.shape[1])):
         axes.plot(x[:, i, 0], x[:, i, 1], color=COLOURS[1], alpha=0.35, linewidth=0.8)
@@ -123,7 +133,7 @@ def trajectories(path: Path, trajectory: Tensor, image: bool) -> None:
 
 def straightness_over_t(path: Path, gaps: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Draw the mean squared gap between chord and velocity over t, a line per round."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = _figure(6.4, 4.0)
     axes = figure.add_subplot()
     for i, (name, (t, gap)) in enumerate(gaps.items()):
         axes.plot(t, gap.clamp(min=1e-12), color=COLOURS[i % len(COLOURS)], linewidth=2, label=name)
@@ -140,7 +150,7 @@ def fd_over_nfe(
     path: Path, distances: Mapping[str, Mapping[int, float]], floor: float, name: str
 ) -> None:
     """Draw the distance to real data over NFE for all rounds, with the real-vs-real floor."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = _figure(6.4, 4.0)
     axes = figure.add_subplot()
     ticks: set[int] = set()
     for i, (round_, by_nfe) in enumerate(distances.items()):

@@ -4,7 +4,6 @@ Rectification raises the transport cost for no convex cost (Liu et al. 2022, the
 """
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -34,6 +33,8 @@ def w2(a: Tensor, b: Tensor) -> float:
 
     The best assignment by scipy: cubic in N, a fifth of a second for 1,000 points.
     """
+    from scipy.optimize import linear_sum_assignment  # a third of a second to import
+
     cost = torch.cdist(a.double(), b.double()).square()
     rows, columns = linear_sum_assignment(cost.numpy())
     return float(cost[rows, columns].mean().sqrt())
