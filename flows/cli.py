@@ -195,3 +195,7 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped; `reflow run` goes on from here")
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,6 +38,7 @@ def configure(root: Path) -> None:
         # The user's global DVC config is left in place: it may hold credentials of a remote,
         # and DVC only reads it.
         "DVC_SITE_CACHE_DIR": str(state(root, "dvc")),
+        "MPLCONFIGDIR": str(state(root, "matplotlib")),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": f"sqlite:///{data_base}",
         "PREFECT_HOME": str(state(root, "prefect")),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.guard import guarded
-from flows.home import find_root
+from flows.home import configure, find_root
 from flows.params import FILE, Params, load
 from flows.progress import Reporter
 from fmcore.settings import ReflowError, derive_seed
@@ -114,6 +114,7 @@ def main(arguments: list[str]) -> int:
             raise ReflowError(f"expected a stage: {', '.join(VERBS)}; got {words[:1] or 'none'}")
         verb, key = words[0], words[1] if len(words) > 1 else ""
         root = find_root(Path.cwd())
+        configure(root)
         params = load(root / FILE)
         with guarded(root, f"{verb}@{key}" if key else verb) as scratch:
             VERBS[verb](params, key, paths, scratch)

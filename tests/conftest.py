@@ -159,3 +159,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small chain that ran through Prefect, once for all tests; copy it, do not change it."""
+    from tests import real_chain
+
+    root = tmp_path_factory.mktemp("a chain") / "project"  # a space in the path, on purpose
+    real_chain.start(root)
+    return root

@@ -1,0 +1,82 @@
+"""A copy of this repository that runs a real, small chain with real engines."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.conftest import SOURCE, Project
+
+PARAMS = """
+seed: 0
+compute: {device: cpu, threads: 1}
+data: {name: gaussian, mean: [2.0, -1.0], std: [1.0, 1.0], samples: 4000}
+network: {width: 32, depth: 1, time_features: 16}
+yardstick: {features: {kind: identity}, samples: 500, splits: 2}
+evaluate: {nfe: [1, 4, 16], solver: {name: heun, steps: 16}, trajectories: 500}
+rounds:
+  rf1:
+    coupling: independent
+    init: scratch
+    train: {steps: 500, batch: 256, lr: 1.0e-2, ema: 0.98, warmup: 20}
+  rf2:
+    coupling: rf1
+    init: rf1
+    train: {steps: 200, batch: 256, lr: 3.0e-3, ema: 0.98, warmup: 20}
+couplings:
+  rf1: {round: rf1, pairs: 2000, shard: 512, solver: {name: rk4, steps: 8}}
+"""
+OUTPUTS = ("models", "couplings", "curves", "metrics", "pictures", "yardstick", "comparison")
+
+
+class Chain(Project):
+    """The copy of the repository, and what the tests ask of it."""
+
+    def env(self):
+        clean = {k: v for k, v in super().env().items() if not k.startswith(("PREFECT", "MLFLOW"))}
+        home = self.root.parent / "home"
+        home.mkdir(exist_ok=True)
+        more = {"HOME": str(home), "PYTHONPATH": str(self.root), "COLUMNS": "200"}
+        return {**clean, **more}
+
+    def reflow(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.sh("python", "-m", "flows.cli", *words, check=check)
+
+    def lock(self) -> str:
+        return (self.root / "dvc.lock").read_text()
+
+    def commit(self, message: str) -> str:
+        self.sh("git", "add", "-A")
+        self.sh("git", "commit", "-q", "-m", message)
+        return self.sh("git", "rev-parse", "HEAD").stdout.strip()
+
+    def plan(self) -> dict[str, str]:
+        return {p["stage"]: p["state"] for p in json.loads(self.reflow("plan", "--json").stdout)}
+
+    def mlflow(self, code: str) -> str:
+        head = (
+            "from pathlib import Path; from flows.tracking.client import Tracker;"
+            "t = Tracker(Path.cwd()); "
+        )
+        return self.sh("python", "-W", "ignore", "-c", head + code).stdout.strip()
+
+
+def start(root: Path) -> Chain:
+    """Copy the working tree, uncommitted changes included, to `root` and run the chain there."""
+    files = subprocess.run(
+        ["git", "-C", str(SOURCE), "ls-files", "-co", "--exclude-standard"],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in files:
+        made = name.split("/")[0] in OUTPUTS or name == "dvc.lock"
+        if (SOURCE / name).is_file() and not made:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE / name, root / name)
+    chain = Chain(root)
+    chain.sh("git", "init", "-q")
+    chain.write("params.yaml", PARAMS)
+    chain.commit("start")
+    done = chain.reflow("run")
+    chain.write(".reflow/run.log", done.stdout + done.stderr)
+    chain.commit("two rounds")
+    return chain
