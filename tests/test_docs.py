@@ -1,0 +1,90 @@
+"""The documents say what the code does: README blocks run, and every name is explained."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from flows import cli, stage
+from fmcore.solver import STEPS
+from tests.conftest import SOURCE
+from tests.real_chain import Chain
+
+README = (SOURCE / "README.md").read_text()
+DOCS = "\n".join(p.read_text() for p in sorted((SOURCE / "docs").rglob("*.md")))
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def chain(finished):
+    root = finished.parent / "readme"
+    shutil.copytree(finished, root, symlinks=True)
+    return Chain(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_block_of_the_readme_runs(chain, number):
+    kind, code = BLOCKS[number]
+    words = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else ["python", "-c"]
+    done = subprocess.run(
+        [*words, code], cwd=chain.root, env=chain.env(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_has_blocks_to_run():
+    assert len(BLOCKS) >= 4
+
+
+def test_the_make_targets_of_the_documents_exist():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (SOURCE / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", README + DOCS))
+    named -= {"sure", "a", "the", "it"}
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_every_command_is_in_the_readme_with_its_help():
+    for command in cli.app.registered_commands:
+        assert f"`reflow {command.callback.__name__}" in README
+        assert command.callback.__doc__
+
+
+def test_every_path_of_the_file_map_exists():
+    tree = README.split("## The tree")[1].split("```")[1]
+    top = ""
+    for line in tree.strip().splitlines():
+        names = [w for w in line.split("  ")[0 if line[0] != " " else 1].split() if w]
+        if line[0] != " ":
+            top = names[0] if names[0].endswith("/") else ""
+            names = [names[0]]
+            assert (SOURCE / names[0]).exists(), names
+            continue
+        assert names
+        for name in names:
+            assert (SOURCE / top / name).exists(), (top, name)
+
+
+@pytest.mark.parametrize("name", [*STEPS, *stage.VERBS])
+def test_every_solver_and_stage_is_in_the_documents(name):
+    assert re.search(rf"\b{name}\b", README + DOCS)
+
+
+METRICS = (
+    "straightness", "straightness_per_dim", "straightness_rel", "transport_cost",
+    "transport_cost_l1", "transport_cost_l4", "budget_defect", "held_out_ratio", "solver_gap",
+    "fd_clf", "fd_identity", "w2", "sliced_w2", "energy",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_explained(name):
+    assert f"`{name}`" in (SOURCE / "docs" / "names.md").read_text()
+
+
+def test_links_between_documents_lead_somewhere():
+    for page in [SOURCE / "README.md", *(SOURCE / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
