@@ -71,29 +71,32 @@ def comparison(root: Path) -> dict[str, Any]:
 
 
 def rounds_table(found: Mapping[str, Any]) -> Table:
-    """Lay out a comparison: a row per round, a column per NFE."""
+    """Lay out a comparison: a row per round, a column per NFE; fits 80 columns."""
     name = found["metric"]
     nfes = sorted({int(n) for row in found["rounds"] for n in row[name]})
     table = Table(
-        title=f"{name} by NFE (real against real: {found['floor']:.3g})", title_justify="left"
+        title=f"{name} by NFE (real against real, the floor: {found['floor']:.3g})",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
     )
     table.add_column("round")
-    table.add_column("trained on")
     for nfe in nfes:
-        table.add_column(f"NFE {nfe}", justify="right")
-    for column in ("straightness", "relative", "transport cost", "seconds"):
+        table.add_column(f"NFE {nfe}" if nfe == nfes[0] else str(nfe), justify="right")
+    for column in ("straight", "rel", "cost", "train"):
         table.add_column(column, justify="right")
     for row in found["rounds"]:
-        distances = [f"{row[name][str(n)]:.4g}" if str(n) in row[name] else "" for n in nfes]
+        distances = [f"{row[name][str(n)]:.3g}" if str(n) in row[name] else "" for n in nfes]
         seconds = row.get("train_seconds")
         table.add_row(
             row["round"],
-            row["coupling"],
             *distances,
-            f"{row['straightness']:.4g}",
+            f"{row['straightness']:.3g}",
             f"{row['straightness_rel']:.4f}",
-            f"{row['transport_cost']:.4g}",
-            "" if seconds is None else f"{seconds:.0f}",
+            f"{row['transport_cost']:.3g}",
+            "" if seconds is None else f"{seconds:.0f} s",
         )
     return table
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -10,6 +11,12 @@ from flows.execute import Outcome
 from flows.progress import parse
 from flows.report import comparison, note_timings, paths, rounds_table
 from fmcore.settings import ReflowError
+
+if TYPE_CHECKING:
+    from flows.tracking import Live
+
+CHATTER = ("Running stage", "> ", "Updating lock file", "Generating lock file")
+"""What DVC says of every stage; Prefect's log of the task keeps it."""
 
 
 def run_chain(
@@ -22,6 +29,8 @@ def run_chain(
     def line(stage: str, text: str) -> None:
         if live:
             live.line(stage, text)
+        if text.startswith(CHATTER):
+            return
         prefix = "" if parse(text) else f"{stage}: "
         out.print(f"  {prefix}{text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -49,7 +58,7 @@ def run_chain(
     return report.ok
 
 
-def _live(root: Path, out: Console):  # type: ignore[no-untyped-def]
+def _live(root: Path, out: Console) -> "Live":
     from flows.tracking import Live
 
     return Live(root, lambda text: out.print(text, markup=False, soft_wrap=True))

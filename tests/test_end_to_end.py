@@ -37,7 +37,7 @@ def chain(finished) -> Chain:
 def test_the_run_says_what_it_did_and_where_things_are(chain):
     said = (chain.root / ".reflow" / "run.log").read_text()
     assert "Traceback" not in said
-    for word in ("done train@rf2", "NFE 16", "MLflow", "Prefect run", "comparison/"):
+    for word in ("done train@rf2", "fd_identity by NFE", "MLflow", "Prefect run", "comparison/"):
         assert word in said
     assert (chain.root / ".reflow" / "prefect").is_dir()
 

@@ -11,6 +11,7 @@ from flows.tracking.records import Chain, Round, flat, settings_of
 for _name, _value in (
     ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
     ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
+    ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
 ):
     os.environ.setdefault(_name, _value)
 
@@ -26,7 +27,8 @@ class Tracker:
         import logging
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        for name in ("mlflow.store.db.utils", "mlflow.pyfunc"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         import mlflow
 
         self.root = root

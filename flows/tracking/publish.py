@@ -1,5 +1,6 @@
 """`publish`: bring MLflow up to date with dvc.lock and the receipts, exactly once."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,7 +85,7 @@ def _once(
     say: Say,
 ) -> None:
     """Log a part unless the run's tag says that this very entry of dvc.lock is logged."""
-    tag, value = f"reflow.published.{part}", digest(entry)
+    tag, value = f"reflow.published.{part.replace('@', '.')}", digest(entry)
     if tags.get(tag) == value:
         done.unchanged.append(part)
         return
@@ -130,7 +131,8 @@ def _dataset(tracker: Tracker, run: str, path: str, md5: str, context: str) -> N
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
-    source = resolve_dataset_source(str(tracker.root / path))
+    with warnings.catch_warnings(action="ignore"):  # it warns that one class fits twice
+        source = resolve_dataset_source(str(tracker.root / path))
     name = path.replace("/", "-")
     dataset = MetaDataset(source, name=name, digest=md5[:8])  # type: ignore[abstract]
     tags = [InputTag("mlflow.data.context", context), InputTag("dvc.md5", md5)]

@@ -1,7 +1,6 @@
 """The code that MLflow keeps beside a model and runs to turn noise into samples."""
 
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -19,10 +18,9 @@ class Sampler(PythonModel):
         """Load the velocity network from the artifact."""
         self.model = load(Path(context.artifacts["model"]))
 
-    def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Carry noise to data."""
+    # MLflow would read type hints of `predict` as a schema; the signature has the schema.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Carry noise [B, *D] to data [B, *D]."""
         noise = model_input["noise"] if isinstance(model_input, dict) else model_input
         x = torch.from_numpy(np.asarray(noise, dtype=np.float32))
         solver = Solver(name="euler", steps=int((params or {}).get("nfe", 1)))
