@@ -69,12 +69,21 @@ class Images(Settings):
 
 
 class Array(Settings):
-    """An array of the user's: .npy [N, *D], or Parquet with a `target` (and `label`) column."""
+    """An array of the user's: .npy [N, *D], or Parquet with a `target` (and `label`) column.
+
+    Values must lie in `low` to `high`; images [N, 1 or 3, H, W] in [-1, 1] unless one is given.
+    """
 
     name: Literal["array"]
     path: str
     low: float | None = None
     high: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Array":
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low is {self.low:g}, above high, {self.high:g}")
+        return self
 
 
 Dataset = Annotated[
@@ -157,8 +166,12 @@ def _images(root: Path) -> Samples:
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):  # Pillow would clip, not scale, these
+                    raise ReflowError(
+                        f"{file}: more than 8 bits a pixel (mode {image.mode}); save it with 8"
+                    )
                 pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ReflowError(
                 f"{file}: not an image that can be read ({error}); remove it"
             ) from error
@@ -184,6 +197,11 @@ def _folders(root: Path, files: list[Path]) -> Tensor | None:
     classes = sorted(set(names))
     if len(classes) < 2:
         return None
+    if "." in classes:
+        loose = files[names.index(".")]
+        raise ReflowError(
+            f"{loose}: lies beside class folders; move it into the folder of its class"
+        )
     return torch.tensor([classes.index(name) for name in names])
 
 
@@ -193,27 +211,45 @@ def _array(settings: Array) -> Samples:
         target, label = _parquet(path) if path.suffix == ".parquet" else (_npy(path), None)
     except FileNotFoundError:
         raise ReflowError(f"data.path: {path}: no such file") from None
-    if target.ndim < 2 or not len(target):
+    except OSError as error:
+        raise ReflowError(
+            f"data.path: {path}: cannot be read ({error.strerror}); give a .npy or .parquet file"
+        ) from None
+    if target.ndim < 2 or not target.size:
         raise ReflowError(
             f"{path}: shape {list(target.shape)}; expected [N, ...] with N > 0 samples"
         )
-    if not np.isfinite(target).all():
-        bad = int(np.argwhere(~np.isfinite(target))[0][0])
-        raise ReflowError(f"{path}: sample {bad} is not finite; remove it")
-    low, high = settings.low, settings.high
-    if (low is not None and target.min() < low) or (high is not None and target.max() > high):
+    with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
+        values = target.astype(np.float32)
+    if not np.isfinite(values).all():
+        bad = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise ReflowError(f"{path}: sample {bad} is not finite in float32; remove it")
+    image = values.ndim == 4 and values.shape[1] in (1, 3)
+    _in_range(settings, target, image)
+    return Samples(torch.from_numpy(values), label, image)
+
+
+def _in_range(settings: Array, target: np.ndarray, image: bool) -> None:
+    """Refuse values outside of the range; raw bytes in place of [-1, 1] would train, badly."""
+    low, high, hint = settings.low, settings.high, "remove them"
+    if image and low is None and high is None:
+        low, high, hint = -1.0, 1.0, "rescale these images, or set data.low and data.high"
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    least, most = target.min(), target.max()
+    if least < low or most > high:
         raise ReflowError(
-            f"{path}: values from {target.min():g} to {target.max():g}, expected {low} to {high}"
+            f"{settings.path}: values from {least:g} to {most:g}, expected {low:g} to {high:g};"
+            f" {hint}"
         )
-    return Samples(torch.tensor(target, dtype=torch.float32), label, image=target.ndim == 4)
 
 
 def _npy(path: Path) -> np.ndarray:
     try:
         found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
+        reason = "no numpy header, or pickled objects" if "pickle" in str(error) else str(error)
         raise ReflowError(
-            f"{path}: not a plain .npy array ({error}); objects are refused"
+            f"{path}: not a plain .npy array ({reason}); write it with numpy.save, without objects"
         ) from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
         raise ReflowError(f"{path}: expected one array of numbers")
@@ -235,11 +271,17 @@ def _parquet(path: Path) -> tuple[np.ndarray, Tensor | None]:
         have = ", ".join(table.column_names)
         raise ReflowError(f"{path}: no column 'target' with lists of numbers; it has: {have}")
     try:
-        target = np.array(table["target"].to_pylist(), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            target = np.array(table["target"].to_pylist(), dtype=np.float32)
     except (TypeError, ValueError):
         raise ReflowError(
             f"{path}: column 'target' must hold lists of numbers of one length"
         ) from None
     if "label" not in table.column_names:
         return target, None
-    return target, torch.tensor(table["label"].to_numpy(), dtype=torch.int64)
+    label = table["label"].to_numpy()
+    if label.dtype.kind not in "iu" or (label < 0).any():  # nulls would make it float
+        raise ReflowError(
+            f"{path}: column 'label' must hold a whole number from 0 up in every row; renumber it"
+        )
+    return target, torch.tensor(label.astype(np.int64))

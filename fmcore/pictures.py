@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#b8433a", "#2f6db3", "#3f8f5f", "#8a5fb0", "#c98a1b", "#4a4a4a")
 INK, FAINT = "#333333", "#c8c8c8"
-POINTS = 2000
+POINTS, PATHS = 2000, 128
 
 
 def _figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
@@ -105,22 +105,23 @@ def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
 def trajectories(path: Path, trajectory: Tensor, image: bool) -> None:
     """Draw paths [T+1, B, *D] from source to target; past two dimensions, a projection.
 
-    The projection is on the direction in which the targets vary most and the one in which the
-    sources vary most besides: principal components of the endpoints.
+    The projection is on the two directions in which the targets vary most: their principal
+    components. The noise varies alike in all directions, so it has none.
     """
     x = trajectory.flatten(2).double()
     names = ("dimension 1", "dimension 2")
     if x.shape[2] > 2:
         ends = x[-1] - x[-1].mean(0)
-        axes_ = torch.linalg.svd(ends, full_matrices=False)[2][:2]
-        axes_ = axes_ * axes_.sum(1, keepdim=True).sign()  # a sign of its own, for equal bytes
-        x = x @ axes_.T
+        basis = torch.linalg.svd(ends, full_matrices=False)[2][:2]
+        largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+        x = x @ (basis * largest.sign()).T  # a sign of its own, for equal bytes
         names = ("first principal component of the targets", "second principal component")
     elif x.shape[2] == 1:
         x = torch.cat([x, torch.zeros_like(x)], dim=2)
+    x = x[:, :PATHS]
     figure = _figure(5.2, 5.2)
     axes = figure.add_subplot()
-    for i in range(min(128, x.shape[1])):
+    for i in range(x.shape[1]):
         axes.plot(x[:, i, 0], x[:, i, 1], color=COLOURS[1], alpha=0.35, linewidth=0.8)
     axes.scatter(x[0, :, 0], x[0, :, 1], s=7, color=FAINT, label="source (noise, t = 1)", zorder=3)
     axes.scatter(x[-1, :, 0], x[-1, :, 1], s=7, color=COLOURS[0], label="target (t = 0)", zorder=3)

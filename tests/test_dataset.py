@@ -117,7 +117,12 @@ BAD = {
         {"low": -1.0, "high": 1.0},
         "values from 0 to 9, expected -1",
     ),
-    "objects": (np.array([{"a": 1}], dtype=object), {}, "objects are refused"),
+    "objects": (np.array([{"a": 1}], dtype=object), {}, "pickled objects.*numpy.save"),
+    "overflow": (np.full((2, 2), 1e300), {}, "sample 0 is not finite in float32"),
+    "no numbers": (np.zeros((5, 0)), {}, r"shape \[5, 0\]"),
+    "one axis": (np.zeros(5), {}, r"shape \[5\]"),
+    "low only": (-np.ones((2, 1)), {"low": 0.0}, "values from -1 to -1, expected 0 to inf"),
+    "bytes": (np.full((2, 1, 8, 8), 255, np.uint8), {}, "expected -1 to 1; rescale"),
     "text": (np.array([["a"]]), {}, "array of numbers"),
 }
 
@@ -143,3 +148,47 @@ def test_bad_parquet_names_the_file(tmp_path):
     pq.write_table(pa.table({"target": [[1.0], [1.0, 2.0]]}), path)
     with pytest.raises(ReflowError, match="lists of numbers of one length"):
         get(name="array", path=str(path))
+
+
+@pytest.mark.parametrize("label", [[0, None], ["a", "b"], [0.5, 1.0], [-1, 0]])
+def test_bad_labels_name_the_file(tmp_path, label):
+    pq.write_table(pa.table({"target": [[1.0], [2.0]], "label": label}), tmp_path / "bad.parquet")
+    with pytest.raises(ReflowError, match=r"bad\.parquet: column 'label' must hold a whole number"):
+        get(name="array", path=str(tmp_path / "bad.parquet"))
+
+
+def test_files_that_are_no_arrays(tmp_path):
+    with pytest.raises(ReflowError, match=r"cannot be read \(Is a directory\)"):
+        get(name="array", path=str(tmp_path))
+    whole = save(tmp_path / "cut.npy", np.ones((50, 3)))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:300])
+    with pytest.raises(ReflowError, match=r"cut\.npy: not a plain \.npy array"):
+        get(name="array", path=whole)
+    with pytest.raises(ValueError, match="low is 2, above high, 1"):
+        get(name="array", path=whole, low=2.0, high=1.0)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", "f2", "i4"])
+def test_arrays_of_any_number_type(tmp_path, dtype):
+    found = get(name="array", path=save(tmp_path / "a.npy", np.array([[1, 2]], dtype))).target
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[1.0, 2.0]]
+
+
+def test_an_array_of_images_is_one_by_its_channels(tmp_path):
+    for channels, image in ((1, True), (3, True), (4, False)):
+        path = save(tmp_path / "a.npy", np.zeros((2, channels, 8, 8), "float32"))
+        assert get(name="array", path=path).image is image
+    wide = save(tmp_path / "b.npy", np.full((2, 1, 8, 8), 5.0, "float32"))
+    assert get(name="array", path=wide, high=5.0).target.max() == 5
+
+
+def test_sixteen_bit_and_loose_images_name_the_file(tmp_path):
+    Image.new("I;16", (6, 4), 40000).save(tmp_path / "deep.png")
+    with pytest.raises(ReflowError, match=r"deep\.png: more than 8 bits"):
+        get(name="images", root=str(tmp_path))
+    (tmp_path / "deep.png").unlink()
+    image(tmp_path / "cat" / "a.png")
+    image(tmp_path / "loose.png")
+    with pytest.raises(ReflowError, match=r"loose\.png: lies beside class folders"):
+        get(name="images", root=str(tmp_path))

@@ -21,6 +21,7 @@ from fmcore.metrics.transport import (
     transport_cost_l4,
     w2,
 )
+from fmcore.settings import ReflowError
 from fmcore.solver import Solver, solve
 from tests import oracles
 
@@ -183,3 +184,26 @@ def test_the_sampling_bias_of_the_frechet_distance():
     d, n = 16, 2000
     a, b = (GaussianStats.from_features(draw(n, d, seed=s)) for s in (1, 2))
     assert frechet_distance(a, b) == pytest.approx(d * (d + 4) / (2 * n), rel=0.3)
+
+
+def test_distances_do_not_depend_on_the_origin():
+    a, b = draw(200, 2, seed=1), draw(200, 2, seed=2)
+    for offset in (1e3, 1e5):
+        assert w2(a + offset, a.flip(0) + offset) < 1e-9
+        assert energy_distance(a + offset, b + offset) == pytest.approx(
+            energy_distance(a, b), abs=1e-9
+        )
+
+
+@pytest.mark.parametrize("distance", [w2, lambda a, b: sliced_w2(a, b, seed=0)])
+def test_sets_of_two_sizes_are_refused(distance):
+    with pytest.raises(ValueError, match=r"one shape needed, got \[1, 2\] and \[20, 2\]"):
+        distance(draw(1, 2), draw(20, 2))
+
+
+def test_a_diverged_velocity_is_told_in_words():
+    x = draw(10, 2)
+    x[3, 0] = float("inf")
+    x[4] = float("nan")
+    with pytest.raises(ReflowError, match="2 of 10 samples are not finite"):
+        GaussianStats.from_features(x)

@@ -50,3 +50,10 @@ def test_values_beyond_the_range_are_clipped_not_rescaled(tmp_path):
 def test_a_floor_of_zero_is_left_out(tmp_path, floor):
     pictures.fd_over_nfe(tmp_path / "a.png", {"rf1": {1: 3.0}}, floor, "fd")
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_every_end_point_belongs_to_a_path(tmp_path):
+    x = torch.randn(9, 256, 2, generator=torch.Generator().manual_seed(0))
+    pictures.trajectories(tmp_path / "all.png", x, False)
+    pictures.trajectories(tmp_path / "shown.png", x[:, :128], False)
+    assert (tmp_path / "all.png").read_bytes() == (tmp_path / "shown.png").read_bytes()

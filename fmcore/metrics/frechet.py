@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fmcore.settings import ReflowError
+
 
 @dataclass(frozen=True)
 class GaussianStats:
@@ -18,6 +20,12 @@ class GaussianStats:
     def from_features(cls, features: Tensor) -> "GaussianStats":
         """Compute the statistics of features [N, d]."""
         x = features.double()
+        if not x.isfinite().all():
+            bad = int((~x.isfinite()).any(1).sum())
+            raise ReflowError(
+                f"{bad} of {len(x)} samples are not finite: the velocity diverges; train it again"
+                " with a lower lr, or use more NFE"
+            )
         mean = x.mean(0)
         centred = x - mean
         return cls(len(x), mean, centred.T @ centred)
