@@ -19,7 +19,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import dag
-from flows.reflow import RETRIES, RETRY_DELAYS, Session, may_pass, select
+from flows.schedule import RETRIES, RETRY_DELAYS, Session, may_pass, select
 from flows.server import serving
 from fmcore.settings import ReflowError
 

@@ -136,6 +136,15 @@ def test_publishing_twice_does_nothing_and_a_lost_data_base_is_rebuilt(chain):
     assert "MLflow: 0 logged" in chain.reflow("publish").stdout
 
 
+def test_a_tracking_server_that_is_down_costs_a_line_not_the_work(chain):
+    env = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    words = [f"{k}={v}" for k, v in env.items()]
+    done = chain.sh("env", *words, "python", "-m", "flows.cli", "run", "--no-prefect")
+    assert "cached train@rf2" in done.stdout
+    assert "`reflow publish` records it later" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_everything_deleted_and_run_again_gives_the_same_bytes(chain):
     """By DVC alone, with no Prefect and no cache: the lock file must not change."""
     before = chain.lock()

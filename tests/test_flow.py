@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 
 from flows import dag, execute
-from flows.reflow import Report, run, select
+from flows.reflow import run
+from flows.schedule import Report, select
 from fmcore.settings import ReflowError
 from tests.conftest import SOURCE, Project, until
 
