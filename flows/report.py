@@ -66,6 +66,7 @@ def comparison(root: Path) -> dict[str, Any]:
     took = timings(root)
     for row in found["rounds"]:
         seconds = took.get(f"train@{row['round']}")
+        row["floor"] = found["floor"]
         row["train_seconds"] = None if seconds is None else round(seconds, 1)
     return found
 
