@@ -71,6 +71,7 @@ def evaluate(
     result = {
         **_flat(rows, measure),
         **_paths(path),
+        **_known(velocity, data, path),
         **_budget(velocity, coupling, path, seed=seed, device=device),
     }
     t, gap = bend.straightness_curve(path)
@@ -137,10 +138,25 @@ def _paths(path: Tensor) -> dict[str, float]:
         "straightness": bend.straightness(path),
         "straightness_per_dim": bend.straightness_per_dim(path),
         "straightness_rel": bend.straightness_rel(path),
+        "curvature_angle": bend.curvature_angle(path),
         "transport_cost": transport_cost(source, target),
         "transport_cost_l1": transport_cost_l1(source, target),
         "transport_cost_l4": transport_cost_l4(source, target),
     }
+
+
+def _known(model: Model, data: Path, path: Tensor) -> dict[str, float]:
+    """Measure the start of the path, and the path's energy where W2 is known (Gaussian data)."""
+    source = path[0].to(next(model.network.parameters()).device)
+    start = in_tiles(model.network)(source, torch.ones(len(source), device=source.device)).cpu()
+    found = {"ivd": bend.initial_velocity_delta(start, path)}
+    settings = open_coupling(data).about.data or {}
+    if settings.get("name") == "gaussian":
+        mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+        w2_squared = float(mean.square().sum() + (1 - std).square().sum())
+        if w2_squared > 0:
+            found["npe"] = bend.normalised_path_energy(path, w2_squared)
+    return found
 
 
 def _budget(

@@ -75,6 +75,7 @@ def test_the_first_round_has_the_straightness_loss_and_cost_of_theory(rounds):
     before = sum(m**2 + 1 + s**2 for m, s in zip(MU, S, strict=True))
     assert found["transport_cost_before"] == pytest.approx(before, rel=0.03)
     assert abs(found["budget_defect"]) < 0.05
+    assert found["ivd"] == pytest.approx(1.0, rel=0.1)  # v(eps, 1) = eps - mu, chord = -mu: E eps^2
     assert found["held_out_ratio"] == pytest.approx(1, abs=0.1)
 
 

@@ -8,6 +8,9 @@ import torch
 from fmcore.interpolant import Cosine
 from fmcore.metrics.frechet import GaussianStats, frechet_distance
 from fmcore.metrics.straightness import (
+    curvature_angle,
+    initial_velocity_delta,
+    normalised_path_energy,
     straightness,
     straightness_curve,
     straightness_per_dim,
@@ -95,6 +98,26 @@ def test_straightness_keeps_its_symmetries():
     t, gap = straightness_curve(path)
     assert t[0] < t[-1]
     assert float(gap.mean()) == pytest.approx(s)
+
+
+def test_angle_energy_and_initial_velocity_of_known_paths():
+    """A right angle walked in two equal steps: 45 degrees off the chord all the way."""
+    corner = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 1.0]]])
+    assert curvature_angle(corner) == pytest.approx(torch.pi / 4)
+    assert normalised_path_energy(corner, 2.0) == pytest.approx((4 - 2) / 2)
+    line = corner[[0, 2]]
+    assert curvature_angle(line) == pytest.approx(0, abs=1e-6)
+    assert normalised_path_energy(line, 2.0) == pytest.approx(0)
+    velocity = torch.tensor([[-1.0, 1.0]])
+    assert initial_velocity_delta(velocity, line) == pytest.approx((0 + 4) / 2)
+
+
+@pytest.mark.parametrize("s", [0.5, 2.0])
+def test_path_energy_of_the_first_round_is_cost_plus_straightness(s):
+    """int E||v||^2 dt = E||Z1 - Z0||^2 + S for any flow; here cost = W2^2 = mu^2 + (1 - s)^2."""
+    w2_squared = 1.5**2 + (1 - s) ** 2
+    found = normalised_path_energy(paths(s, 200, "rk4"), w2_squared)
+    assert found == pytest.approx(oracles.straightness(s) / w2_squared, rel=5e-3)
 
 
 def test_the_curve_runs_from_data_to_noise():

@@ -37,3 +37,30 @@ def straightness_rel(trajectory: Tensor) -> float:
     """Return S / E||Z1 - Z0||^2: free of the scale of the data."""
     ends = trajectory[[0, -1]].double().flatten(2)
     return straightness(trajectory) / float((ends[0] - ends[1]).square().sum(-1).mean())
+
+
+def curvature_angle(trajectory: Tensor) -> float:
+    """Return the mean angle between chord and velocity, in radians, over samples and t."""
+    x = trajectory.double().flatten(2)
+    chord = (x[0] - x[-1]).expand_as(x[:-1])
+    cosine = torch.nn.functional.cosine_similarity(x[:-1] - x[1:], chord, dim=-1)
+    return float(cosine.clamp(-1, 1).acos().mean())
+
+
+def initial_velocity_delta(velocity: Tensor, trajectory: Tensor) -> float:
+    """Return E||v(Z1, 1) - (Z1 - Z0)||^2 / d, for the velocity [B, *D] at the source.
+
+    What one Euler step gets wrong: its endpoint is Z1 - v(Z1, 1) in place of Z0.
+    """
+    gap = velocity.double() - (trajectory[0].double() - trajectory[-1].double())
+    return float(gap.square().mean())
+
+
+def normalised_path_energy(trajectory: Tensor, w2_squared: float) -> float:
+    """Return |int E||v||^2 dt - W2^2| / W2^2 (Tong et al. 2024), 0 for optimal transport.
+
+    Only where W2 between source and target is known; straight paths need not be optimal for d > 1.
+    """
+    x = trajectory.double().flatten(2)
+    energy = ((x[:-1] - x[1:]) * (len(x) - 1)).square().sum(-1).mean()
+    return float((energy - w2_squared).abs() / w2_squared)
