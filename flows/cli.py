@@ -1,7 +1,6 @@
 """The `reflow` command: thin; each verb of it calls one function of `flows`."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,13 +33,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error the user can mend into one line and exit code 2."""
+    """Turn an error the user can mend into one line and exit code 2, Ctrl-C into 130."""
     try:
         yield
     except ReflowError as error:
         for line in str(error).splitlines():
             err.print(f"error: {line}", markup=False)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        err.print("stopped; `reflow run` goes on from here", markup=False)
+        raise typer.Exit(130) from None
 
 
 def project() -> Path:
@@ -190,11 +192,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `reflow` command."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        err.print("stopped; `reflow run` goes on from here")
-        sys.exit(130)
+    app()
 
 
 if __name__ == "__main__":

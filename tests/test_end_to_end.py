@@ -3,8 +3,13 @@
 The tests of this file run in order and share the chain; each leaves it up to date.
 """
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +17,7 @@ import pyarrow.dataset
 import pytest
 
 from flows import dag
+from tests.conftest import until
 from tests.real_chain import OUTPUTS, Chain
 
 pytestmark = pytest.mark.slow
@@ -143,6 +149,35 @@ def test_a_tracking_server_that_is_down_costs_a_line_not_the_work(chain):
     assert "cached train@rf2" in done.stdout
     assert "`reflow publish` records it later" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def living(root):
+    """Return the processes that work in the folder `root`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            found += [process.parent.name] if process.readlink() == root else []
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_one_line_and_goes_on_later(chain, number):
+    chain.edit("params.yaml", "steps: 200", "steps: 100000")
+    words = ["python", "-m", "flows.cli", "run", "--no-prefect", "--no-mlflow"]
+    process = subprocess.Popen(
+        words, cwd=chain.root, env=chain.env(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "train@rf2 " in line and "loss=" in line:
+            break
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    chain.edit("params.yaml", "steps: 100000", "steps: 200")
+    assert process.returncode == 130
+    assert said.strip() == "stopped; `reflow run` goes on from here"
+    until(lambda: not living(chain.root))
+    assert "cached train@rf2" in chain.reflow("run", "--no-prefect", "--no-mlflow").stdout
 
 
 def test_everything_deleted_and_run_again_gives_the_same_bytes(chain):
