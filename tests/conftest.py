@@ -1,6 +1,7 @@
 """Fixtures for all tests: a tiny project with real DVC and git, and one Prefect server."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -114,6 +115,11 @@ class Project:
 
     def repro(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.sh("dvc", "repro", *args, check=check)
+
+
+def heed_interrupts() -> None:
+    """Undo, in a child, that a shell lets its background jobs ignore Ctrl-C: `preexec_fn`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(true: Callable[[], bool], seconds: float = 30.0) -> None:

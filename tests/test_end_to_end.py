@@ -17,7 +17,7 @@ import pyarrow.dataset
 import pytest
 
 from flows import dag
-from tests.conftest import until
+from tests.conftest import heed_interrupts, until
 from tests.real_chain import OUTPUTS, Chain
 
 pytestmark = pytest.mark.slow
@@ -166,7 +166,7 @@ def test_an_interrupted_run_says_one_line_and_goes_on_later(chain, number):
     words = ["python", "-m", "flows.cli", "run", "--no-prefect", "--no-mlflow"]
     process = subprocess.Popen(
         words, cwd=chain.root, env=chain.env(), text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
     )  # fmt: skip
     for line in process.stdout:
         if "train@rf2 " in line and "loss=" in line:

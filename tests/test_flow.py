@@ -13,7 +13,7 @@ from flows import dag, execute
 from flows.reflow import run
 from flows.schedule import Report, select
 from fmcore.settings import ReflowError
-from tests.conftest import SOURCE, Project, until
+from tests.conftest import SOURCE, Project, heed_interrupts, until
 
 BOTH = pytest.mark.parametrize("prefect", [True, False], ids=["prefect", "threads"])
 
@@ -211,7 +211,9 @@ def test_a_killed_run_leaves_no_process_and_the_next_goes_on(
         "  work: {cmd: python work.py, deps: [a, work.py], outs: [out]}\n",
     )
     command = [sys.executable, "-c", RUN, str(SOURCE)]
-    running = subprocess.Popen(command, cwd=empty.root, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command, cwd=empty.root, stderr=subprocess.DEVNULL, preexec_fn=heed_interrupts
+    )
     until(lambda: any((empty.root / ".reflow/scratch").glob("work/*/checkpoint")))
     running.send_signal(number)
     assert running.wait(10) != 0
