@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
+
+from fmcore.network import write_tensors
 
 History = list[dict[str, float]]
 
@@ -46,7 +49,7 @@ def save_state(folder: Path, state: State) -> None:
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     note = {"step": str(state.step), "history": json.dumps(state.history)}
     temporary = folder / f".{FILE}.tmp"
-    save_file(tensors, temporary, metadata=note)
+    write_tensors(temporary, tensors, about=note)
     temporary.replace(folder / FILE)
 
 
@@ -61,11 +64,9 @@ def load_state(folder: Path, state: State) -> bool:
         return False
     try:
         tensors = load_file(path)
-        from safetensors import safe_open
-
         with safe_open(path, framework="pt") as file:
             note = file.metadata()
-    except Exception:  # safetensors has no error class of its own to name here
+    except SafetensorError:
         path.unlink()
         return False
     state.network.load_state_dict(_part(tensors, "network."))

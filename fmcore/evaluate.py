@@ -80,7 +80,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     real = read(open_coupling(data)).target[: SHOWN if image else 2000]
     pictures.samples_by_nfe(out / "samples.png", shown, image=image, reference=real)
-    pictures.trajectories(out / "trajectories.png", path[:, :256], image)
+    pictures.trajectories(out / "trajectories.png", path)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(result, indent=2) + "\n")
     return result

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -128,9 +129,21 @@ def save(
         "convention": CONVENTION,
         **about,
     }
-    save_file(_weights(inner), path / "model.safetensors")
-    save_file(_weights(raw or inner), path / "raw.safetensors")
+    write_tensors(path / "model.safetensors", _weights(inner))
+    write_tensors(path / "raw.safetensors", _weights(raw or inner))
     (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], *, about: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors; a full disk is an error that names the file."""
+    try:
+        save_file(tensors, path, metadata=about)
+    except (SafetensorError, OSError) as error:
+        raise ReflowError(
+            f"{path}: cannot be written ({error}); free some space and start again"
+        ) from error
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -154,7 +167,7 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
         raise ReflowError(
             f"{file}: not a model of this version ({reason}); train it again"
         ) from error
-    except Exception as error:  # safetensors raises its own untyped error for a damaged file
+    except SafetensorError as error:
         raise ReflowError(f"{file}: damaged ({error}); `dvc checkout` or train it again") from error
     digest = hashlib.sha256((path / "config.json").read_bytes() + file.read_bytes()).hexdigest()
     network.eval().requires_grad_(False)

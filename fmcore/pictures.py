@@ -102,7 +102,7 @@ def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
     _save(figure, path)
 
 
-def trajectories(path: Path, trajectory: Tensor, image: bool) -> None:
+def trajectories(path: Path, trajectory: Tensor) -> None:
     """Draw paths [T+1, B, *D] from source to target; past two dimensions, a projection.
 
     The projection is on the two directions in which the targets vary most: their principal

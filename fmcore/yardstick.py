@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def load(path: Path) -> Yardstick:
     try:
         about = json.loads((path / "yardstick.json").read_text())
         tensors = load_file(path / "reference.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ReflowError(f"{path}: not a yardstick ({error}); run the stage calibrate") from error
     folder = path / "extractor"
     extractor = load_extractor(folder) if folder.exists() else None

@@ -241,3 +241,13 @@ def test_the_independent_coupling_is_drawn_afresh(tmp_path):
     assert by_pair[0].keys() == by_pair[1].keys()
     assert all(by_pair[0][k] != by_pair[1][k] for k in by_pair[0])
     torch.testing.assert_close(read(coupling).source, read(coupling).source, rtol=0, atol=0)
+
+
+def test_a_limit_is_kept_for_every_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 1000)
+    coupling = open_coupling(make(tmp_path / "c", pairs=400, shard=100))
+    for split in ("train", "held_out", "all"):
+        whole = read(coupling, split=split)
+        part = read(coupling, split=split, limit=15)
+        assert part.pair_id.tolist() == whole.pair_id[:15].tolist()
+    assert len(read(coupling, split="held_out", limit=1000)) == 20

@@ -21,7 +21,7 @@ def draw_all(folder):
     pictures.samples_by_nfe(folder / "plane.png", {1: rand(500, 2)}, image=False, reference=None)
     pictures.samples_by_nfe(folder / "line.png", {1: rand(500, 1)}, image=False, reference=None)
     for dim in (1, 2, 64):
-        pictures.trajectories(folder / f"paths{dim}.png", rand(9, 64, dim), False)
+        pictures.trajectories(folder / f"paths{dim}.png", rand(9, 64, dim))
     t = torch.linspace(0, 1, 8)
     pictures.straightness_over_t(folder / "gap.png", {"rf1": (t, t + 1), "rf2": (t, 0 * t)})
     pictures.fd_over_nfe(folder / "fd.png", {"rf1": {1: 600.0, 8: 9.0}}, 5.0, "fd_clf")
@@ -54,6 +54,6 @@ def test_a_floor_of_zero_is_left_out(tmp_path, floor):
 
 def test_every_end_point_belongs_to_a_path(tmp_path):
     x = torch.randn(9, 256, 2, generator=torch.Generator().manual_seed(0))
-    pictures.trajectories(tmp_path / "all.png", x, False)
-    pictures.trajectories(tmp_path / "shown.png", x[:, :128], False)
+    pictures.trajectories(tmp_path / "all.png", x)
+    pictures.trajectories(tmp_path / "shown.png", x[:, :128])
     assert (tmp_path / "all.png").read_bytes() == (tmp_path / "shown.png").read_bytes()

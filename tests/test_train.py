@@ -164,3 +164,11 @@ def test_u_shaped_times_follow_their_law():
     assert torch.equal(spread_times(u, "uniform"), u)
     run_of_ends = ((t < 0.1) | (t > 0.9)).float().mean()
     assert float(run_of_ends) == pytest.approx(2 * float(cdf[t <= 0.1].max()), abs=1e-3)
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(start):
+    blocked = start / "a" / "scratch"
+    blocked.mkdir(parents=True)
+    (blocked / ".checkpoint.safetensors.tmp").mkdir()  # what cannot be written to, even by root
+    with pytest.raises(ReflowError, match=r"checkpoint\.safetensors\.tmp: cannot be written"):
+        run(start, "a", Train(steps=10, batch=32))

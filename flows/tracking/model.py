@@ -1,5 +1,6 @@
 """A round as an MLflow model: noise in, samples out. Safetensors and code, no pickle."""
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ def log_model(mlflow: Any, run: str, folder: Path) -> None:
         params=ParamSchema([ParamSpec("nfe", "long", 1)]),
     )
     package = Path(__file__).parents[2] / "fmcore"
-    with mlflow.start_run(run_id=run, log_system_metrics=False):
+    with (
+        warnings.catch_warnings(action="ignore"),  # it asks for type hints beside the signature
+        mlflow.start_run(run_id=run, log_system_metrics=False),
+    ):
         mlflow.pyfunc.log_model(
             name="velocity",
             python_model=str(Path(__file__).with_name("served.py")),

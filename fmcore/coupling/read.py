@@ -118,10 +118,8 @@ def _open(coupling: Coupling, name: str) -> pq.ParquetFile:
     return file
 
 
-def _pairs(coupling: Coupling, rows: pa.Table, split: Split) -> Pairs:
+def _pairs(coupling: Coupling, rows: pa.Table) -> Pairs:
     """Decode Arrow rows; an independent coupling gets fixed noise here, for the held-out pairs."""
-    if split != "all":
-        rows = rows.filter(pa.compute.equal(rows["split"], split))
     shape = tuple(coupling.about.shape)
 
     def vectors(name: str) -> Tensor:
@@ -139,7 +137,7 @@ def _pairs(coupling: Coupling, rows: pa.Table, split: Split) -> Pairs:
     return Pairs(torch.tensor(ids), vectors("target"), source, label)
 
 
-def _load(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> Pairs:
+def _rows(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:
     tables = []
     for name in dict.fromkeys(file for file, _, _ in groups):
         wanted = [i for file, i, _ in groups if file == name]
@@ -150,7 +148,8 @@ def _load(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) 
                 f"{coupling.path / name}: damaged ({str(error).splitlines()[0][:120]});"
                 " `dvc checkout` it"
             ) from error
-    return _pairs(coupling, pa.concat_tables(tables), split)
+    rows = pa.concat_tables(tables)
+    return rows if split == "all" else rows.filter(pa.compute.equal(rows["split"], split))
 
 
 def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) -> Pairs:
@@ -159,15 +158,14 @@ def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) 
     The source of an independent coupling is fixed noise here, so that a held-out loss or a
     transport cost is the same number each time. Training uses `batches`, which draws it afresh.
     """
-    groups, rows = [], 0
-    for group in coupling.groups:
-        groups.append(group)
-        rows += group[2]
-        # One pair in twenty is held out, so a limit on that split needs more rows.
-        if limit is not None and split != "held_out" and rows > limit * 1.1 + 40:
+    if limit is None:
+        return _pairs(coupling, _rows(coupling, coupling.groups, split))
+    tables: list[pa.Table] = []
+    for group in coupling.groups:  # one at a time: a limit bounds the memory too
+        tables.append(_rows(coupling, [group], split))
+        if sum(t.num_rows for t in tables) >= limit:
             break
-    pairs = _load(coupling, groups, split)
-    return pairs if limit is None else pairs.rows(torch.arange(min(limit, len(pairs))))
+    return _pairs(coupling, pa.concat_tables(tables).slice(0, limit))
 
 
 def batches(
@@ -196,7 +194,7 @@ def batches(
                 step += cuts[w]
                 continue
             if held != w:
-                pairs, held = _load(coupling, windows[w], "train"), w
+                pairs, held = _pairs(coupling, _rows(coupling, windows[w], "train")), w
             order = _shuffled(len(pairs), seed, "rows", epoch, w)
             for cut in range(cuts[w]):
                 if step >= start:

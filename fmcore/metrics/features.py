@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -125,6 +126,6 @@ def load_extractor(path: Path) -> Extractor:
         config = json.loads((path / "config.json").read_text())
         extractor = Extractor(tuple(config["shape"]), config["classes"], config["width"])
         extractor.load_state_dict(load_file(path / "model.safetensors"))
-    except Exception as error:  # safetensors has no error class of its own to name here
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ReflowError(f"{path}: damaged ({error}); run the stage calibrate again") from error
     return extractor.eval().requires_grad_(False)
