@@ -14,6 +14,7 @@ from fmcore.compute import Compute
 from fmcore.couple import Couple
 from fmcore.dataset import Dataset
 from fmcore.evaluate import Evaluate
+from fmcore.gates import Gates
 from fmcore.network import Network
 from fmcore.settings import ReflowError, Settings
 from fmcore.train import Train
@@ -47,6 +48,7 @@ class Params(Settings):
     network: Network = Network()
     yardstick: YardstickSettings = YardstickSettings()
     evaluate: Evaluate = Evaluate()
+    gates: Gates = Gates()
     rounds: dict[str, Round] = Field(min_length=1)
     couplings: dict[str, CouplingOf] = Field(default_factory=dict)
 
@@ -122,6 +124,12 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
         return f"{where}: unknown key; {hint}accepted: {', '.join(accepted)}"
     if error["type"] == "missing":
         return f"{where}: is missing; add it"
+    if error["type"] == "union_tag_invalid":
+        place = _at(path, tree, (*error["loc"], "name"))
+        context = error["ctx"]
+        return f"{place}: expected one of {context['expected_tags']}, got {context['tag']!r}"
+    if error["type"] == "union_tag_not_found":
+        return f"{where}: its name is missing; add `name: ...`"
     message = error["msg"][0].lower() + error["msg"][1:]
     got = error["input"]
     shown = f", got {got!r}" if not isinstance(got, dict | list) else ""

@@ -107,16 +107,18 @@ def draw(root: Path, round_: str, file: Path, *, nfe: int, count: int, seed: int
     if file.suffix not in {".png", ".npy"}:
         raise ReflowError(f"{file}: expected a name that ends in .png or .npy")
     import numpy as np
+    import torch
 
     from fmcore import pictures
-    from fmcore.couple import integrate
     from fmcore.coupling import gaussian_noise
+    from fmcore.flow import Flow
     from fmcore.network import load
     from fmcore.solver import Solver
 
     model = load(paths(root, f"train@{round_}")["out"])
     noise = gaussian_noise(derive_seed(seed, "sample"), np.arange(count), model.shape)
-    x, _ = integrate(model, noise, Solver(name="euler", steps=nfe), batch=1024)
+    solver = Solver(name="euler", steps=nfe)
+    x = Flow.of(model).sample(noise, solver, device=torch.device("cpu")).x
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".npy":

@@ -5,16 +5,29 @@ guard (lock, checkpoints, inputs unchanged while running).
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flows.guard import guarded
 from flows.home import configure, find_root
 from flows.params import FILE, Params, load
 from flows.progress import Reporter
+from fmcore.gates import judge
 from fmcore.settings import ReflowError, derive_seed
 
 Paths = dict[str, Path]
+
+
+def _gated(params: Params, values: Mapping[str, Any]) -> None:
+    """Say what the gates say of a stage's metrics; a failing gate fails the stage."""
+    verdicts = judge(params.gates, values)
+    for verdict in verdicts:
+        if verdict.state == "warn":
+            print(f"warning: {verdict.says}", flush=True)
+    if failed := [v.says for v in verdicts if v.state == "fail"]:
+        raise ReflowError("; ".join(failed))
 
 
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -52,6 +65,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
             device=device,
             scratch=scratch,
             log=log,
+            accept=partial(_gated, params),
         )
 
 
@@ -68,6 +82,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
             device=device,
             scratch=scratch,
             log=log,
+            accept=partial(_gated, params),
         )
 
 
@@ -84,6 +99,7 @@ def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
             seed=params.seed,
             device=device,
             log=log,
+            accept=partial(_gated, params),
         )
 
 

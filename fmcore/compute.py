@@ -43,25 +43,25 @@ def numerics(device: torch.device) -> dict[str, Any]:
     }
 
 
-def in_tiles(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Wrap a velocity so that on the CPU each call has TILE rows, the last one padded.
+def in_tiles(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a network so that on the CPU each call has TILE rows, the last one padded.
 
     The kernel that a matrix product takes depends on its number of rows, and with it the last
     bits. With tiles of one size a row's result does not depend on the rows beside it, so a
     coupling is the same bytes whatever the batch. On a GPU the batch itself is the tile.
     """
 
-    def tiled(x: Tensor, t: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return velocity(x, t)
-        rows = len(x)
-        short = -rows % TILE
-        if short:
-            x = torch.cat([x, x.new_zeros(short, *x.shape[1:])])
-            t = torch.cat([t, t.new_zeros(short)])
-        parts = zip(x.split(TILE), t.split(TILE), strict=True)
-        return torch.cat([velocity(a, b) for a, b in parts])[:rows]
+    def tiled(*inputs: Tensor | None) -> Tensor:
+        x = inputs[0]
+        if x is None or x.device.type != "cpu":
+            return network(*inputs)
+        rows, count = len(x), -(-len(x) // TILE)
+        whole = [None if a is None else _padded(a, count * TILE) for a in inputs]
+        parts = zip(*([None] * count if a is None else a.split(TILE) for a in whole), strict=True)
+        return torch.cat([network(*part) for part in parts])[:rows]
 
     return tiled
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    return x if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])

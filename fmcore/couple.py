@@ -1,67 +1,141 @@
 """Verb: sample the coupling that a velocity's own ODE produces (rectification).
 
-source ~ N(0, I) as a function of (seed, pair_id), target = the ODE's endpoint at t = 0.
+Generated pairs: source ~ N(0, I) as a function of (seed, pair_id), target the ODE's endpoint at
+t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t = 1.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from fmcore.compute import in_tiles, numerics
-from fmcore.coupling import About, finish, gaussian_noise, open_coupling, table, write_shard
+from fmcore.compute import numerics
+from fmcore.coupling import (
+    About,
+    Pairs,
+    finish,
+    gaussian_noise,
+    open_coupling,
+    read,
+    table,
+    write_shard,
+)
+from fmcore.coupling.checks import measure
+from fmcore.coupling.noise import uniform
 from fmcore.coupling.write import shard_name
-from fmcore.network import Model, load
-from fmcore.settings import Log, Settings
-from fmcore.solver import Solver, solve
+from fmcore.flow import Flow
+from fmcore.network import load
+from fmcore.settings import Accept, Log, ReflowError, Settings
+from fmcore.solver import Adaptive, OdeSolver, Solution, Solver, solve
+
+Kind = Literal["generated", "inverted"]
 
 
 class Couple(Settings):
-    """How many pairs, by which solver; `batch` and `workers` never change the bytes on the CPU."""
+    """How many pairs, by which solver; `batch` and `workers` never change the bytes on the CPU.
+
+    `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
+    is baked into the pairs of a flow with classes, and recorded.
+    """
 
     pairs: int = Field(gt=0)
-    solver: Solver = Solver(name="heun", steps=18)
+    solver: OdeSolver = Solver(name="heun", steps=18)
+    mix: dict[Kind, Annotated[float, Field(gt=0)]] = Field(default={"generated": 1.0}, min_length=1)
+    guidance: float = Field(default=1.0, ge=0)
     weights: Literal["ema", "raw"] = "ema"
     batch: int = Field(default=1024, gt=0)
     shard: int = Field(default=4096, gt=0)
     audit_every: int = Field(default=32, gt=0)
 
-
-def integrate(model: Model, source: Tensor, solver: Solver, *, batch: int) -> tuple[Tensor, int]:
-    """Carry source [N, *D] to t = 0; returns the endpoints [N, *D] on the CPU and the NFE.
-
-    The state is float32 whatever the network computes in: a half-precision state loses the pair.
-    """
-    velocity = in_tiles(model.network)
-    device = next(model.network.parameters()).device
-    solutions = [solve(velocity, z.to(device), solver) for z in source.split(batch)]
-    return torch.cat([s.x.cpu() for s in solutions]), solutions[0].nfe
+    @model_validator(mode="after")
+    def _shares(self) -> "Couple":
+        if abs(sum(self.mix.values()) - 1) > 1e-9:
+            raise ValueError(f"mix: shares must add up to 1, got {self.mix}")
+        return self
 
 
-def sample_shard(model: Model, about: About, settings: Couple, index: int) -> tuple[pa.Table, int]:
-    """Return shard `index` as a table: a pure function of (model, settings, index), and its NFE.
+@dataclass(frozen=True)
+class Sampler:
+    """What makes the pairs of a coupling: the flow, the real data, where it computes."""
 
-    Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
-    difference of the endpoints, an estimate of the discretisation error of that pair.
-    """
-    first = index * settings.shard
-    ids: NDArray[np.int64] = np.arange(first, min(first + settings.shard, settings.pairs))
-    source = gaussian_noise(about.seed, ids, tuple(about.shape))
-    target, nfe = integrate(model, source, settings.solver, batch=settings.batch)
-    gap = np.full(len(ids), np.nan, dtype=np.float32)
-    audited = ids % settings.audit_every == 0
-    if audited.any():
-        rows = torch.from_numpy(audited)
-        finer, _ = integrate(model, source[rows], settings.solver.refined(), batch=settings.batch)
-        gap[audited] = (finer - target[rows]).flatten(1).square().mean(1).sqrt().numpy()
-    return table(about, ids, target, source, solver_gap=gap), nfe
+    flow: Flow
+    data: Pairs | None
+    about: About
+    settings: Couple
+    device: torch.device
+
+    def shard(self, index: int) -> tuple[pa.Table, int]:
+        """Return shard `index`, a pure function of (model, settings, index), and its NFE.
+
+        Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
+        difference of the endpoints, an estimate of the discretisation error of that pair.
+        """
+        first = index * self.settings.shard
+        last = min(first + self.settings.shard, self.settings.pairs)
+        ids: NDArray[np.int64] = np.arange(first, last)
+        inverted = torch.from_numpy(
+            uniform(self.about.seed, ids) < self.settings.mix.get("inverted", 0.0)
+        )
+        source, target, label = self._known(ids, inverted)
+        gap = np.full(len(ids), np.nan, dtype=np.float32)
+        spent = torch.zeros(len(ids), dtype=torch.int64)
+        nfe = 0
+        for back, rows in ((False, ~inverted), (True, inverted)):
+            if not bool(rows.any()):
+                continue
+            given = (target if back else source)[rows]
+            own = None if label is None else label[rows]
+            found = self._solve(given, own, self.settings.solver, back)
+            (source if back else target)[rows] = found.x
+            nfe = found.nfe
+            if found.evaluations is not None:
+                spent[rows] = found.evaluations
+            audited = torch.from_numpy(ids % self.settings.audit_every == 0)[rows]
+            if bool(audited.any()):
+                own = None if own is None else own[audited]
+                finer = self._solve(given[audited], own, self.settings.solver.refined(), back).x
+                error = (finer - found.x[audited]).flatten(1).square().mean(1).sqrt()
+                gap[rows.numpy().nonzero()[0][audited.numpy()]] = error.numpy()
+        mixed = len(self.settings.mix) > 1
+        kind = np.where(inverted.numpy(), "inverted", "generated") if mixed else None
+        own_nfe = spent if isinstance(self.settings.solver, Adaptive) else None
+        return table(self.about, ids, target, source, label, gap, kind, own_nfe), nfe
+
+    def _known(
+        self, ids: NDArray[np.int64], inverted: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return source and target as far as they are given, and labels as the data has them."""
+        shape = tuple(self.about.shape)
+        source = gaussian_noise(self.about.seed, ids, shape)
+        target = torch.zeros_like(source)
+        if self.data is None:
+            return source, target, None
+        rows = torch.from_numpy(ids % len(self.data))
+        drawn = (uniform(self.about.seed, ids, draw=1) * len(self.data)).astype(np.int64)
+        target[inverted] = self.data.target[rows[inverted]]
+        if not self.flow.classes or self.data.label is None:
+            return source, target, None
+        rows = torch.where(inverted, rows, torch.from_numpy(drawn))
+        return source, target, self.data.label[rows]
+
+    def _solve(self, x: Tensor, label: Tensor | None, solver: OdeSolver, back: bool) -> Solution:
+        carry = self.flow.invert if back else self.flow.sample
+        return carry(
+            x,
+            solver,
+            device=self.device,
+            batch=self.settings.batch,
+            label=label,
+            guidance=self.settings.guidance,
+        )
 
 
 def couple(
@@ -75,44 +149,68 @@ def couple(
     device: torch.device,
     scratch: Path,
     log: Log,
+    accept: Accept = lambda _: None,
 ) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
-    Shards gather in `scratch` and move to `out` when all are there. A shard that is complete is
-    not sampled again, so a killed run goes on where it stopped.
+    Shards gather in `scratch` and move to `out` when all are there and their metrics are accepted.
+    A shard that is complete is not sampled again, so a killed run goes on where it stopped.
     """
-    velocity = load(model, weights=settings.weights, device=str(device))
-    about = About(
-        kind="generated",
-        shape=list(velocity.shape),
-        image=open_coupling(data).about.image,
-        pairs=settings.pairs,
-        seed=seed,
-        model=velocity.digest,
-        weights=settings.weights,
-        solver=settings.solver.model_dump(),
-        nfe=_nfe(settings.solver),
-        audit_every=settings.audit_every,
-        numerics=numerics(device),
-    )
-    folder = scratch / "shards"
+    sampler = _sampler(model, data, settings, seed=seed, device=device)
+    about, folder = sampler.about, scratch / "shards"
     count = -(-settings.pairs // settings.shard)
     for index in range(count):
         if not _complete(folder / shard_name(index), about):
-            rows, nfe = sample_shard(velocity, about, settings, index)
-            if nfe != about.nfe:
+            rows, nfe = sampler.shard(index)
+            if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
             write_shard(folder, index, rows)
         log({}, min(settings.pairs, (index + 1) * settings.shard))
     manifest = finish(folder, about, count)
+    size = sum(s["bytes"] for s in manifest["shards"])
+    found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
+    accept(found)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder.replace(out)
-    _write_metrics(metrics, out, about, sum(s["bytes"] for s in manifest["shards"]))
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _nfe(solver: Solver) -> int:
-    """Return the NFE of a solver by counting on a trivial field."""
-    return solve(lambda x, _: x, torch.zeros(1, 1), solver).nfe
+def _sampler(
+    model: Path, data: Path, settings: Couple, *, seed: int, device: torch.device
+) -> Sampler:
+    velocity = load(model, weights=settings.weights, device=str(device))
+    flow, real = Flow.of(velocity), open_coupling(data)
+    if settings.guidance != 1 and not flow.classes:
+        raise ReflowError(
+            f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
+            " network.classes, or guidance 1"
+        )
+    about = About(
+        kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
+        shape=list(velocity.shape),
+        image=real.about.image,
+        pairs=settings.pairs,
+        seed=seed,
+        model=velocity.digest,
+        weights=settings.weights,
+        solver=settings.solver.model_dump(mode="json", exclude_none=True),
+        nfe=_nfe(settings, flow),
+        audit_every=settings.audit_every,
+        numerics=numerics(device),
+        guidance=settings.guidance if flow.classes else None,
+        mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
+    )
+    needed = flow.classes or "inverted" in settings.mix
+    return Sampler(flow, read(real) if needed else None, about, settings, device)
+
+
+def _nfe(settings: Couple, flow: Flow) -> int | None:
+    """Return the NFE of a fixed grid by counting on a trivial field, twice with guidance."""
+    if isinstance(settings.solver, Adaptive):
+        return None
+    calls = solve(lambda x, _: x, torch.zeros(1, 1), settings.solver).nfe
+    return calls * (2 if flow.classes and settings.guidance != 1 else 1)
 
 
 def _complete(path: Path, about: About) -> bool:
@@ -124,27 +222,3 @@ def _complete(path: Path, about: About) -> bool:
     except (OSError, pa.ArrowInvalid):
         return False
     return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))
-
-
-def _write_metrics(path: Path, out: Path, about: About, size: int) -> None:
-    cost = gap = 0.0
-    audited = 0
-    for file in sorted(out.glob("part-*.parquet")):
-        rows = pq.read_table(file, page_checksum_verification=True)
-        source, target = (
-            rows[c].combine_chunks().flatten().to_numpy().astype(np.float64)
-            for c in ("source", "target")
-        )
-        cost += float(np.square(target - source).sum())
-        gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
-        gap, audited = gap + float(np.square(gaps).sum()), audited + len(gaps)
-    result = {
-        "pairs": about.pairs,
-        "nfe": about.nfe,
-        "transport_cost": cost / about.pairs,
-        "solver_gap_rms": (gap / max(1, audited)) ** 0.5,
-        "audited": audited,
-        "bytes": size,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")

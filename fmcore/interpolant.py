@@ -1,20 +1,58 @@
 """Interpolants x_t = alpha(t) target + sigma(t) source, with t = 0 data and t = 1 noise.
 
 Theory: Ayan Das, "Match Flows, Not Scores" (2024). An interpolant is its settings: fields plus
-four formulas. Times are tensors [B]; the formulas are elementwise.
+four formulas. Times are tensors [B]; the formulas are elementwise. Velocity, score, source and
+target are four views of one field; the functions below turn one into another.
 """
 
+import importlib
 import math
-from typing import Annotated, Literal
+from abc import abstractmethod
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fmcore.settings import Settings
 
+EDGE = 1e-3
+"""How near to an end of [0, 1] a formula is read where it is singular at the end itself."""
 
-class Linear(Settings):
+Objective = Literal["velocity", "noise", "target"]
+"""What a network predicts: the velocity, the source (denoising score matching), the target."""
+
+
+class Schedule(Settings):
+    """The base of every interpolant. Subclass it for one of your own (`name: custom`)."""
+
+    first: ClassVar[float] = 0.0
+    """The least time at which all four formulas are finite."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the weight of the target [B], 1 at t = 0."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the weight of the source [B], 0 (or next to it) at t = 0."""
+
+    @abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Return d alpha / dt [B]."""
+
+    @abstractmethod
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Return d sigma / dt [B]."""
+
+    @property
+    def noise_scale(self) -> float:
+        """Return sigma(1): the flow starts at sigma(1) source, which is source but for `ve`."""
+        return float(self.sigma(torch.ones((), dtype=torch.float64)))
+
+
+class Linear(Schedule):
     """alpha = 1 - t, sigma = t: the straight interpolant of rectified flow."""
 
     name: Literal["linear"] = "linear"
@@ -28,15 +66,15 @@ class Linear(Settings):
         return t
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Return d alpha / dt = -1 [B]."""
+        """Return -1 [B]."""
         return -torch.ones_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Return d sigma / dt = 1 [B]."""
+        """Return 1 [B]."""
         return torch.ones_like(t)
 
 
-class Cosine(Settings):
+class Cosine(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2): constant alpha^2 + sigma^2."""
 
     name: Literal["cosine"] = "cosine"
@@ -58,7 +96,156 @@ class Cosine(Settings):
         return math.pi / 2 * torch.cos(math.pi / 2 * t)
 
 
-Interpolant = Annotated[Linear | Cosine, Field(discriminator="name")]
+class Polynomial(Schedule):
+    """alpha = (1 - t)^n, sigma = 1 - alpha: straight paths at a speed that changes."""
+
+    name: Literal["polynomial"]
+    power: float = Field(default=2.0, ge=1)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return (1 - t)^n [B]."""
+        return (1 - t) ** self.power
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return 1 - (1 - t)^n [B]."""
+        return 1 - self.alpha(t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Return -n (1 - t)^(n - 1) [B]."""
+        return -self.power * (1 - t) ** (self.power - 1)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Return n (1 - t)^(n - 1) [B]."""
+        return -self.d_alpha(t)
+
+
+class VariancePreserving(Schedule):
+    """alpha^2 + sigma^2 = 1 with beta(t) linear: alpha = exp(-int beta / 2) (Song et al. 2021).
+
+    sigma' grows without bound towards t = 0, so training times stop short of it.
+    """
+
+    first: ClassVar[float] = EDGE
+    name: Literal["variance_preserving"]
+    beta_min: float = Field(default=0.1, gt=0)
+    beta_max: float = Field(default=20.0, gt=0)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return exp(-int_0^t beta / 2) [B]."""
+        return torch.exp(-self._integral(t) / 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return sqrt(1 - alpha^2) [B]."""
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Return -beta alpha / 2 [B]."""
+        return -self._beta(t) / 2 * self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Return beta alpha^2 / (2 sigma) [B]."""
+        return self._beta(t) * self.alpha(t) ** 2 / (2 * self.sigma(t))
+
+
+class VarianceExploding(Schedule):
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021).
+
+    Noise of size sigma_min stays at t = 0, and the flow starts at sigma_max source.
+    """
+
+    name: Literal["variance_exploding"]
+    sigma_min: float = Field(default=0.01, gt=0)
+    sigma_max: float = Field(default=50.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "VarianceExploding":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min:g} must be below {self.sigma_max:g}")
+        return self
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1 [B]."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return sigma_min (sigma_max / sigma_min)^t [B]."""
+        return self.sigma_min * torch.exp(math.log(self.sigma_max / self.sigma_min) * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Return 0 [B]."""
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Return log(sigma_max / sigma_min) sigma [B]."""
+        return math.log(self.sigma_max / self.sigma_min) * self.sigma(t)
+
+
+class Custom(Schedule):
+    """A schedule of your own: `path: package.module:Class`, a subclass of Schedule, checked."""
+
+    name: Literal["custom"]
+    path: str = Field(pattern=r"^[\w.]+:\w+$")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @cached_property
+    def _own(self) -> Schedule:
+        module, _, name = self.path.partition(":")
+        try:
+            own = getattr(importlib.import_module(module), name)(**self.settings)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ValueError(f"{self.path} cannot be made: {error}") from None
+        if not isinstance(own, Schedule):
+            raise ValueError(f"{self.path} is no subclass of fmcore.interpolant.Schedule")
+        return own
+
+    @model_validator(mode="after")
+    def _checked(self) -> "Custom":
+        check(self._own)
+        return self
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the user's alpha [B]."""
+        return self._own.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the user's sigma [B]."""
+        return self._own.sigma(t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Return the user's d alpha / dt [B]."""
+        return self._own.d_alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Return the user's d sigma / dt [B]."""
+        return self._own.d_sigma(t)
+
+
+Interpolant = Annotated[
+    Linear | Cosine | Polynomial | VariancePreserving | VarianceExploding | Custom,
+    Field(discriminator="name"),
+]
+
+
+def check(schedule: Schedule) -> None:
+    """Raise ValueError unless alpha(0) = 1, sigma(0) is small, and the derivatives are true."""
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    a, b = schedule.alpha(ends), schedule.sigma(ends)
+    if abs(float(a[0]) - 1) > 1e-6 or abs(float(b[0])) > 0.02 * float(b[1]):
+        raise ValueError(f"alpha(0) = {float(a[0]):g}, sigma(0) = {float(b[0]):g}; need 1 and 0")
+    t, h = torch.linspace(0.05, 0.95, 19, dtype=torch.float64), 1e-6
+    for name in ("alpha", "sigma"):
+        f = getattr(schedule, name)
+        slope, given = (f(t + h) - f(t - h)) / (2 * h), getattr(schedule, f"d_{name}")(t)
+        wrong = (slope - given).abs() > 1e-4 * (1 + slope.abs())
+        if bool(wrong.any()):
+            at = float(t[wrong][0])
+            raise ValueError(f"d_{name} is not the derivative of {name} at t = {at:g}")
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -67,7 +254,7 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 
 def interpolate(
-    interpolant: Linear | Cosine, target: Tensor, source: Tensor, t: Tensor
+    interpolant: Schedule, target: Tensor, source: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return x_t [B, *D] and its velocity u_t = alpha' target + sigma' source [B, *D].
 
@@ -79,33 +266,3 @@ def interpolate(
     x = interpolant.alpha(s) * target + interpolant.sigma(s) * source
     u = interpolant.d_alpha(s) * target + interpolant.d_sigma(s) * source
     return x, u
-
-
-def to_source(interpolant: Linear | Cosine, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return E[source | x_t = x] = (alpha v - alpha' x) / (alpha sigma' - alpha' sigma).
-
-    Holds for any coupling; the denominator is 1 for `linear` and pi/2 for `cosine`.
-    """
-    s = expand(t, x)
-    a, b, da, db = (
-        interpolant.alpha(s), interpolant.sigma(s), interpolant.d_alpha(s), interpolant.d_sigma(s),
-    )  # fmt: skip
-    return (a * velocity - da * x) / (a * db - da * b)
-
-
-def to_target(interpolant: Linear | Cosine, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return E[target | x_t = x] = (sigma' x - sigma v) / (alpha sigma' - alpha' sigma)."""
-    s = expand(t, x)
-    a, b, da, db = (
-        interpolant.alpha(s), interpolant.sigma(s), interpolant.d_alpha(s), interpolant.d_sigma(s),
-    )  # fmt: skip
-    return (db * x - b * velocity) / (a * db - da * b)
-
-
-def to_score(interpolant: Linear | Cosine, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return the score -E[source | x] / sigma(t) of the marginal at t > 0.
-
-    Valid only for the independent coupling with standard normal source (Tweedie): on a coupling
-    that a flow produced, source and target determine each other and this is not the score.
-    """
-    return -to_source(interpolant, velocity, x, t) / interpolant.sigma(expand(t, x))

@@ -1,7 +1,8 @@
 """The base of every settings class, the one user-facing error, and named seeds."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +11,9 @@ CONVENTION = "t=0 target (data), t=1 source (noise), v=dx/dt"
 
 Log = Callable[[dict[str, float], int], object]
 """Where a verb reports progress: `log({"loss": 0.3}, step)`. Nothing here knows who listens."""
+
+Accept = Callable[[Mapping[str, Any]], object]
+"""Asked of a verb's metrics before its outputs are in place: raises ReflowError to refuse them."""
 
 
 class ReflowError(Exception):

@@ -18,16 +18,27 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from fmcore.batch import Batch, Independent, Pairing, draw
 from fmcore.checkpoint import History, State, finite, load_state, save_state
-from fmcore.coupling import batches, open_coupling
-from fmcore.flow_matching import flow_matching_loss, held_out_losses, spread_times
-from fmcore.interpolant import Interpolant, Linear
+from fmcore.coupling import Coupling, batches, longest, open_coupling
+from fmcore.flow import Flow, Predicts
+from fmcore.flow_matching import held_out_losses
+from fmcore.interpolant import Interpolant, Linear, interpolate
+from fmcore.loss import Loss
+from fmcore.mean_flow import mean_flow_gap
 from fmcore.network import Model, averaged, load, save
-from fmcore.settings import Log, ReflowError, Settings, derive_seed
+from fmcore.settings import Accept, Log, ReflowError, Settings
+from fmcore.times import Grid, LawOfTime, Point, Uniform
+from fmcore.views import prediction, usable_times
 
 
 class Train(Settings):
-    """How a round is trained."""
+    """How a round is trained.
+
+    `time` is the law of t; `point` or `grid` makes the round a student of its coupling for one or k
+    steps. `objective` is what the network predicts. `pairing` re-pairs each batch of an independent
+    coupling; `flip` mirrors pairs of images; `drop_longest` leaves out that share of the pairs.
+    """
 
     steps: int = Field(gt=0)
     batch: int = Field(default=256, gt=0)
@@ -37,7 +48,14 @@ class Train(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     interpolant: Interpolant = Linear()
-    time: Literal["uniform", "u_shaped"] = "uniform"
+    objective: Predicts = "velocity"
+    time: LawOfTime = Uniform()
+    spans: float = Field(default=0.25, ge=0, le=1)
+    loss: Loss = Loss()
+    pairing: Pairing = Independent()
+    flip: bool = False
+    drop_longest: float = Field(default=0.0, ge=0, lt=1)
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
     start_from: Literal["ema", "raw"] = "ema"
     log_every: int = Field(default=50, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
@@ -72,33 +90,57 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
     """Train `state` on `coupling` from where it stands; a generator, so the caller drives.
 
     Every draw (rows, source, t) is a function of (seed, step): stopping and going on changes
-    nothing. Times are stratified: u_i = (i + r_i) / B covers [0, 1] evenly in each batch.
+    nothing. The loss of a step is the mean square error, whatever it is that is minimised.
     """
     device = next(state.network.parameters()).device
+    opened = open_coupling(coupling)
     stream = batches(
-        open_coupling(coupling),
+        opened,
         batch=settings.batch,
         seed=seed,
         start=state.step,
         memory=settings.memory_mb << 20,
+        shorter_than=longest(opened, settings.drop_longest),
     )
     for pairs in stream:
         if state.step >= settings.steps:
             return
-        draw = torch.Generator().manual_seed(derive_seed(seed, "time", state.step))
-        rows = len(pairs)
-        u = (torch.arange(rows) + torch.rand(rows, generator=draw)) / rows
-        t = spread_times(u, settings.time)
-        target, source, t = (a.to(device) for a in (pairs.target, pairs.source, t))
+        batch = draw(
+            pairs,
+            seed=seed,
+            step=state.step,
+            law=settings.time,
+            spans=settings.spans if settings.objective == "mean_flow" else 0.0,
+            pairing=settings.pairing,
+            flip=settings.flip,
+            classes=getattr(state.network.settings, "classes", 0),
+            label_dropout=settings.label_dropout,
+            device=device,
+        )
         state.optimizer.zero_grad(set_to_none=True)
-        loss = flow_matching_loss(state.network, settings.interpolant, target, source, t)
+        loss, error = _losses(state.network, batch, settings)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
         state.optimizer.step()
         state.schedule.step()
         state.ema.update_parameters(state.network)
         state.step += 1
-        yield Step(state.step, loss.detach(), norm.detach())
+        yield Step(state.step, error.detach(), norm.detach())
+
+
+def _losses(network: nn.Module, batch: Batch, settings: Train) -> tuple[Tensor, Tensor]:
+    """Return what is minimised [] and the mean square error [] of a batch."""
+    objective = "velocity" if settings.objective == "mean_flow" else settings.objective
+    low, high = usable_times(settings.interpolant, objective)
+    t = batch.t.clamp(low, high)
+    x, u = interpolate(settings.interpolant, batch.target, batch.source, t)
+    if settings.objective == "mean_flow":
+        gap = mean_flow_gap(network, x, u, t, batch.span, batch.label)
+    else:
+        out = network(x, t) if batch.label is None else network(x, t, batch.label)
+        gap = out - prediction(objective, batch.target, batch.source, u)
+    value = settings.loss.per_sample(gap, t, settings.interpolant, objective).mean()
+    return value, gap.square().mean()
 
 
 def train(
@@ -114,25 +156,21 @@ def train(
     device: torch.device,
     scratch: Path,
     log: Log,
+    accept: Accept = lambda _: None,
 ) -> None:
     """Train the model `init` on `coupling`; write the model, its curve (csv) and metrics (json).
 
     `scratch` keeps checkpoints: a killed training goes on from there to the same bytes.
     """
     start = load(init, weights=settings.start_from)
-    about = open_coupling(coupling).about
-    if tuple(about.shape) != start.shape:
-        raise ReflowError(
-            f"{init}: samples of shape {list(start.shape)}, those of {coupling} {about.shape};"
-            " start the round from a model of the same shape, or from scratch"
-        )
+    opened = open_coupling(coupling)
+    _check(opened, start, init, settings)
     state = new_state(start.network.to(device), settings)
     if load_state(scratch, state):
         log({"resumed": 1.0}, state.step)
     _run(state, coupling, settings, seed=seed, scratch=scratch, log=log)
-    final = held_out_losses(
-        state.ema, settings.interpolant, coupling, seed=seed, device=device, limit=4096
-    )
+    final = _held_out(state, coupling, settings, seed=seed, limit=4096)
+    accept(final)
     save(
         out,
         state.ema,
@@ -141,7 +179,10 @@ def train(
             "round": name,
             "seed": seed,
             "interpolant": settings.interpolant.model_dump(),
-            "coupling": about.kind,
+            "objective": settings.objective,
+            "time": settings.time.model_dump(),
+            "pairing": settings.pairing.name,
+            "coupling": opened.about.kind,
             "init": start.digest,
             "steps": settings.steps,
         },
@@ -154,7 +195,6 @@ def _run(
 ) -> None:
     """Drive `fit`: average the loss between logs, watch it, checkpoint."""
     losses: list[Tensor] = []
-    device = next(state.network.parameters()).device
     for done in fit(state, coupling, settings, seed=seed):
         losses.append(done.loss)
         last = done.step == settings.steps
@@ -171,15 +211,53 @@ def _run(
         _watch(row, state, settings, scratch)
         losses.clear()
         if kept:
-            held = held_out_losses(
-                state.ema, settings.interpolant, coupling, seed=seed, device=device, limit=1024
-            )
+            held = _held_out(state, coupling, settings, seed=seed, limit=1024)
             if "held_out_loss" in held:
                 row["held_out_loss"] = held["held_out_loss"]
         state.history.append(row)
         if kept:
             save_state(scratch, state)
         log({k: v for k, v in row.items() if k != "step"}, done.step)
+
+
+def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> None:
+    """Refuse what cannot be trained, before the first step."""
+    shape = list(start.shape)
+    if coupling.about.shape != shape:
+        raise ReflowError(
+            f"{init}: samples of shape {shape}, those of {coupling.path} {coupling.about.shape};"
+            " start the round from a model of the same shape, or from scratch"
+        )
+    if settings.pairing.name != "independent" and not coupling.independent:
+        raise ReflowError(
+            f"train.pairing {settings.pairing.name}: {coupling.path} has pairs of its own, which it"
+            " would undo; use it with `coupling: independent`"
+        )
+    if settings.drop_longest and coupling.independent:
+        raise ReflowError("train.drop_longest: the independent coupling has no fixed pairs to drop")
+    if settings.flip and len(shape) != 3:
+        raise ReflowError(f"train.flip: mirrors images [C, H, W], samples here are {shape}")
+
+
+def _held_out(
+    state: State, coupling: Path, settings: Train, *, seed: int, limit: int
+) -> dict[str, float]:
+    """Losses of the EMA weights; a student is judged at the times that it learns."""
+    device = next(state.network.parameters()).device
+    classes = getattr(state.network.settings, "classes", 0)
+    student = isinstance(settings.time, Point | Grid)
+    state.ema.eval()
+    flow = Flow(state.ema, settings.interpolant, settings.objective, classes)
+    found = held_out_losses(
+        flow,
+        coupling,
+        seed=seed,
+        device=device,
+        limit=limit,
+        law=settings.time if student else None,
+    )
+    state.ema.train()
+    return found
 
 
 def _watch(row: dict[str, float], state: State, settings: Train, scratch: Path) -> None:

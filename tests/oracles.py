@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmcore.interpolant import Cosine, Linear, expand
+from fmcore.interpolant import Linear, Schedule, expand
 
 
 def gaussian_velocity(
-    mu: Tensor, s: Tensor, interpolant: Linear | Cosine | None = None
+    mu: Tensor, s: Tensor, interpolant: Schedule | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return v*(x, t) = alpha' mu + (alpha alpha' s^2 + sigma sigma')/D (x - alpha mu)."""
     path = interpolant or Linear()

@@ -117,7 +117,7 @@ def test_the_coupling_describes_itself(start):
     run(start, "a", SETTINGS)
     coupling = verify(start / "a" / "coupling")
     about = coupling.about
-    assert about.nfe == 8 and about.solver == {"name": "heun", "steps": 4}
+    assert about.nfe == 8 and about.solver == {"name": "heun", "steps": 4, "shift": 1.0}
     assert about.model == load(start / "model").digest
     assert about.numerics["device"] == "cpu"
     pairs = read(open_coupling(start / "a" / "coupling"))

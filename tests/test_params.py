@@ -36,7 +36,11 @@ CASES = [
     ("coupling: rf1", "coupling: rf7", r"rounds.rf2.coupling: no coupling 'rf7'; add it under"),
     ("init: scratch", "init: rf2", r"the rounds go in a circle: rf1 -> rf2 -> rf1"),
     ("{round: rf1,", "{round: rf5,", r"couplings.rf1.round: no round 'rf5'"),
-    ("data: {name: digits}", "data: {name: digit}", r"params.yaml:\d+: data: .*digit"),
+    (
+        "data: {name: digits}",
+        "data: {name: digit}",
+        r"params.yaml:\d+: data.name: expected one of 'digits'.*got 'digit'",
+    ),
     ("data: {name: digits}", "", r"data: is missing"),
     ("seed: 0", "seed: 0\nsede: 1", r"params.yaml:\d+: sede: unknown key; did you mean 'seed'"),
     ("  rf2:", "  2:", r"rounds.2"),

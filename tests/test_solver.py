@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fmcore.interpolant import Cosine
 from fmcore.solver import STEPS, Solver, solve
@@ -108,3 +109,49 @@ def test_errors_on_eight_gaussians_fall_with_the_order():
     euler = [rms("euler", n) for n in (50, 100)]
     assert euler[0] / euler[1] == pytest.approx(2, rel=0.15)
     assert rms("rk4", 25) < euler[1] / 5
+
+
+def test_a_shifted_grid_is_the_map_of_its_formula_and_keeps_its_ends():
+    grid = Solver(steps=4, shift=3.0).grid(1.0, 0.0)
+    t = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(grid, 3 * t / (1 + 2 * t))
+    assert grid[0] == 1 and grid[-1] == 0
+    torch.testing.assert_close(Solver(steps=4, shift=3.0).grid(0.0, 1.0), grid.flip(0))
+
+
+def test_a_grid_of_the_users_own_is_walked_as_given():
+    seen = []
+    solver = Solver(name="euler", times=(1.0, 0.9, 0.3, 0.0))
+    found = solve(lambda x, t: seen.append(round(float(t[0]), 6)) or x, torch.ones(1, 1), solver)
+    assert seen == [1.0, 0.9, 0.3] and found.nfe == solver.steps == 3
+    assert solver.refined().times == pytest.approx((1.0, 0.95, 0.9, 0.6, 0.3, 0.15, 0.0))
+    assert solver.grid(0.0, 1.0).tolist() == pytest.approx([0.0, 0.3, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_any_grid_converges_with_its_order(shift):
+    x = torch.tensor([[1.0]], dtype=torch.float64)
+    v = lambda x, t: t.cos()[:, None] * x
+    errors = [
+        abs(
+            float(solve(v, x, Solver(name="heun", steps=n, shift=shift)).x) - math.exp(-math.sin(1))
+        )
+        for n in (20, 40)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"times": [1.0, 0.5]},
+        {"times": [0.0, 1.0]},
+        {"times": [1.0, 0.5, 0.5, 0.0]},
+        {"times": [1.0, 0.0], "steps": 3},
+        {"times": [1.0, 0.5, 0.0], "shift": 2.0},
+        {"shift": 0.0},
+    ],
+)
+def test_a_grid_that_is_none_is_refused(bad):
+    with pytest.raises(ValidationError):
+        Solver(**bad)

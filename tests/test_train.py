@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fmcore.coupling import open_coupling, read
-from fmcore.flow_matching import flow_matching_loss, held_out_losses, spread_times
+from fmcore.flow import Flow
+from fmcore.flow_matching import flow_matching_loss, held_out_losses
 from fmcore.interpolant import Linear
 from fmcore.network import load
 from fmcore.settings import ReflowError
@@ -67,7 +68,7 @@ def test_training_lowers_the_held_out_loss_towards_the_least(start):
     assert metrics["held_out_loss"] == pytest.approx(least, rel=0.15)
     assert metrics["held_out_ratio"] == pytest.approx(1, abs=0.2)
     untrained = held_out_losses(
-        load(start / "init").network, Linear(), start / "data", seed=5, device=CPU, limit=4096
+        Flow.of(load(start / "init")), start / "data", seed=5, device=CPU, limit=4096
     )
     assert metrics["held_out_loss"] < 0.6 * untrained["held_out_loss"]
 
@@ -153,17 +154,6 @@ def test_a_model_of_another_shape_is_refused(start):
     gaussian_data(start / "three", mu=[0.0, 0.0, 0.0], s=[1.0, 1.0, 1.0], pairs=100)
     with pytest.raises(ReflowError, match=r"shape \[2\].*\[3\]"):
         run(start, "a", Train(steps=1), data="three")
-
-
-def test_u_shaped_times_follow_their_law():
-    u = (torch.arange(100_000) + 0.5) / 100_000
-    t = spread_times(u, "u_shaped")
-    top = math.exp(4.0)
-    cdf = ((4 * t).exp() - 1 + top - (4 * (1 - t)).exp()) / (2 * (top - 1))
-    torch.testing.assert_close(cdf, u, atol=1e-4, rtol=0)
-    assert torch.equal(spread_times(u, "uniform"), u)
-    run_of_ends = ((t < 0.1) | (t > 0.9)).float().mean()
-    assert float(run_of_ends) == pytest.approx(2 * float(cdf[t <= 0.1].max()), abs=1e-3)
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(start):

@@ -6,7 +6,8 @@ is, because they ignore names that begin with an underscore.
 """
 
 from fmcore.coupling.noise import gaussian_noise, is_held_out
-from fmcore.coupling.read import Coupling, Pairs, batches, open_coupling, read, verify
+from fmcore.coupling.read import Coupling, Pairs, open_coupling, read, verify
+from fmcore.coupling.stream import batches, longest
 from fmcore.coupling.write import About, finish, table, write_shard
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "finish",
     "gaussian_noise",
     "is_held_out",
+    "longest",
     "open_coupling",
     "read",
     "table",

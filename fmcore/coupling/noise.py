@@ -31,6 +31,16 @@ def gaussian_noise(seed: int, pair_ids: NDArray[np.int64], shape: tuple[int, ...
     return torch.from_numpy(out).reshape(-1, *shape)
 
 
+def uniform(seed: int, pair_ids: NDArray[np.int64], *, draw: int = 0) -> NDArray[np.float64]:
+    """Return number `draw` [N] in [0, 1) of each pair, from a stream apart from the noise's."""
+    out = np.empty(len(pair_ids))
+    for i, pair in enumerate(pair_ids):
+        key = np.array([seed, pair], dtype=np.uint64)
+        stream = np.random.Generator(np.random.Philox(key=key, counter=1 << 192))
+        out[i] = stream.random(draw + 1)[draw]
+    return out
+
+
 def is_held_out(pair_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which pairs [N] never train: every twentieth, by number."""
     return np.asarray(pair_ids % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)

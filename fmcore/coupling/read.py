@@ -1,10 +1,8 @@
 """Reading a coupling: whole, as a stream of training batches, and with a magnifying glass."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +90,7 @@ def _columns(coupling: Coupling) -> set[str]:
     return {"pair_id", "target", "split"} | (set() if coupling.independent else {"source"})
 
 
-def _open(coupling: Coupling, name: str) -> pq.ParquetFile:
+def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
     """Open one shard with checksums on, and refuse a file that is not of this coupling."""
     path = coupling.path / name
     try:
@@ -118,7 +116,7 @@ def _open(coupling: Coupling, name: str) -> pq.ParquetFile:
     return file
 
 
-def _pairs(coupling: Coupling, rows: pa.Table) -> Pairs:
+def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
     """Decode Arrow rows; an independent coupling gets fixed noise here, for the held-out pairs."""
     shape = tuple(coupling.about.shape)
 
@@ -137,12 +135,13 @@ def _pairs(coupling: Coupling, rows: pa.Table) -> Pairs:
     return Pairs(torch.tensor(ids), vectors("target"), source, label)
 
 
-def _rows(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:
+def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:
+    """Read the rows of a split from some (file, row group, rows)."""
     tables = []
     for name in dict.fromkeys(file for file, _, _ in groups):
         wanted = [i for file, i, _ in groups if file == name]
         try:
-            tables.append(_open(coupling, name).read_row_groups(wanted))
+            tables.append(open_shard(coupling, name).read_row_groups(wanted))
         except OSError as error:
             raise ReflowError(
                 f"{coupling.path / name}: damaged ({str(error).splitlines()[0][:120]});"
@@ -159,82 +158,13 @@ def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) 
     transport cost is the same number each time. Training uses `batches`, which draws it afresh.
     """
     if limit is None:
-        return _pairs(coupling, _rows(coupling, coupling.groups, split))
+        return decode(coupling, table_of(coupling, coupling.groups, split))
     tables: list[pa.Table] = []
     for group in coupling.groups:  # one at a time: a limit bounds the memory too
-        tables.append(_rows(coupling, [group], split))
+        tables.append(table_of(coupling, [group], split))
         if sum(t.num_rows for t in tables) >= limit:
             break
-    return _pairs(coupling, pa.concat_tables(tables).slice(0, limit))
-
-
-def batches(
-    coupling: Coupling, *, batch: int, seed: int, start: int = 0, memory: int = 2 << 30
-) -> Iterator[Pairs]:
-    """Yield training batches for ever, from step `start`; step k is a pure function of (seed, k).
-
-    Row groups are taken in windows of at most `memory` bytes; a window is shuffled as a whole and
-    cut into batches, and the windows themselves are shuffled in each epoch. A coupling that fits is
-    one window, read once. Pairs are drawn independently, so their order on disk is random already
-    and nothing is lost by shuffling in windows. An independent coupling gets fresh noise each step.
-    """
-    windows = _windows(coupling, memory)
-    sizes = [_train_rows(coupling, w) for w in windows]
-    windows = [w for w, n in zip(windows, sizes, strict=True) if n]
-    cuts = [max(1, n // batch) for n in sizes if n]
-    if not windows:
-        raise ReflowError(f"{coupling.path}: no training pairs; ask for more `pairs` or data")
-    step, held = 0, -1
-    for epoch in count():
-        if step + sum(cuts) <= start:  # an epoch that is done already: skip it unread
-            step += sum(cuts)
-            continue
-        for w in _shuffled(len(windows), seed, "windows", epoch).tolist():
-            if step + cuts[w] <= start:
-                step += cuts[w]
-                continue
-            if held != w:
-                pairs, held = _pairs(coupling, _rows(coupling, windows[w], "train")), w
-            order = _shuffled(len(pairs), seed, "rows", epoch, w)
-            for cut in range(cuts[w]):
-                if step >= start:
-                    yield _fresh(coupling, pairs.rows(order[cut * batch :][:batch]), seed, step)
-                step += 1
-
-
-def _windows(coupling: Coupling, memory: int) -> list[list[tuple[str, int, int]]]:
-    width = 4 * int(np.prod(coupling.about.shape)) * 2 + 64
-    windows: list[list[tuple[str, int, int]]] = [[]]
-    used = 0
-    for group in coupling.groups:
-        if windows[-1] and used + group[2] * width > memory:
-            windows.append([])
-            used = 0
-        windows[-1].append(group)
-        used += group[2] * width
-    return windows
-
-
-def _train_rows(coupling: Coupling, groups: list[tuple[str, int, int]]) -> int:
-    rows = 0
-    for name in dict.fromkeys(file for file, _, _ in groups):
-        wanted = [i for file, i, _ in groups if file == name]
-        split = _open(coupling, name).read_row_groups(wanted, columns=["split"])["split"]
-        rows += pa.compute.sum(pa.compute.equal(split, "train")).as_py() or 0
-    return rows
-
-
-def _shuffled(n: int, *names: str | int) -> Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(int(names[0]), *names[1:]))
-    return torch.randperm(n, generator=generator)
-
-
-def _fresh(coupling: Coupling, pairs: Pairs, seed: int, step: int) -> Pairs:
-    if not coupling.independent:
-        return pairs
-    generator = torch.Generator().manual_seed(derive_seed(seed, "source", step))
-    source = torch.randn(pairs.target.shape, generator=generator)
-    return Pairs(pairs.pair_id, pairs.target, source, pairs.label)
+    return decode(coupling, pa.concat_tables(tables).slice(0, limit))
 
 
 def verify(path: Path) -> Coupling:
@@ -256,7 +186,9 @@ def verify(path: Path) -> Coupling:
             )
         if sha256(file) != shard["sha256"]:
             raise ReflowError(f"{file}: altered: its sha256 is not the one in the manifest")
-        seen.append(_open(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"].to_numpy())
+        seen.append(
+            open_shard(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"].to_numpy()
+        )
     ids = np.concatenate(seen) if seen else np.empty(0, np.int64)
     if not np.array_equal(ids, np.arange(coupling.about.pairs)):
         raise ReflowError(

@@ -38,6 +38,8 @@ class About(Settings):
     solver: dict[str, Any] | None = None
     nfe: int | None = None
     audit_every: int | None = None
+    guidance: float | None = None
+    mix: dict[str, float] | None = None
     numerics: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
 
@@ -54,8 +56,12 @@ def table(
     source: Tensor | None = None,
     label: Tensor | None = None,
     solver_gap: NDArray[np.float32] | None = None,
+    kind: NDArray[np.str_] | None = None,
+    nfe: Tensor | None = None,
 ) -> pa.Table:
     """Build the Arrow table of some pairs; a `solver_gap` [N] of NaN means not audited.
+
+    `kind` [N] says how each pair of a mixture was made, `nfe` [N] what an adaptive solver spent.
 
     Raises ReflowError for a value that is not finite: half a coupling of NaN helps nobody.
     """
@@ -67,6 +73,10 @@ def table(
         columns["label"] = pa.array(label.numpy(), pa.int64())
     if solver_gap is not None:
         columns["solver_gap"] = pa.array(solver_gap, pa.float32(), mask=np.isnan(solver_gap))
+    if kind is not None:
+        columns["kind"] = pa.array(kind, pa.string())
+    if nfe is not None:
+        columns["nfe"] = pa.array(nfe.numpy(), pa.int64())
     split = np.where(is_held_out(pair_ids), "held_out", "train")
     columns["split"] = pa.array(split, pa.string())
     fields = [

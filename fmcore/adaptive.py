@@ -1,0 +1,105 @@
+"""Dormand-Prince 5(4) with a step size of its own for each row.
+
+The error norm of a batched adaptive solver spans the batch, so that a sample depends on its batch
+mates, and a coupling on the batch size. Here each row has its own time and step, which a velocity
+v(x, t) with t [B] allows; rows that are done leave the batch.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fmcore.settings import ReflowError
+
+NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+"""The last stage is the solution of order 5, and the first stage of the next step."""
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+"""Order 5 minus order 4 (Dormand & Prince 1980)."""
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def dopri5(
+    velocity: Velocity,
+    x: Tensor,
+    start: float,
+    end: float,
+    *,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Integrate each row of x [B, *D] from `start` to `end`; also return its evaluations [B].
+
+    Raises ReflowError when a row does not arrive within `max_steps` steps.
+    """
+    t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
+    slope = velocity(x, t.to(x.dtype))
+    h = _first_step(velocity, x, slope, start, end, rtol, atol)
+    calls = torch.full((len(x),), 2, dtype=torch.int64, device=x.device)
+    x, rows = x.clone(), torch.arange(len(x), device=x.device)
+    for _ in range(max_steps):
+        left = end - t[rows]
+        step = torch.where(h[rows].abs() < left.abs(), h[rows], left)
+        y, k, error = _step(velocity, x[rows], t[rows], step, slope[rows])
+        scale = atol + rtol * torch.maximum(x[rows].abs(), y.abs())
+        size = _rms(error / scale)
+        calls[rows] += 6
+        good = size <= 1
+        factor = 0.9 * size.clamp(min=1e-10) ** -0.2
+        factor = torch.where(good, factor.clamp(1, 10), factor.clamp(0.2, 1))
+        h[rows] = step * torch.nan_to_num(factor, nan=0.2)
+        moved = rows[good]
+        x[moved], slope[moved] = y[good], k[good]
+        t[moved] = torch.where(step == left, end, t[rows] + step)[good]
+        rows = rows[t[rows] != end]
+        if not len(rows):
+            return x, calls
+    raise ReflowError(
+        f"dopri5: {len(rows)} samples did not arrive within {max_steps} steps; the velocity is"
+        " rough or not finite: loosen rtol and atol, raise max_steps, or take a fixed grid"
+    )
+
+
+def _step(
+    velocity: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x after one step, its slope there, and the estimated error, all [B, *D]."""
+    hs = h.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    k, y = [slope], x
+    for node, weights in zip(NODES, STAGES, strict=True):
+        y = x + hs * sum(w * s for w, s in zip(weights, k, strict=True) if w)
+        k.append(velocity(y, (t + node * h).to(x.dtype)))
+    error = hs * sum(w * s for w, s in zip(ERROR, k, strict=True) if w)
+    return y, k[-1], error
+
+
+def _first_step(
+    velocity: Velocity, x: Tensor, slope: Tensor, start: float, end: float, rtol: float, atol: float
+) -> Tensor:
+    """Guess a first step [B] from the size of the slope and its change (Hairer et al., II.4)."""
+    scale = atol + rtol * x.abs()
+    size, speed = _rms(x / scale), _rms(slope / scale)
+    small = (size < 1e-5) | (speed < 1e-5)
+    h = torch.where(small, torch.full_like(size, 1e-6), 0.01 * size / speed.clamp(min=1e-12))
+    sign = 1.0 if end > start else -1.0
+    hs = (sign * h).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    t = (start + sign * h).to(x.dtype)
+    change = _rms((velocity(x + hs * slope, t) - slope) / scale) / h
+    most = torch.maximum(speed, change)
+    guess = torch.where(most <= 1e-15, h.clamp(min=1e-6) * 1e3, (0.01 / most) ** 0.2)
+    return sign * torch.minimum(100 * h, guess).clamp(max=abs(end - start))
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Return the root mean square of each row [B], in float64."""
+    return x.flatten(1).double().square().mean(dim=1).sqrt()

@@ -1,0 +1,116 @@
+"""A coupling as an endless stream of training batches, in bounded memory."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from torch import Tensor
+
+from fmcore.coupling.read import Coupling, Pairs, decode, open_shard, table_of
+from fmcore.settings import ReflowError, derive_seed
+
+Group = tuple[str, int, int]
+
+
+def batches(
+    coupling: Coupling,
+    *,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    memory: int = 2 << 30,
+    shorter_than: float | None = None,
+) -> Iterator[Pairs]:
+    """Yield training batches for ever, from step `start`; step k is a pure function of (seed, k).
+
+    Row groups are taken in windows of at most `memory` bytes; a window is shuffled as a whole and
+    cut into batches, and the windows themselves are shuffled in each epoch. A coupling that fits is
+    one window, read once. Pairs are drawn independently, so their order on disk is random already
+    and nothing is lost by shuffling in windows. An independent coupling gets fresh noise each step.
+    Pairs with |target - source| of `shorter_than` or more are left out.
+    """
+    windows = _windows(coupling, memory)
+    sizes = [_train_rows(coupling, w, shorter_than) for w in windows]
+    windows = [w for w, n in zip(windows, sizes, strict=True) if n]
+    cuts = [max(1, n // batch) for n in sizes if n]
+    if not windows:
+        raise ReflowError(f"{coupling.path}: no training pairs; ask for more `pairs` or data")
+    step, held = 0, -1
+    for epoch in count():
+        if step + sum(cuts) <= start:  # an epoch that is done already: skip it unread
+            step += sum(cuts)
+            continue
+        for w in _shuffled(len(windows), seed, "windows", epoch).tolist():
+            if step + cuts[w] <= start:
+                step += cuts[w]
+                continue
+            if held != w:
+                pairs, held = _train_pairs(coupling, windows[w], shorter_than), w
+            order = _shuffled(len(pairs), seed, "rows", epoch, w)
+            for cut in range(cuts[w]):
+                if step >= start:
+                    yield _fresh(coupling, pairs.rows(order[cut * batch :][:batch]), seed, step)
+                step += 1
+
+
+def longest(coupling: Coupling, share: float) -> float | None:
+    """Return the length |target - source| that `share` of the training pairs reach; None for 0."""
+    if not share:
+        return None
+    lengths = [
+        _lengths(decode(coupling, table_of(coupling, [group], "train")))
+        for group in coupling.groups
+    ]
+    return float(np.quantile(torch.cat(lengths).numpy(), 1 - share))
+
+
+def _lengths(pairs: Pairs) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm((pairs.target - pairs.source).flatten(1), dim=1)
+    return lengths
+
+
+def _train_pairs(coupling: Coupling, groups: list[Group], shorter_than: float | None) -> Pairs:
+    pairs = decode(coupling, table_of(coupling, groups, "train"))
+    if shorter_than is None:
+        return pairs
+    return pairs.rows((_lengths(pairs) < shorter_than).nonzero()[:, 0])
+
+
+def _windows(coupling: Coupling, memory: int) -> list[list[Group]]:
+    width = 4 * int(np.prod(coupling.about.shape)) * 2 + 64
+    windows: list[list[Group]] = [[]]
+    used = 0
+    for group in coupling.groups:
+        if windows[-1] and used + group[2] * width > memory:
+            windows.append([])
+            used = 0
+        windows[-1].append(group)
+        used += group[2] * width
+    return windows
+
+
+def _train_rows(coupling: Coupling, groups: list[Group], shorter_than: float | None) -> int:
+    if shorter_than is not None:
+        return sum(len(_train_pairs(coupling, [group], shorter_than)) for group in groups)
+    rows = 0
+    for name in dict.fromkeys(file for file, _, _ in groups):
+        wanted = [i for file, i, _ in groups if file == name]
+        split = open_shard(coupling, name).read_row_groups(wanted, columns=["split"])["split"]
+        rows += pa.compute.sum(pa.compute.equal(split, "train")).as_py() or 0
+    return rows
+
+
+def _shuffled(n: int, *names: str | int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(int(names[0]), *names[1:]))
+    return torch.randperm(n, generator=generator)
+
+
+def _fresh(coupling: Coupling, pairs: Pairs, seed: int, step: int) -> Pairs:
+    if not coupling.independent:
+        return pairs
+    generator = torch.Generator().manual_seed(derive_seed(seed, "source", step))
+    source = torch.randn(pairs.target.shape, generator=generator)
+    return Pairs(pairs.pair_id, pairs.target, source, pairs.label)
