@@ -2,7 +2,7 @@
 
 The error norm of a batched adaptive solver spans the batch, so that a sample depends on its batch
 mates, and a coupling on the batch size. Here each row has its own time and step, which a velocity
-v(x, t) with t [B] allows; rows that are done leave the batch.
+v(x, t) with t [B] allows; rows that have arrived wait for the others.
 """
 
 from collections.abc import Callable
@@ -46,26 +46,24 @@ def dopri5(
     slope = velocity(x, t.to(x.dtype))
     h = _first_step(velocity, x, slope, start, end, rtol, atol)
     calls = torch.full((len(x),), 2, dtype=torch.int64, device=x.device)
-    x, rows = x.clone(), torch.arange(len(x), device=x.device)
     for _ in range(max_steps):
-        left = end - t[rows]
-        step = torch.where(h[rows].abs() < left.abs(), h[rows], left)
-        y, k, error = _step(velocity, x[rows], t[rows], step, slope[rows])
-        scale = atol + rtol * torch.maximum(x[rows].abs(), y.abs())
-        size = _rms(error / scale)
-        calls[rows] += 6
-        good = size <= 1
+        left = end - t
+        moving = left != 0
+        step = torch.where(h.abs() < left.abs(), h, left)
+        y, k, error = _step(velocity, x, t, step, slope)
+        size = _rms(error / (atol + rtol * torch.maximum(x.abs(), y.abs())))
+        calls += 6 * moving
+        good = moving & (size <= 1)
         factor = 0.9 * size.clamp(min=1e-10) ** -0.2
         factor = torch.where(good, factor.clamp(1, 10), factor.clamp(0.2, 1))
-        h[rows] = step * torch.nan_to_num(factor, nan=0.2)
-        moved = rows[good]
-        x[moved], slope[moved] = y[good], k[good]
-        t[moved] = torch.where(step == left, end, t[rows] + step)[good]
-        rows = rows[t[rows] != end]
-        if not len(rows):
+        h = step * torch.nan_to_num(factor, nan=0.2)
+        t = torch.where(good, torch.where(step == left, end, t + step), t)
+        x, slope = torch.where(_wide(good, x), y, x), torch.where(_wide(good, x), k, slope)
+        if bool((t == end).all()):
             return x, calls
+    late = int((t != end).sum())
     raise ReflowError(
-        f"dopri5: {len(rows)} samples did not arrive within {max_steps} steps; the velocity is"
+        f"dopri5: {late} samples did not arrive within {max_steps} steps; the velocity is"
         " rough or not finite: loosen rtol and atol, raise max_steps, or take a fixed grid"
     )
 
@@ -74,7 +72,7 @@ def _step(
     velocity: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x after one step, its slope there, and the estimated error, all [B, *D]."""
-    hs = h.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    hs = _wide(h.to(x.dtype), x)
     k, y = [slope], x
     for node, weights in zip(NODES, STAGES, strict=True):
         y = x + hs * sum(w * s for w, s in zip(weights, k, strict=True) if w)
@@ -92,12 +90,16 @@ def _first_step(
     small = (size < 1e-5) | (speed < 1e-5)
     h = torch.where(small, torch.full_like(size, 1e-6), 0.01 * size / speed.clamp(min=1e-12))
     sign = 1.0 if end > start else -1.0
-    hs = (sign * h).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    hs = _wide((sign * h).to(x.dtype), x)
     t = (start + sign * h).to(x.dtype)
     change = _rms((velocity(x + hs * slope, t) - slope) / scale) / h
     most = torch.maximum(speed, change)
     guess = torch.where(most <= 1e-15, h.clamp(min=1e-6) * 1e3, (0.01 / most) ** 0.2)
     return sign * torch.minimum(100 * h, guess).clamp(max=abs(end - start))
+
+
+def _wide(a: Tensor, like: Tensor) -> Tensor:
+    return a.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fmcore.flow_matching import held_out_losses
 from fmcore.interpolant import Interpolant, Linear, interpolate
 from fmcore.loss import Loss
 from fmcore.mean_flow import mean_flow_gap
-from fmcore.network import Model, averaged, load, save
+from fmcore.network import Model, averaged, load, save, with_spans
 from fmcore.settings import Accept, Log, ReflowError, Settings
 from fmcore.times import Grid, LawOfTime, Point, Uniform
 from fmcore.views import prediction, usable_times
@@ -165,7 +165,8 @@ def train(
     start = load(init, weights=settings.start_from)
     opened = open_coupling(coupling)
     _check(opened, start, init, settings)
-    state = new_state(start.network.to(device), settings)
+    network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
+    state = new_state(network.to(device), settings)
     if load_state(scratch, state):
         log({"resumed": 1.0}, state.step)
     _run(state, coupling, settings, seed=seed, scratch=scratch, log=log)

@@ -10,7 +10,10 @@ so two of (x, velocity, source, target) give the others. The score of the margin
 
 from torch import Tensor
 
-from fmcore.interpolant import EDGE, Objective, Schedule, expand
+from fmcore.interpolant import Objective, Schedule, expand
+
+BLIND = 1e-2
+"""How near to the end where its output says nothing of the velocity a network is read."""
 
 
 def _formulas(interpolant: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,10 +79,11 @@ def usable_times(interpolant: Schedule, objective: Objective) -> tuple[float, fl
     """Return the times between which a network of this objective gives a finite velocity.
 
     The velocity is finite up to both ends; the source says nothing of the target where alpha = 0,
-    nor the target of the source where sigma = 0.
+    nor the target of the source where sigma = 0, and next to these ends small errors of a network
+    are large errors of its velocity.
     """
-    low = max(interpolant.first, EDGE if objective == "target" else 0.0)
-    return low, 1 - EDGE if objective == "noise" else 1.0
+    low = max(interpolant.first, BLIND if objective == "target" else 0.0)
+    return low, 1 - BLIND if objective == "noise" else 1.0
 
 
 def prediction(objective: Objective, target: Tensor, source: Tensor, velocity: Tensor) -> Tensor:
