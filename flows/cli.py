@@ -124,12 +124,18 @@ def sample(
     nfe: Annotated[int, typer.Option(min=1, help="Euler steps from noise to data.")] = 1,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    churn: Annotated[
+        float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
+    ] = 0.0,
+    label: Annotated[int | None, typer.Option(help="The class, of a flow with classes.")] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Pull towards the class.")] = 1.0,
 ) -> None:
     """Draw samples from a round: a picture (.png) or an array (.npy)."""
-    from flows.report import draw
+    from flows.report import Draw, draw
 
     with one_line_errors():
-        draw(project(), round_, file, nfe=nfe, count=count, seed=seed)
+        wanted = Draw(nfe, count, seed, churn, label, guidance)
+        draw(project(), round_, file, wanted)
     out.print(f"{count} samples of {round_} at NFE {nfe}: {file}", markup=False)
 
 

@@ -48,7 +48,7 @@ class Params(Settings):
     network: Network = Network()
     yardstick: YardstickSettings = YardstickSettings()
     evaluate: Evaluate = Evaluate()
-    gates: Gates = Gates()
+    gates: Gates
     rounds: dict[str, Round] = Field(min_length=1)
     couplings: dict[str, CouplingOf] = Field(default_factory=dict)
 
@@ -196,6 +196,12 @@ def parents(params: Params, name: str) -> list[str]:
     if round_.coupling in params.couplings:
         needed.append(params.couplings[round_.coupling].round)
     return [r for r in dict.fromkeys(needed) if r in params.rounds]
+
+
+def maker(params: Params, name: str) -> str | None:
+    """Return the round whose coupling a round trains on; None on the independent coupling."""
+    made = params.couplings.get(params.rounds[name].coupling)
+    return made.round if made else None
 
 
 def _cycle(params: Params, start: str) -> list[str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flows.guard import guarded
 from flows.home import configure, find_root
-from flows.params import FILE, Params, load
+from flows.params import FILE, Params, load, maker
 from flows.progress import Reporter
 from fmcore.gates import judge
 from fmcore.settings import ReflowError, derive_seed
@@ -106,8 +106,16 @@ def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.compare import RoundName, compare
 
-    rounds = [RoundName(name=k, coupling=r.coupling) for k, r in params.rounds.items()]
-    compare(rounds, **paths)
+    rounds = [
+        RoundName(
+            name=name,
+            coupling=round_.coupling,
+            parent=maker(params, name),
+            student=round_.train.student,
+        )
+        for name, round_ in params.rounds.items()
+    ]
+    compare(rounds, params.gates, **paths)
 
 
 VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {

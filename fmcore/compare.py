@@ -1,12 +1,15 @@
 """Verb: put the rounds of a chain side by side."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fmcore import pictures
+from fmcore.advice import next_round, ship
+from fmcore.gates import Gates, judge
 from fmcore.settings import ReflowError, Settings
 
 PLAIN = (
@@ -16,33 +19,70 @@ PLAIN = (
 
 
 class RoundName(Settings):
-    """A round and the coupling it trained on, as the comparison names them."""
+    """A round, the coupling it trained on, and the round that made it, if one did.
+
+    A student is trained for a number of steps, not for a velocity: its paths say nothing.
+    """
 
     name: str
     coupling: str
+    parent: str | None = None
+    student: bool = False
 
 
 def compare(
-    rounds: list[RoundName], metrics: Path, curves: Path, yardstick: Path, out: Path
+    rounds: list[RoundName],
+    gates: Gates,
+    *,
+    metrics: Path,
+    curves: Path,
+    yardstick: Path,
+    out: Path,
 ) -> None:
     """Write rounds.json, rounds.csv, rounds.md and the figures of all rounds to the folder `out`.
 
-    `metrics` holds the <round>.json of evaluation, `curves` the straightness/<round>.csv, and
-    `yardstick` the floor that every distance is read against.
+    `metrics` holds what the stages measured (evaluate/<round>.json, train, couple), `curves` the
+    straightness/<round>.csv, and `yardstick` the floor that every distance is read against.
     """
     about = json.loads((yardstick / "yardstick.json").read_text())
     name, floor = about["metric"], about["floor"][about["metric"]]
-    table = [_round(r, metrics / f"{r.name}.json", name) for r in rounds]
+    table = [_round(r, metrics / "evaluate" / f"{r.name}.json", name) for r in rounds]
     out.mkdir(parents=True, exist_ok=True)
-    whole = {"metric": name, "fingerprint": about["fingerprint"], "floor": floor, "rounds": table}
+    verdicts = _verdicts(gates, rounds, metrics)
+    whole = {
+        "metric": name,
+        "fingerprint": about["fingerprint"],
+        "floor": floor,
+        "rounds": table,
+        "ship": {k: asdict(v) for k, v in ship(table, name).items()},
+        "next": next_round(table, name, floor),
+        "gates": verdicts,
+    }
     (out / "rounds.json").write_text(json.dumps(whole, indent=2) + "\n")
     frame = pd.DataFrame([_line(row, name) for row in table])
     frame.to_csv(out / "rounds.csv", index=False, lineterminator="\n")
-    (out / "rounds.md").write_text(_markdown(frame, name, floor))
+    (out / "rounds.md").write_text(_markdown(frame, whole))
     distances = {r["round"]: {int(k): v for k, v in r[name].items()} for r in table}
     pictures.fd_over_nfe(out / "fd_over_nfe.png", distances, floor, name)
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", gaps)
+
+
+def _verdicts(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[dict[str, Any]]:
+    """Judge what every stage of the chain measured, in the order of the chain."""
+    found = []
+    couplings = [r.coupling for r in rounds]
+    for stage, keys in (
+        ("couple", list(dict.fromkeys(couplings))),
+        ("train", [r.name for r in rounds]),
+        ("evaluate", [r.name for r in rounds]),
+    ):
+        for key in keys:
+            file = metrics / stage / f"{key}.json"
+            if file.exists():  # the independent coupling has none
+                judged = judge(gates, json.loads(file.read_text()))
+                found += [{"stage": f"{stage}@{key}", **asdict(v)} for v in judged]
+    return found
 
 
 def _round(which: RoundName, file: Path, name: str) -> dict[str, Any]:
@@ -55,10 +95,14 @@ def _round(which: RoundName, file: Path, name: str) -> dict[str, Any]:
         for key, value in values.items()
         if key.startswith(f"{name}/nfe_")
     }
+    most = max(by_nfe, key=int)
     return {
         "round": which.name,
         "coupling": which.coupling,
+        "parent": which.parent,
+        "student": which.student,
         name: by_nfe,
+        "spread": values.get(f"{name}_sd/nfe_{most}", 0.0),
         **{key: value for key, value in values.items() if "/" not in key},
     }
 
@@ -69,14 +113,24 @@ def _line(row: dict[str, Any], name: str) -> dict[str, Any]:
     return {"round": row["round"], "coupling": row["coupling"], **distances, **plain}
 
 
-def _markdown(frame: pd.DataFrame, name: str, floor: float) -> str:
+def _markdown(frame: pd.DataFrame, whole: dict[str, Any]) -> str:
     def cell(value: object) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns)]
     lines += [" | ".join(cell(v) for v in row) for row in frame.itertuples(index=False)]
     body = "\n".join(f"| {line} |" for line in lines)
-    return f"{body}\n\n{name} of real against real data (the floor): {floor:.4g}\n"
+    name, floor = whole["metric"], whole["floor"]
+    notes = [f"{name} of real against real data (the floor): {floor:.4g}"]
+    notes += [
+        f"ship for {use}: {c['round']} at NFE {c['nfe']} ({name} {c['distance']:.4g})"
+        for use, c in whole["ship"].items()
+    ]
+    notes += whole["next"]
+    notes += [
+        f"{g['state']}: {g['stage']}: {g['says']}" for g in whole["gates"] if g["state"] != "ok"
+    ]
+    return body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
 def _gap(file: Path) -> tuple[Any, Any]:

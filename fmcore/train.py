@@ -62,6 +62,11 @@ class Train(Settings):
     diverged: float = Field(default=20.0, gt=1)
     memory_mb: int = Field(default=2048, gt=0)
 
+    @property
+    def student(self) -> bool:
+        """Whether the round learns single times only: a student for one or k steps."""
+        return isinstance(self.time, Point | Grid)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -246,7 +251,6 @@ def _held_out(
     """Losses of the EMA weights; a student is judged at the times that it learns."""
     device = next(state.network.parameters()).device
     classes = getattr(state.network.settings, "classes", 0)
-    student = isinstance(settings.time, Point | Grid)
     state.ema.eval()
     flow = Flow(state.ema, settings.interpolant, settings.objective, classes)
     found = held_out_losses(
@@ -255,7 +259,7 @@ def _held_out(
         seed=seed,
         device=device,
         limit=limit,
-        law=settings.time if student else None,
+        law=settings.time if settings.student else None,
     )
     state.ema.train()
     return found

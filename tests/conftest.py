@@ -42,6 +42,8 @@ stages:
     outs: [table]
 """
 PARAMS = """
+gates: {}
+
 rounds:
   rf1: {coupling: independent, steps: 50, lr: 1e-3}
   rf2: {coupling: rf1, steps: 100, lr: 1e-3}

@@ -14,6 +14,8 @@ data: {name: gaussian, mean: [2.0, -1.0], std: [1.0, 1.0], samples: 4000}
 network: {width: 32, depth: 1, time_features: 16}
 yardstick: {features: {kind: identity}, samples: 500, splits: 2}
 evaluate: {nfe: [1, 4, 16], solver: {name: heun, steps: 16}, trajectories: 500}
+gates: {}
+
 rounds:
   rf1:
     coupling: independent

@@ -9,6 +9,7 @@ import torch
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
 from fmcore.evaluate import Evaluate, evaluate
+from fmcore.gates import Gates
 from fmcore.metrics.features import FeatureSettings
 from fmcore.network import Network
 from fmcore.settings import ReflowError
@@ -121,16 +122,34 @@ def test_curves_and_pictures(rounds):
     assert names == {"samples.png", "trajectories.png"}
 
 
+def side_by_side(names, rounds, out):
+    compare(
+        names,
+        Gates(),
+        metrics=rounds,
+        curves=rounds / "gap",
+        yardstick=rounds / "yardstick",
+        out=out,
+    )
+
+
 def test_the_comparison_puts_the_rounds_side_by_side(rounds, tmp_path):
-    names = [RoundName(name="rf1", coupling="independent"), RoundName(name="rf2", coupling="rf1")]
-    compare(names, rounds / "evaluate", rounds / "gap", rounds / "yardstick", tmp_path)
+    names = [
+        RoundName(name="rf1", coupling="independent"),
+        RoundName(name="rf2", coupling="rf1", parent="rf1"),
+    ]
+    side_by_side(names, rounds, tmp_path)
     found = json.loads((tmp_path / "rounds.json").read_text())
     assert found["metric"] == "fd_identity" and found["floor"] > 0
     by_round = {r["round"]: r for r in found["rounds"]}
     assert by_round["rf2"]["fd_identity"]["1"] == result(rounds, "rf2")["fd_identity/nfe_1"]
+    assert found["ship"]["one_step"]["round"] == "rf2"
+    assert found["next"] == [line for line in found["next"] if line.startswith("after rf2: stop;")]
+    judged = {(g["stage"], g["gate"]) for g in found["gates"]}
+    assert {("evaluate@rf1", "budget_defect"), ("evaluate@rf2", "cost_rise")} <= judged
     table = (tmp_path / "rounds.csv").read_text().splitlines()
     assert len(table) == 3 and table[0].startswith("round,coupling,fd_identity@1")
     assert "floor" in (tmp_path / "rounds.md").read_text()
     with pytest.raises(ReflowError, match=r"rf3\.json: no metrics of round rf3"):
         names.append(RoundName(name="rf3", coupling="rf2"))
-        compare(names, rounds / "evaluate", rounds / "gap", rounds / "yardstick", tmp_path)
+        side_by_side(names, rounds, tmp_path)
