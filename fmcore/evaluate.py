@@ -221,13 +221,15 @@ def _reconstruction(bench: Bench, data: Path, fake: Tensor) -> dict[str, float]:
     """Invert by the fine solver, return in one Euler step: the mean square error per dimension.
 
     Real samples that come back worse than the flow's own say that the rounds drift away from the
-    data (`drift` = recon_real - recon_fake, as in balanced conic reflow).
+    data (`drift` = recon_real - recon_fake, as in balanced conic reflow); `drift_rel` is relative
+    to the variance of the data.
     """
     count = bench.settings.reconstructions
     if not count or bench.flow.classes:  # which label a sample had is not known here
         return {}
     errors = []
-    for x in (read(open_coupling(data), limit=count).target, fake[:count]):
+    given = read(open_coupling(data), limit=count).target
+    for x in (given, fake[:count]):
         source = bench.flow.invert(x, bench.settings.solver, device=bench.device).x
         back = bench.flow.sample(source, Solver(name="euler", steps=1), device=bench.device).x
         errors.append(float((back - x).double().square().mean()))
@@ -237,7 +239,7 @@ def _reconstruction(bench: Bench, data: Path, fake: Tensor) -> dict[str, float]:
         "recon_real": real,
         "recon_fake": own,
         "drift": drift,
-        "drift_rel": drift / max(own, 1e-12),
+        "drift_rel": drift / max(float(given.var(dim=0).mean()), 1e-12),
     }
 
 

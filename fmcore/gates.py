@@ -32,7 +32,7 @@ class Gates(Settings):
     held_out_ratio: Level = Level(warn=1.2, fail=2)
     cost_rise: Level = Level(warn=0.01, fail=0.1)
     budget_defect: Level = Level(warn=0.1)
-    drift_rel: Level = Level(warn=1)
+    drift_rel: Level = Level(warn=0.1)
 
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -65,7 +65,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "the velocity is under-fitted (positive) or over-fitted (negative)",
     ),
     "drift_rel": (
-        "inverted real samples come back with {value:.3g} times more error than the flow's own",
+        "inverted real samples come back worse than the flow's own by {value:.3g} of the variance",
         "the rounds drift from the data: mix inverted real pairs into the coupling",
     ),
 }
