@@ -40,14 +40,14 @@ class CouplingOf(Couple):
 
 
 class Params(Settings):
-    """Everything that decides a chain."""
+    """Everything that decides a chain. Sections that stages depend on have to be there: for DVC."""
 
     seed: int = Field(ge=0)
-    compute: Compute = Compute()
+    compute: Compute
     data: Dataset
-    network: Network = Network()
-    yardstick: YardstickSettings = YardstickSettings()
-    evaluate: Evaluate = Evaluate()
+    network: Network
+    yardstick: YardstickSettings
+    evaluate: Evaluate
     gates: Gates
     rounds: dict[str, Round] = Field(min_length=1)
     couplings: dict[str, CouplingOf] = Field(default_factory=dict)
@@ -77,13 +77,16 @@ def _tree(path: Path) -> Any:
         raise ReflowError(
             f"{path.name}: not found; run inside a project, or `git checkout` it"
         ) from None
+    except OSError as error:
+        raise ReflowError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
     except (YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ReflowError(f"{path.name}{where}: not valid YAML: {problem}") from None
     if not isinstance(tree, dict):
-        raise ReflowError(f"{path.name}: expected a mapping of settings, got {type(tree).__name__}")
+        found = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise ReflowError(f"{path.name}: expected a mapping of settings, got {found}")
     return tree
 
 
@@ -109,7 +112,7 @@ def _at(path: Path, tree: Any, keys: tuple[Any, ...]) -> str:
             line, node = here[0], node[key]
         except (KeyError, IndexError, AttributeError, TypeError):
             # pydantic puts the tag of a union into the location; the file has no such key.
-            if isinstance(node, dict) and key != keys[-1]:
+            if isinstance(node, dict) and (key != keys[-1] or node.get("name") == key):
                 continue
         shown.append(str(key))
     return f"{path.name}:{line + 1}: {'.'.join(shown)}"
@@ -130,7 +133,8 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
         return f"{place}: expected one of {context['expected_tags']}, got {context['tag']!r}"
     if error["type"] == "union_tag_not_found":
         return f"{where}: its name is missing; add `name: ...`"
-    message = error["msg"][0].lower() + error["msg"][1:]
+    said = error["msg"].removeprefix("Value error, ")
+    message = said[0].lower() + said[1:]
     got = error["input"]
     shown = f", got {got!r}" if not isinstance(got, dict | list) else ""
     return f"{where}: {message}{shown}"
@@ -182,11 +186,31 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
         if coupling.round not in rounds:
             what = f"no round {coupling.round!r}; use one of: {', '.join(rounds)}"
             yield ("couplings", name, "round"), what
+    yield from _senseless(params)
     for name in rounds:
         if cycle := _cycle(params, name):
             what = f"the rounds go in a circle: {' -> '.join(cycle)}; let one start from scratch"
             yield ("rounds", name), what
             return
+
+
+def _senseless(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (key, mistake) for settings that are right alone and wrong together."""
+    for name, round_ in params.rounds.items():
+        train, independent = round_.train, round_.coupling == INDEPENDENT
+        if train.pairing.name != "independent" and not independent:
+            what = f"pairs anew what coupling {round_.coupling!r} has paired; only for independent"
+            yield ("rounds", name, "train", "pairing"), what
+        if train.drop_longest and independent:
+            what = "the independent coupling has no fixed pairs to drop; leave it out"
+            yield ("rounds", name, "train", "drop_longest"), what
+    guided: list[tuple[tuple[str, ...], float]] = [
+        (("couplings", name, "guidance"), coupling.guidance)
+        for name, coupling in params.couplings.items()
+    ]
+    for key, guidance in [*guided, (("evaluate", "guidance"), params.evaluate.guidance)]:
+        if guidance != 1 and not params.network.classes:
+            yield key, "guidance needs classes; set network.classes, or guidance 1"
 
 
 def parents(params: Params, name: str) -> list[str]:
