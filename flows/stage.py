@@ -65,6 +65,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
             device=device,
             scratch=scratch,
             log=log,
+            compute=params.compute,
             accept=partial(_gated, params),
         )
 
@@ -82,6 +83,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
             device=device,
             scratch=scratch,
             log=log,
+            compute=params.compute,
             accept=partial(_gated, params),
         )
 
@@ -99,6 +101,7 @@ def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
             seed=params.seed,
             device=device,
             log=log,
+            compute=params.compute,
             accept=partial(_gated, params),
         )
 

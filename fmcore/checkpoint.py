@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from fmcore.network import write_tensors
+from fmcore.network import VelocityNetwork, write_tensors
 
 History = list[dict[str, float]]
 
@@ -24,7 +24,7 @@ History = list[dict[str, float]]
 class State:
     """What a training run carries from step to step."""
 
-    network: nn.Module
+    network: VelocityNetwork
     ema: AveragedModel
     optimizer: AdamW
     schedule: LambdaLR

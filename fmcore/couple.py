@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fmcore.compute import numerics
+from fmcore.compute import Compute, numerics
 from fmcore.coupling import (
     About,
     Pairs,
@@ -149,6 +149,7 @@ def couple(
     device: torch.device,
     scratch: Path,
     log: Log,
+    compute: Compute | None = None,
     accept: Accept = lambda _: None,
 ) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
@@ -156,7 +157,7 @@ def couple(
     Shards gather in `scratch` and move to `out` when all are there and their metrics are accepted.
     A shard that is complete is not sampled again, so a killed run goes on where it stopped.
     """
-    sampler = _sampler(model, data, settings, seed=seed, device=device)
+    sampler = _sampler(model, data, settings, seed, device, compute or Compute())
     about, folder = sampler.about, scratch / "shards"
     count = -(-settings.pairs // settings.shard)
     for index in range(count):
@@ -177,10 +178,15 @@ def couple(
 
 
 def _sampler(
-    model: Path, data: Path, settings: Couple, *, seed: int, device: torch.device
+    model: Path,
+    data: Path,
+    settings: Couple,
+    seed: int,
+    device: torch.device,
+    compute: Compute,
 ) -> Sampler:
     velocity = load(model, weights=settings.weights, device=str(device))
-    flow, real = Flow.of(velocity), open_coupling(data)
+    flow, real = Flow.of(velocity, compute), open_coupling(data)
     if settings.guidance != 1 and not flow.classes:
         raise ReflowError(
             f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
@@ -197,7 +203,7 @@ def _sampler(
         solver=settings.solver.model_dump(mode="json", exclude_none=True),
         nfe=_nfe(settings, flow),
         audit_every=settings.audit_every,
-        numerics=numerics(device),
+        numerics=numerics(device, compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
         mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
     )

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore import pictures
+from fmcore.compute import Compute
 from fmcore.coupling import gaussian_noise, open_coupling, read
 from fmcore.coupling.noise import uniform
 from fmcore.flow import Flow
@@ -103,6 +104,7 @@ def evaluate(
     seed: int,
     device: torch.device,
     log: Log,
+    compute: Compute | None = None,
     accept: Accept = lambda _: None,
 ) -> dict[str, float]:
     """Measure the model that was trained on `coupling` against the real `data`.
@@ -113,7 +115,9 @@ def evaluate(
     loaded = load(model, device=str(device))
     measure = load_yardstick(yardstick)
     real = open_coupling(data)
-    bench = _bench(Flow.of(loaded), data, measure.samples, settings, seed=seed, device=device)
+    bench = _bench(
+        Flow.of(loaded, compute), data, measure.samples, settings, seed=seed, device=device
+    )
     rows, shown = _by_nfe(bench, measure, log)
     count = min(settings.trajectories, len(bench.noise))
     path = bench.samples(settings.solver, count=count, keep=True).trajectory

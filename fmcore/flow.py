@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from fmcore.compute import in_tiles
+from fmcore.compute import TILE, Compute, in_tiles
 from fmcore.interpolant import Interpolant, Objective, Schedule
 from fmcore.network import Model
 from fmcore.solver import OdeSolver, Solution, Solver, Velocity, solve
@@ -31,17 +31,19 @@ class Flow:
     objective: Predicts = "velocity"
     classes: int = 0
     score: bool = False
+    tile: int = TILE
 
     @classmethod
-    def of(cls, model: Model) -> "Flow":
-        """Return the flow of a loaded model."""
+    def of(cls, model: Model, compute: Compute | None = None) -> "Flow":
+        """Return the flow of a loaded model, in the precision of `compute`."""
         about = model.config
         return cls(
-            model.network,
+            (compute or Compute()).running(model.network),
             interpolant_of(about),
             about.get("objective", "velocity"),
-            getattr(model.network.settings, "classes", 0),
+            model.network.settings.classes,
             about.get("coupling") == "independent" and about.get("pairing") == "independent",
+            model.network.tile,
         )
 
     def velocity(
@@ -72,7 +74,7 @@ class Flow:
 
     def tiled(self) -> "Flow":
         """Return the flow with network calls of one size (see `compute.in_tiles`)."""
-        return replace(self, network=in_tiles(self.network))
+        return replace(self, network=in_tiles(self.network, self.tile))
 
     def sample(
         self,

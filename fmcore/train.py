@@ -7,7 +7,7 @@ sigma' source (Das 2024; Liu et al. 2022, equation 1).
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fmcore.batch import Batch, Independent, Pairing, draw
 from fmcore.checkpoint import History, State, finite, load_state, save_state
+from fmcore.compute import Compute
 from fmcore.coupling import Coupling, batches, longest, open_coupling
 from fmcore.flow import Flow, Predicts
 from fmcore.flow_matching import held_out_losses
 from fmcore.interpolant import Interpolant, Linear, interpolate
 from fmcore.loss import Loss
 from fmcore.mean_flow import mean_flow_gap
-from fmcore.network import Model, averaged, load, save, with_spans
+from fmcore.network import Model, VelocityNetwork, averaged, load, save, with_spans
 from fmcore.settings import Accept, Log, ReflowError, Settings
 from fmcore.times import Grid, LawOfTime, Point, Uniform
 from fmcore.views import prediction, usable_times
@@ -77,7 +78,7 @@ class Step:
     grad_norm: Tensor
 
 
-def new_state(network: nn.Module, settings: Train) -> State:
+def new_state(network: VelocityNetwork, settings: Train) -> State:
     """Return the state before the first step: AdamW, warm-up and cosine to zero, EMA."""
 
     def factor(step: int) -> float:
@@ -91,7 +92,9 @@ def new_state(network: nn.Module, settings: Train) -> State:
     return State(network, averaged(network, settings.ema), optimizer, LambdaLR(optimizer, factor))
 
 
-def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator[Step]:
+def fit(
+    state: State, coupling: Path, settings: Train, *, seed: int, compute: Compute | None = None
+) -> Iterator[Step]:
     """Train `state` on `coupling` from where it stands; a generator, so the caller drives.
 
     Every draw (rows, source, t) is a function of (seed, step): stopping and going on changes
@@ -99,6 +102,7 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
     """
     device = next(state.network.parameters()).device
     opened = open_coupling(coupling)
+    network = (compute or Compute()).running(state.network)
     stream = batches(
         opened,
         batch=settings.batch,
@@ -118,12 +122,12 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
             spans=settings.spans if settings.objective == "mean_flow" else 0.0,
             pairing=settings.pairing,
             flip=settings.flip,
-            classes=getattr(state.network.settings, "classes", 0),
+            classes=state.network.settings.classes,
             label_dropout=settings.label_dropout,
             device=device,
         )
         state.optimizer.zero_grad(set_to_none=True)
-        loss, error = _losses(state.network, batch, settings)
+        loss, error = _losses(network, batch, settings)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
         state.optimizer.step()
@@ -133,7 +137,7 @@ def fit(state: State, coupling: Path, settings: Train, *, seed: int) -> Iterator
         yield Step(state.step, error.detach(), norm.detach())
 
 
-def _losses(network: nn.Module, batch: Batch, settings: Train) -> tuple[Tensor, Tensor]:
+def _losses(network: Callable[..., Tensor], batch: Batch, settings: Train) -> tuple[Tensor, Tensor]:
     """Return what is minimised [] and the mean square error [] of a batch."""
     objective = "velocity" if settings.objective == "mean_flow" else settings.objective
     low, high = usable_times(settings.interpolant, objective)
@@ -161,6 +165,7 @@ def train(
     device: torch.device,
     scratch: Path,
     log: Log,
+    compute: Compute | None = None,
     accept: Accept = lambda _: None,
 ) -> None:
     """Train the model `init` on `coupling`; write the model, its curve (csv) and metrics (json).
@@ -174,7 +179,7 @@ def train(
     state = new_state(network.to(device), settings)
     if load_state(scratch, state):
         log({"resumed": 1.0}, state.step)
-    _run(state, coupling, settings, seed=seed, scratch=scratch, log=log)
+    _run(state, coupling, settings, seed=seed, compute=compute, scratch=scratch, log=log)
     final = _held_out(state, coupling, settings, seed=seed, limit=4096)
     accept(final)
     save(
@@ -197,11 +202,18 @@ def train(
 
 
 def _run(
-    state: State, coupling: Path, settings: Train, *, seed: int, scratch: Path, log: Log
+    state: State,
+    coupling: Path,
+    settings: Train,
+    *,
+    seed: int,
+    compute: Compute | None,
+    scratch: Path,
+    log: Log,
 ) -> None:
     """Drive `fit`: average the loss between logs, watch it, checkpoint."""
     losses: list[Tensor] = []
-    for done in fit(state, coupling, settings, seed=seed):
+    for done in fit(state, coupling, settings, seed=seed, compute=compute):
         losses.append(done.loss)
         last = done.step == settings.steps
         logged = done.step % settings.log_every == 0 or last
@@ -250,7 +262,7 @@ def _held_out(
 ) -> dict[str, float]:
     """Losses of the EMA weights; a student is judged at the times that it learns."""
     device = next(state.network.parameters()).device
-    classes = getattr(state.network.settings, "classes", 0)
+    classes = state.network.settings.classes
     state.ema.eval()
     flow = Flow(state.ema, settings.interpolant, settings.objective, classes)
     found = held_out_losses(

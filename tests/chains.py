@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from fmcore.coupling import About, finish, gaussian_noise, table, write_shard
-from fmcore.network import Network, build, save
+from fmcore.network import MLP, build, save
 
 CPU = torch.device("cpu")
-SMALL = Network(width=32, depth=2, time_features=16)
+SMALL = MLP(width=32, depth=2, time_features=16)
 
 
 def silent(values: dict[str, float], step: int) -> None:
@@ -27,7 +27,7 @@ def gaussian_data(folder: Path, *, mu, s, pairs: int = 4000, seed: int = 0) -> P
     return folder
 
 
-def scratch_model(folder: Path, *, dim: int, network: Network = SMALL, seed: int = 0) -> Path:
+def scratch_model(folder: Path, *, dim: int, network: MLP = SMALL, seed: int = 0) -> Path:
     """Write an untrained model for vectors of `dim`."""
     save(folder, build(network, (dim,), seed=seed), about={"round": "scratch"})
     return folder

@@ -11,7 +11,7 @@ from fmcore.couple import Couple, couple
 from fmcore.evaluate import Evaluate, evaluate
 from fmcore.gates import Gates
 from fmcore.metrics.features import FeatureSettings
-from fmcore.network import Network
+from fmcore.network import MLP
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from fmcore.train import Train, train
@@ -29,7 +29,7 @@ def rounds(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("rounds")
     gaussian_data(root / "data", mu=MU, s=S, pairs=20_000)
-    network = Network(width=48, depth=2, time_features=16)
+    network = MLP(width=48, depth=2, time_features=16)
     scratch_model(root / "scratch", dim=2, network=network)
     settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=1000, splits=2)
     save(root / "yardstick", fit(root / "data", settings, seed=0, log=silent))

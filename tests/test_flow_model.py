@@ -5,7 +5,7 @@ import torch
 
 from fmcore.flow import Flow
 from fmcore.interpolant import Cosine, Linear, VarianceExploding, VariancePreserving
-from fmcore.network import Network, build, with_spans
+from fmcore.network import MLP, build, with_spans
 from fmcore.solver import Adaptive, Solver
 from fmcore.views import to_source, to_target
 from tests.chains import CPU
@@ -66,8 +66,8 @@ def test_an_average_velocity_takes_long_steps_exactly():
 
 
 def test_labels_and_spans_change_nothing_before_they_are_trained():
-    plain = build(Network(width=16, depth=1, time_features=8), (2,), seed=0)
-    named = build(Network(width=16, depth=1, time_features=8, classes=3), (2,), seed=0)
+    plain = build(MLP(width=16, depth=1, time_features=8), (2,), seed=0)
+    named = build(MLP(width=16, depth=1, time_features=8, classes=3), (2,), seed=0)
     t = torch.linspace(0, 1, 300)
     label = torch.arange(300) % 3
     assert torch.equal(plain(X, t), named(X, t)) and torch.equal(plain(X, t), named(X, t, label))
@@ -77,7 +77,7 @@ def test_labels_and_spans_change_nothing_before_they_are_trained():
 
 
 def test_a_label_moves_the_velocity_once_its_embedding_does():
-    network = build(Network(width=16, depth=1, time_features=8, classes=3), (2,), seed=0)
+    network = build(MLP(width=16, depth=1, time_features=8, classes=3), (2,), seed=0)
     torch.nn.init.normal_(network.label.weight)
     t = torch.full((300,), 0.5)
     null = network(X, t)

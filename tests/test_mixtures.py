@@ -21,7 +21,7 @@ from fmcore.coupling import (
     write_shard,
 )
 from fmcore.coupling.noise import uniform
-from fmcore.network import Network, build, load, save
+from fmcore.network import MLP, build, load, save
 from fmcore.settings import ReflowError
 from fmcore.solver import Adaptive, Solver
 from tests.chains import CPU, gaussian_data, silent
@@ -44,7 +44,7 @@ def labelled(folder, n=60, classes=3):
 def start(tmp_path):
     torch.set_num_threads(1)
     labelled(tmp_path / "data")
-    network = build(Network(width=16, depth=2, time_features=8, classes=3), (2,), seed=0)
+    network = build(MLP(width=16, depth=2, time_features=8, classes=3), (2,), seed=0)
     generator = torch.Generator().manual_seed(3)
     for p in network.parameters():
         p.data += 0.2 * torch.randn(p.shape, generator=generator)
@@ -117,7 +117,7 @@ def test_guidance_is_baked_in_recorded_and_refused_without_classes(start):
     a, b = (open_coupling(start / n / "coupling").about for n in "ab")
     assert (a.guidance, b.guidance) == (1.0, 2.0) and b.nfe == 2 * a.nfe
     assert plain["part-00000.parquet"] != guided["part-00000.parquet"]
-    save(start / "model", build(Network(width=8, depth=1), (2,), seed=0), about={"round": "rf1"})
+    save(start / "model", build(MLP(width=8, depth=1), (2,), seed=0), about={"round": "rf1"})
     with pytest.raises(ReflowError, match="needs a flow with classes"):
         run(start, "c", Couple(pairs=50, guidance=2.0))
 
@@ -171,6 +171,6 @@ def test_uniform_numbers_are_a_function_of_seed_and_pair():
 def test_data_without_labels_makes_pairs_without(tmp_path):
     torch.set_num_threads(1)
     gaussian_data(tmp_path / "data", mu=[0.0, 0.0], s=[1.0, 1.0], pairs=50)
-    save(tmp_path / "model", build(Network(width=8, depth=1), (2,), seed=0), about={"round": "r"})
+    save(tmp_path / "model", build(MLP(width=8, depth=1), (2,), seed=0), about={"round": "r"})
     run(tmp_path, "a", Couple(pairs=40, solver=FINE))
     assert "label" not in pd.read_parquet(tmp_path / "a" / "coupling").columns

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from fmcore.network import Network, averaged, build, load, save
+from fmcore.network import MLP, averaged, build, load, save
 from fmcore.settings import ReflowError
 from tests.chains import SMALL, scratch_model
 
@@ -20,7 +20,7 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone
 
 
 def test_the_network_keeps_shapes_and_feels_time():
-    network = build(Network(width=16, depth=1, time_features=8), (1, 4, 4), seed=0)
+    network = build(MLP(width=16, depth=1, time_features=8), (1, 4, 4), seed=0)
     torch.nn.init.normal_(network.blocks[0].outer.weight)
     x = torch.randn(3, 1, 4, 4)
     early, late = network(x, torch.zeros(3)), network(x, torch.ones(3))

@@ -12,7 +12,7 @@ from fmcore.coupling import About, finish, gaussian_noise, open_coupling, read, 
 from fmcore.flow import Flow
 from fmcore.interpolant import Cosine, VariancePreserving
 from fmcore.loss import Loss
-from fmcore.network import Network, build, load, save
+from fmcore.network import MLP, build, load, save
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from fmcore.times import Grid, Point
@@ -37,7 +37,7 @@ def curved_coupling(folder, n=6000):
 def start(tmp_path):
     torch.set_num_threads(1)
     curved_coupling(tmp_path / "coupling")
-    network = Network(width=48, depth=2, time_features=8, norm="none")
+    network = MLP(width=48, depth=2, time_features=8, norm="none")
     save(tmp_path / "init", build(network, (2,), seed=0), about={"round": "scratch"})
     return tmp_path
 
@@ -84,7 +84,7 @@ def test_mean_flow_takes_one_step_where_the_velocity_collapses(start):
         return float((one - MU - S * x).square().mean().sqrt())
 
     plain, _ = trained(start, "plain", Train(**BASE), coupling="data")
-    network = Network(width=48, depth=2, time_features=8, norm="none", time_frequency=4.0)
+    network = MLP(width=48, depth=2, time_features=8, norm="none", time_frequency=4.0)
     save(start / "slow", build(network, (2,), seed=0), about={"round": "scratch"})
     settings = {**BASE, "steps": 1200, "lr": 3e-3}
     loss = Loss(normalised=True)
@@ -137,7 +137,7 @@ def test_labels_steer_a_trained_flow(start):
     about = About(kind="independent", shape=[2], pairs=n, seed=0)
     write_shard(start / "named", 0, table(about, np.arange(n), target, label=label))
     finish(start / "named", about, 1)
-    network = Network(width=48, depth=2, time_features=8, norm="none", classes=2)
+    network = MLP(width=48, depth=2, time_features=8, norm="none", classes=2)
     save(start / "classes", build(network, (2,), seed=0), about={"round": "scratch"})
     flow, _ = trained(start, "flow", Train(**BASE), coupling="named", init="classes")
     x = gaussian_noise(3, np.arange(400), (2,))

@@ -1,0 +1,47 @@
+"""Velocity networks by their settings."""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field
+
+from fmcore.network.images import DiT, ImageNetwork, UNet
+from fmcore.network.mlp import MLP, ResidualMLP
+from fmcore.settings import ReflowError
+
+VelocityNetwork = ResidualMLP | ImageNetwork
+"""Called as (x [B, *D], t [B], label [B] or None) -> [B, *D]; has `settings`, `shape`, `tile`."""
+
+
+def _mlp_unless_named(value: Any) -> Any:
+    if isinstance(value, dict) and "name" not in value:
+        return {"name": "residual_mlp", **value}
+    return value
+
+
+Network = Annotated[
+    MLP | UNet | DiT, Field(discriminator="name"), BeforeValidator(_mlp_unless_named)
+]
+
+
+def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> VelocityNetwork:
+    """Make an untrained network for samples of `shape`; the weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(settings, MLP):
+            return ResidualMLP(settings, shape)
+        return ImageNetwork(settings, shape)
+
+
+def with_spans(network: VelocityNetwork) -> ResidualMLP:
+    """Return the network with an input for spans that changes nothing until it is trained."""
+    if not isinstance(network, ResidualMLP):
+        raise ReflowError(
+            f"objective mean_flow needs network residual_mlp, got {network.settings.name}: its loss"
+            " differentiates by the span, which is an input of that network"
+        )
+    if network.settings.spans:
+        return network
+    wider = ResidualMLP(network.settings.model_copy(update={"spans": True}), network.shape)
+    wider.load_state_dict({**wider.state_dict(), **network.state_dict()})
+    return wider

@@ -1,0 +1,144 @@
+"""Image networks of diffusers: UNet2DModel and DiT, told the time and the class."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fmcore.settings import ReflowError, Settings
+
+DIFFUSERS = "diffusers"
+"""The folder of a model that plain diffusers loads."""
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class UNet(Settings):
+    """diffusers' UNet2DModel: channels by resolution, residual blocks each, attention at `attend`.
+
+    Tiny: channels [16, 32]. CIFAR-10: channels [128, 256, 256, 256], blocks 2, attend [1].
+    """
+
+    name: Literal["unet"]
+    channels: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (32, 64)
+    blocks: int = Field(default=1, gt=0)
+    attend: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
+    head: int = Field(default=8, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    classes: int = Field(default=0, ge=0)
+
+
+class DiT(Settings):
+    """diffusers' DiTTransformer2DModel on patches of the image.
+
+    Tiny: heads 2, head 16, depth 2. DiT-S: heads 6, head 64, depth 12.
+    """
+
+    name: Literal["dit"]
+    heads: int = Field(default=4, gt=0)
+    head: int = Field(default=16, gt=0)
+    depth: int = Field(default=4, gt=0)
+    patch: int = Field(default=2, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    classes: int = Field(default=0, ge=0)
+
+
+class ImageNetwork(nn.Module):
+    """v(x, t): images x [B, C, H, W], t [B] in [0, 1], label [B] or None -> [B, C, H, W]."""
+
+    tile = 32
+    """Rows of a network call on the CPU."""
+
+    def __init__(self, settings: UNet | DiT, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise ReflowError(
+                f"network {settings.name}: needs images [C, H, W], samples here are {list(shape)};"
+                " use residual_mlp"
+            )
+        self.settings, self.shape = settings, shape
+        self.net = _unet(settings, shape) if isinstance(settings, UNet) else _dit(settings, shape)
+
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
+    ) -> Tensor:
+        """Return dx/dt at x and t; no label is the null class."""
+        if span is not None:
+            raise ValueError("an image network has no input for spans")
+        if label is None:
+            label = torch.full_like(t, self.settings.classes, dtype=torch.int64)
+        if isinstance(self.settings, UNet) and not self.settings.classes:
+            label = None
+        # Time in thousandths, as diffusers' embeddings expect.
+        return cast(Tensor, self.net(x, 1000 * t, class_labels=label, return_dict=False)[0])
+
+    def save_weights(self, path: Path) -> None:
+        """Write config and weights to `path`/diffusers, for `from_pretrained` of diffusers."""
+        try:
+            self.net.save_pretrained(path / DIFFUSERS, safe_serialization=True)
+        except OSError as error:
+            raise ReflowError(
+                f"{path / DIFFUSERS}: cannot be written ({error}); free some space and start again"
+            ) from error
+
+
+def _diffusers() -> Any:
+    """Import diffusers: ten times the rest of fmcore, so only where it is needed."""
+    with warnings.catch_warnings(action="ignore"):
+        import diffusers
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    return diffusers
+
+
+def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
+    levels, channels = len(settings.channels), settings.channels
+    step = 2 ** (levels - 1)
+    if shape[1] % step or shape[2] % step:
+        raise ReflowError(
+            f"network.channels: {levels} levels halve the image {levels - 1} times, and"
+            f" {shape[1]} x {shape[2]} is no multiple of {step}; use fewer levels"
+        )
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
+    down = ["AttnDownBlock2D" if i in settings.attend else "DownBlock2D" for i in range(levels)]
+    up = [name.replace("Down", "Up") for name in reversed(down)]
+    return _diffusers().UNet2DModel(
+        sample_size=shape[1:],
+        in_channels=shape[0],
+        out_channels=shape[0],
+        layers_per_block=settings.blocks,
+        block_out_channels=channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        attention_head_dim=settings.head,
+        norm_num_groups=groups,
+        dropout=settings.dropout,
+        num_class_embeds=settings.classes + 1 if settings.classes else None,
+    )
+
+
+def _dit(settings: DiT, shape: tuple[int, ...]) -> Any:
+    if shape[1] != shape[2] or shape[1] % settings.patch:
+        raise ReflowError(
+            f"network.patch: {settings.patch} does not divide the image, {shape[1]} x {shape[2]},"
+            " which has to be square"
+        )
+    net = _diffusers().DiTTransformer2DModel(
+        num_attention_heads=settings.heads,
+        attention_head_dim=settings.head,
+        in_channels=shape[0],
+        out_channels=shape[0],
+        num_layers=settings.depth,
+        sample_size=shape[1],
+        patch_size=settings.patch,
+        dropout=settings.dropout,
+        num_embeds_ada_norm=max(settings.classes, 1),
+    )
+    for module in net.modules():
+        if hasattr(module, "dropout_prob"):
+            # It would drop labels by the global generator; training drops them by (seed, step).
+            module.dropout_prob = 0.0
+    return net

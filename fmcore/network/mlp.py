@@ -1,0 +1,103 @@
+"""A residual MLP on flattened samples: for a few dimensions and small images."""
+
+import math
+from functools import partial
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fmcore.settings import Settings
+
+
+class MLP(Settings):
+    """A residual MLP on flattened samples, told the time by sines and cosines.
+
+    `time_frequency` is the highest of these, in half periods over [0, 1]; MeanFlow wants it low.
+    `norm: none` is for a few dimensions: LayerNorm forgets |x|. `classes` > 0 adds a label and a
+    null class; `spans` adds the span of an average velocity (MeanFlow).
+    """
+
+    name: Literal["residual_mlp"] = "residual_mlp"
+    width: int = Field(default=384, gt=0)
+    depth: int = Field(default=3, gt=0)
+    time_features: int = Field(default=64, gt=1, multiple_of=2)
+    time_frequency: float = Field(default=16.0, gt=1)
+    norm: Literal["layer", "none"] = "layer"
+    classes: int = Field(default=0, ge=0)
+    spans: bool = False
+
+
+class Block(nn.Module):
+    """x + W2 silu(W1 norm(x) + time): a residual step whose input is shifted by the time."""
+
+    def __init__(self, width: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.inner = nn.Linear(width, width)
+        self.time = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        """Map features h [B, W] and the time embedding [B, W] to features [B, W]."""
+        inner = self.inner(self.norm(h)) + self.time(time)
+        return cast(Tensor, h + self.outer(nn.functional.silu(inner)))
+
+
+class ResidualMLP(nn.Module):
+    """v(x, t): x [B, *D], t [B] in [0, 1] -> [B, *D].
+
+    A gate g(t) * x carries the part of the velocity that is linear in x, which is all of it for
+    Gaussian data: the blocks learn the rest.
+    """
+
+    tile = 256
+    """Rows of a network call on the CPU."""
+
+    def __init__(self, settings: MLP, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, shape
+        dim, width = math.prod(shape), settings.width
+        half = settings.time_features // 2
+        # Half a period to 8 over [0, 1]: a velocity is smooth in t, and the solver relies on it.
+        frequencies = math.pi * torch.logspace(0, math.log10(settings.time_frequency), half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time = nn.Sequential(
+            nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.enter = nn.Linear(dim, width)
+        norm = partial(nn.LayerNorm, width) if settings.norm == "layer" else nn.SiLU
+        self.blocks = nn.ModuleList(Block(width, norm()) for _ in range(settings.depth))
+        self.norm = norm()
+        self.leave = nn.Linear(width, dim)
+        self.gate = nn.Linear(width, dim)
+        if settings.classes:
+            self.label = nn.Embedding(settings.classes + 1, width)
+            nn.init.zeros_(self.label.weight)
+        if settings.spans:
+            self.span = nn.Linear(2 * half, width, bias=False)
+            nn.init.zeros_(self.span.weight)
+
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
+    ) -> Tensor:
+        """Return dx/dt [B, *D] at x [B, *D] and t [B]; no label [B] is the null class."""
+        time = self.time(self._waves(t))
+        if self.settings.classes:
+            null = torch.full_like(t, self.settings.classes, dtype=torch.int64)
+            time = time + self.label(null if label is None else label)
+        if span is not None:
+            # An eighth of the frequencies: the loss differentiates by the span.
+            time = time + self.span(self._waves(span / 8))
+        h = self.enter(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, time)
+        velocity = self.leave(self.norm(h)) + self.gate(time) * x.flatten(1)
+        return cast(Tensor, velocity.reshape(x.shape))
+
+    def _waves(self, t: Tensor) -> Tensor:
+        angles = t[:, None] * cast(Tensor, self.frequencies)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,101 @@
+"""Models on disk.
+
+A model is a directory: `config.json`, `model.safetensors` (EMA weights) and `raw.safetensors` (the
+optimiser's own weights). A network of diffusers keeps its EMA weights in `diffusers/` instead, as
+`from_pretrained` of diffusers reads them. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fmcore.network.build import Network, VelocityNetwork, build
+from fmcore.network.images import DIFFUSERS, ImageNetwork
+from fmcore.settings import CONVENTION, ReflowError
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: the network, its whole config and the digest that names it."""
+
+    network: VelocityNetwork
+    config: dict[str, Any]
+    digest: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape [*D] of one sample."""
+        return self.network.shape
+
+
+def save(
+    path: Path, network: nn.Module, *, raw: nn.Module | None = None, about: dict[str, Any]
+) -> None:
+    """Write `network` (EMA weights) and `raw` to the directory `path`, with a config of `about`."""
+    averaged = isinstance(network, AveragedModel)
+    inner = cast(VelocityNetwork, network.module if averaged else network)
+    path.mkdir(parents=True, exist_ok=True)
+    config = {
+        "network": inner.settings.model_dump(mode="json"),
+        "shape": list(inner.shape),
+        "convention": CONVENTION,
+        **about,
+    }
+    if isinstance(inner, ImageNetwork):
+        inner.save_weights(path)
+    else:
+        write_tensors(path / "model.safetensors", _weights(inner))
+    write_tensors(path / "raw.safetensors", _weights(raw or inner))
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], *, about: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors; a full disk is an error that names the file."""
+    try:
+        save_file(tensors, path, metadata=about)
+    except (SafetensorError, OSError) as error:
+        raise ReflowError(
+            f"{path}: cannot be written ({error}); free some space and start again"
+        ) from error
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+
+
+def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "cpu") -> Model:
+    """Read a model directory in evaluation mode; `weights` are the averaged or the raw ones."""
+    file = path / ("model.safetensors" if weights == "ema" else "raw.safetensors")
+    try:
+        config = json.loads((path / "config.json").read_text())
+        settings = TypeAdapter[Network](Network).validate_python(config["network"])
+        network = build(settings, tuple(config["shape"]), seed=0)
+        whole: nn.Module = network
+        if isinstance(network, ImageNetwork) and weights == "ema":
+            file, whole = path / DIFFUSERS / "diffusion_pytorch_model.safetensors", network.net
+        whole.load_state_dict(load_file(file))
+    except FileNotFoundError as error:
+        raise ReflowError(
+            f"{path}: expected a model (config.json and {file.name}), {error.filename} is missing;"
+            " run the stage that trains it"
+        ) from error
+    except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(
+            f"{file}: not a model of this version ({reason}); train it again"
+        ) from error
+    except SafetensorError as error:
+        raise ReflowError(f"{file}: damaged ({error}); `dvc checkout` or train it again") from error
+    digest = hashlib.sha256((path / "config.json").read_bytes() + file.read_bytes()).hexdigest()
+    network.eval().requires_grad_(False)
+    return Model(network.to(device), config, digest)
