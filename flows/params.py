@@ -70,6 +70,28 @@ def load(path: Path) -> Params:
     return params
 
 
+def reduced(params: Params, share: float) -> Params:
+    """Return the chain at a share of its size: steps, pairs, and the samples of evaluation."""
+
+    def part(number: int, least: int) -> int:
+        return max(min(least, number), round(share * number))
+
+    rounds = {
+        name: _with(r, train=_with(r.train, steps=part(r.train.steps, 1)))
+        for name, r in params.rounds.items()
+    }
+    couplings = {k: _with(c, pairs=part(c.pairs, 1)) for k, c in params.couplings.items()}
+    yardstick = _with(params.yardstick, samples=part(params.yardstick.samples, 256))
+    evaluate = _with(params.evaluate, trajectories=part(params.evaluate.trajectories, 256))
+    changes = {"rounds": rounds, "couplings": couplings}
+    whole: Params = _with(params, **changes, yardstick=yardstick, evaluate=evaluate)
+    return whole
+
+
+def _with(settings: Any, **changes: Any) -> Any:
+    return settings.model_copy(update=changes)
+
+
 def _tree(path: Path) -> Any:
     try:
         tree = YAML(typ="rt").load(path.read_text())

@@ -12,7 +12,7 @@ from typing import Any
 
 from flows.guard import guarded
 from flows.home import configure, find_root
-from flows.params import FILE, Params, load, maker
+from flows.params import FILE, Params, load, maker, reduced
 from flows.progress import Reporter
 from fmcore.gates import judge
 from fmcore.settings import ReflowError, derive_seed
@@ -143,6 +143,9 @@ def main(arguments: list[str]) -> int:
         root = find_root(Path.cwd())
         configure(root)
         params = load(root / FILE)
+        if params.compute.cpu_share < 1 and params.compute.start().type == "cpu":
+            params = reduced(params, params.compute.cpu_share)
+            print(f"no GPU: {params.compute.cpu_share:g} of steps, pairs and samples", flush=True)
         with guarded(root, f"{verb}@{key}" if key else verb) as scratch:
             VERBS[verb](params, key, paths, scratch)
     except ReflowError as error:

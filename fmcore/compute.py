@@ -16,13 +16,16 @@ TILE = 256
 class Compute(Settings):
     """Device, CPU threads and precision: part of the last bits of a result, so all are settings.
 
-    `bf16` computes the network in bfloat16 (weights and ODE state stay float32); `compile` is
+    Without a GPU `cpu_share` of the steps, pairs and samples is done: for files sized for a GPU.
+    `bf16` computes the network in bfloat16 (weights and ODE state stay float32), `auto` only on a
+    GPU: most CPUs emulate it, slowly; `compile` is
     torch.compile. No accelerate: autocast is one line, and bfloat16 needs no loss scaling.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=2, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    cpu_share: float = Field(default=1.0, gt=0, le=1)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     compile: bool = False
 
     def start(self) -> torch.device:
@@ -44,6 +47,8 @@ class Compute(Settings):
 
         def half(*inputs: Tensor | None) -> Tensor:
             device = "cpu" if inputs[0] is None else inputs[0].device.type
+            if self.precision == "auto" and device == "cpu":
+                return call(*inputs)
             with torch.autocast(device, torch.bfloat16):
                 return call(*inputs).float()
 

@@ -256,7 +256,13 @@ def _budget(bench: Bench, about: dict[str, Any], coupling: Path, path: Tensor) -
     student = about.get("time", {}).get("name") in {"point", "grid"}
     if student or not isinstance(bench.flow.interpolant, Linear) or bench.settings.guidance != 1:
         return {}
-    losses = held_out_losses(bench.flow, coupling, seed=bench.seed, device=bench.device, limit=4096)
+    losses = held_out_losses(
+        bench.flow,
+        coupling,
+        seed=bench.seed,
+        device=bench.device,
+        limit=2 * bench.settings.trajectories,
+    )
     pairs = read(open_coupling(coupling), limit=20000)
     before = transport_cost(pairs.source, pairs.target)
     after = transport_cost(path[0], path[-1])

@@ -59,11 +59,10 @@ def _loss(
     times = law.spread((torch.randperm(n, generator=generator) + 0.5) / n)
     times = times.clamp(min=flow.interpolant.first)
     total = 0.0
-    for t in times.split(len(pairs)):
-        for rows in torch.arange(len(pairs)).split(1024):
-            part = pairs.rows(rows)
-            label = part.label.to(device) if flow.classes and part.label is not None else None
-            inputs = (a.to(device) for a in (part.target, part.source, t[rows]))
-            loss = flow_matching_loss(flow.velocity(label), flow.interpolant, *inputs)
-            total += float(loss) * len(rows)
+    for rows in torch.arange(n).split(1024):
+        part, t = pairs.rows(rows % len(pairs)), times[rows]
+        label = part.label.to(device) if flow.classes and part.label is not None else None
+        inputs = (a.to(device) for a in (part.target, part.source, t))
+        loss = flow_matching_loss(flow.velocity(label), flow.interpolant, *inputs)
+        total += float(loss) * len(rows)
     return total / n

@@ -180,7 +180,7 @@ def train(
     if load_state(scratch, state):
         log({"resumed": 1.0}, state.step)
     _run(state, coupling, settings, seed=seed, compute=compute, scratch=scratch, log=log)
-    final = _held_out(state, coupling, settings, seed=seed, limit=4096)
+    final = _held_out(state, coupling, settings, seed=seed, limit=16 * settings.batch)
     accept(final)
     save(
         out,
@@ -229,7 +229,7 @@ def _run(
         _watch(row, state, settings, scratch)
         losses.clear()
         if kept:
-            held = _held_out(state, coupling, settings, seed=seed, limit=1024)
+            held = _held_out(state, coupling, settings, seed=seed, limit=4 * settings.batch)
             if "held_out_loss" in held:
                 row["held_out_loss"] = held["held_out_loss"]
         state.history.append(row)

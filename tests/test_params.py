@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.params import load
+from flows.params import load, reduced
 from fmcore.settings import ReflowError
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ CASES = [
     (
         "data: {name: digits}",
         "data: {name: digit}",
-        r"params.yaml:\d+: data.name: expected one of 'digits'.*got 'digit'",
+        r"params.yaml:\d+: data.name: expected one of .*'digits'.*got 'digit'",
     ),
     ("data: {name: digits}", "", r"data: is missing"),
     ("seed: 0", "seed: 0\nsede: 1", r"params.yaml:\d+: sede: unknown key; did you mean 'seed'"),
@@ -81,6 +81,15 @@ def test_a_mistake_gets_one_line_with_place_and_mend(tmp_path, before, after, me
     with pytest.raises(ReflowError, match=message) as error:
         load(path)
     assert all(line.startswith("params.yaml") for line in str(error.value).splitlines())
+
+
+def test_without_a_gpu_a_chain_can_be_a_share_of_its_size():
+    whole = load(ROOT / "params" / "fashion_mnist.yaml")
+    part = reduced(whole, 0.01)
+    assert (whole.rounds["rf1"].train.steps, part.rounds["rf1"].train.steps) == (30000, 300)
+    assert part.couplings["rf1"].pairs == 3000 and part.yardstick.samples == 256
+    assert part.evaluate.trajectories == 256 and part.rounds["rf1"].train.batch == 256
+    assert reduced(whole, 1.0) == whole
 
 
 def test_a_third_round_and_a_branch_are_data(tmp_path):

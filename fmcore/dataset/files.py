@@ -1,71 +1,27 @@
-"""Target samples: digits, two-dimensional densities, folders of images, the user's own arrays."""
+"""The user's own data: folders of images, arrays."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
+from fmcore.dataset.samples import Samples
 from fmcore.settings import ReflowError, Settings
 
 
-class Digits(Settings):
-    """scikit-learn's handwritten digits: 1,797 real images of 8 x 8, with labels."""
-
-    name: Literal["digits"]
-
-
-class Density(Settings):
-    """What the two-dimensional densities share: how many independent samples."""
-
-    samples: int = Field(default=10000, gt=1)
-
-
-class EightGaussians(Density):
-    """Eight Gaussians on a circle."""
-
-    name: Literal["eight_gaussians"]
-    radius: float = Field(default=4.0, gt=0)
-    std: float = Field(default=0.5, gt=0)
-
-
-class TwoMoons(Density):
-    """Two half circles with noise, angles drawn uniformly (scikit-learn's are evenly spaced)."""
-
-    name: Literal["two_moons"]
-    scale: float = Field(default=2.0, gt=0)
-    std: float = Field(default=0.1, ge=0)
-
-
-class Checkerboard(Density):
-    """The uniform law on the dark squares of a 4 x 4 board of side 8."""
-
-    name: Literal["checkerboard"]
-
-
-class Gaussian(Density):
-    """Independent Gaussians, for which all of a chain is known in closed form."""
-
-    name: Literal["gaussian"]
-    mean: list[float] = Field(min_length=1)
-    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _same_length(self) -> "Gaussian":
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} numbers, std {len(self.std)}")
-        return self
-
-
 class Images(Settings):
-    """A folder of images of one size; sub-folders, if any, are the classes."""
+    """A folder of images of one size; its sub-folders, if any, are the classes, however deep.
+
+    Transparent pixels are laid on `background`.
+    """
 
     name: Literal["images"]
     root: str
+    background: Literal["white", "black"] = "white"
 
 
 class Array(Settings):
@@ -86,76 +42,11 @@ class Array(Settings):
         return self
 
 
-Dataset = Annotated[
-    Digits | EightGaussians | TwoMoons | Checkerboard | Gaussian | Images | Array,
-    Field(discriminator="name"),
-]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images."""
-
-    target: Tensor
-    label: Tensor | None
-    image: bool
-
-
-def load(settings: Dataset, *, seed: int) -> Samples:
-    """Return the samples of a data set; a density draws them from the seed."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    if isinstance(settings, Digits):
-        return _digits()
-    if isinstance(settings, Images):
-        return _images(Path(settings.root))
-    if isinstance(settings, Array):
-        return _array(settings)
-    if isinstance(settings, EightGaussians):
-        points = _eight_gaussians(settings, rng)
-    elif isinstance(settings, TwoMoons):
-        points = _two_moons(settings, rng)
-    elif isinstance(settings, Checkerboard):
-        points = _checkerboard(settings, rng)
-    else:
-        noise = rng.standard_normal((settings.samples, len(settings.mean)))
-        points = np.array(settings.mean) + np.array(settings.std) * noise
-    return Samples(torch.tensor(points, dtype=torch.float32), None, image=False)
-
-
-def _digits() -> Samples:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
-    return Samples(images, torch.tensor(found.target, dtype=torch.int64), image=True)
-
-
-def _eight_gaussians(settings: EightGaussians, rng: np.random.Generator) -> np.ndarray:
-    angle = rng.integers(8, size=settings.samples) * math.pi / 4
-    modes = settings.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return np.asarray(modes + settings.std * rng.standard_normal(modes.shape))
-
-
-def _two_moons(settings: TwoMoons, rng: np.random.Generator) -> np.ndarray:
-    angle = rng.uniform(0, math.pi, settings.samples)
-    upper = rng.integers(2, size=settings.samples) == 0
-    x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
-    y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
-    points = np.stack([x, y], axis=1)
-    return np.asarray(settings.scale * (points + settings.std * rng.standard_normal(points.shape)))
-
-
-def _checkerboard(settings: Checkerboard, rng: np.random.Generator) -> np.ndarray:
-    column = rng.integers(4, size=settings.samples)
-    row = 2 * rng.integers(2, size=settings.samples) + column % 2
-    corner = np.stack([column, row], axis=1) * 2.0 - 4.0
-    return np.asarray(corner + rng.uniform(0, 2, corner.shape))
-
-
-def _images(root: Path) -> Samples:
-    """Read every image below `root`, sorted by name; one size and one mode for all."""
+def read_images(settings: Images) -> Samples:
+    """Read every image below the root, sorted by name; one size and one mode for all."""
     from PIL import Image
 
+    root = Path(settings.root)
     if not root.is_dir():
         raise ReflowError(f"data.root: {root}: no such folder; give a folder of PNG or JPEG files")
     kinds = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -170,7 +61,7 @@ def _images(root: Path) -> Samples:
                     raise ReflowError(
                         f"{file}: more than 8 bits a pixel (mode {image.mode}); save it with 8"
                     )
-                pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+                pixels = np.asarray(_opaque(image, settings.background))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ReflowError(
                 f"{file}: not an image that can be read ({error}); remove it"
@@ -186,6 +77,17 @@ def _images(root: Path) -> Samples:
     return Samples(target, _folders(root, files), image=True)
 
 
+def _opaque(image: Any, background: str) -> Any:
+    """Return a gray or RGB image, transparent pixels laid on the background."""
+    from PIL import Image
+
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        ground = Image.new("RGBA", image.size, background)
+        gray = image.mode == "LA"
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("L" if gray else "RGB")
+    return image if image.mode == "L" else image.convert("RGB")
+
+
 def _size(pixels: np.ndarray) -> str:
     channels, height, width = pixels.shape
     return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
@@ -193,7 +95,7 @@ def _size(pixels: np.ndarray) -> str:
 
 def _folders(root: Path, files: list[Path]) -> Tensor | None:
     """Return labels from the folders that the files lie in; None if all lie in one."""
-    names = [file.parent.relative_to(root).as_posix() for file in files]
+    names = [(*file.parent.relative_to(root).parts, ".")[0] for file in files]
     classes = sorted(set(names))
     if len(classes) < 2:
         return None
@@ -205,7 +107,8 @@ def _folders(root: Path, files: list[Path]) -> Tensor | None:
     return torch.tensor([classes.index(name) for name in names])
 
 
-def _array(settings: Array) -> Samples:
+def read_array(settings: Array) -> Samples:
+    """Read a .npy or Parquet file; finite numbers within the stated range."""
     path = Path(settings.path)
     try:
         target, label = _parquet(path) if path.suffix == ".parquet" else (_npy(path), None)
@@ -283,5 +186,10 @@ def _parquet(path: Path) -> tuple[np.ndarray, Tensor | None]:
     if label.dtype.kind not in "iu" or (label < 0).any():  # nulls would make it float
         raise ReflowError(
             f"{path}: column 'label' must hold a whole number from 0 up in every row; renumber it"
+        )
+    if label.max() >= 2 * len(np.unique(label)) + 10:  # a class for each number up to the largest
+        raise ReflowError(
+            f"{path}: column 'label' has {len(np.unique(label))} classes and numbers up to"
+            f" {label.max()}; number them from 0"
         )
     return target, torch.tensor(label.astype(np.int64))

