@@ -10,8 +10,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from flows import reflow
 from flows.execute import Outcome
 from flows.progress import parse
-from flows.report import comparison, note_timings, paths, rounds_table
+from flows.report import comparison, paths, rounds_table
 from flows.schedule import Report
+from flows.tracking.records import note_timings
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
