@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.dag import digest, lock_entries
 from flows.guard import locked
+from flows.tracking.about import describe, read_file
 from flows.tracking.client import Tracker
 from flows.tracking.records import (
     Chain,
@@ -195,19 +196,22 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
 
         _once(tracker, done.parent, tags, f"round@{round_.name}", entry, log, done, say)
     if compare := whole.compare:
-        log = partial(_compare, tracker, done.parent, compare)
+        log = partial(_compare, tracker, done.parent, compare, whole)
         _once(tracker, done.parent, tags, "compare", compare, log, done, say)
         tracker.client.set_terminated(done.parent, "FINISHED")
         if models:
             _ship(tracker, whole, compare, done, say)
 
 
-def _compare(tracker: Tracker, run: str, entry: Entry) -> None:
+def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     """Log the comparison: its files, what to ship, what the gates say, the table as the note."""
+    commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
+    about = describe(whole, partial(read_file, tracker.root), commit)
     found = comparison(tracker.root, entry)
     folder = tracker.root / arguments(entry["cmd"])["out"]
     for file in sorted(folder.iterdir()):
         tracker.client.log_artifact(run, str(file), "comparison")
+    tracker.client.log_dict(run, about, "chain.json")
     points = [(f"{found['metric']}/floor", found["floor"], 0)]
     for use, choice in found["ship"].items():
         points += [(f"{use}/{found['metric']}", choice["distance"], 0)]
