@@ -39,7 +39,7 @@ class Record:
         return {
             row["round"]: {
                 **{f"{metric}/nfe_{n}": float(v) for n, v in row[metric].items()},
-                **{k: float(v) for k, v in row.items() if isinstance(v, float | int)},
+                **{k: float(v) for k, v in row.items() if type(v) in (int, float)},
             }
             for row in self.found["rounds"]
         }
@@ -196,17 +196,21 @@ def frame(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def spread(mean: float, sd: float | None) -> str:
-    """Write a mean with its spread: `1.73 ± 0.05`."""
-    return f"{mean:.3g}" if sd is None else f"{mean:.3g} ± {sd:.1g}"
+    """Write a mean with its spread: `1.73±0.05`."""
+    return f"{mean:.3g}" if sd is None else f"{mean:.3g}±{sd:.1g}"
 
 
 def tables(groups: Sequence[Group]) -> list[Table]:
-    """Lay out the groups, a table for each distance: a row per chain and round."""
+    """Lay out the groups, a table for each distance: a row per chain and round.
+
+    Of the NFE it shows one step, the nearest to four, and the most; `frame` has them all.
+    """
     found = []
     for metric in dict.fromkeys(g.metric for g in groups):
         mine = [g for g in groups if g.metric == metric]
         keys = {k for g in mine for values in g.mean.values() for k in values}
         nfes = sorted(int(k.split("/nfe_")[1]) for k in keys if k.startswith(f"{metric}/nfe_"))
+        nfes = sorted({nfes[0], min(nfes, key=lambda n: abs(n - 4)), nfes[-1]})
         table = Table(
             title=f"{metric} by NFE, mean ± standard deviation over seeds",
             title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0),
@@ -216,7 +220,7 @@ def tables(groups: Sequence[Group]) -> list[Table]:
         table.add_column("round")
         names = [f"{metric}/nfe_{n}" for n in nfes] + ["straightness_rel", "transport_cost"]
         for column in [f"NFE {n}" for n in nfes] + ["rel", "cost"]:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for group in mine:
             for i, (round_, mean) in enumerate(group.mean.items()):
                 sd = group.sd[round_]

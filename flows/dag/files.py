@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
-from dvc.fs import DVCFileSystem
 
 from flows.dag.project import in_one_line
 
