@@ -216,7 +216,10 @@ def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
     if not seconds:
         return
     known = {s: {"entry": e, "seconds": t} for (s, e), t in timings(root).items()}
-    entries = lock_entries(root)
+    try:
+        entries = lock_entries(root)
+    except ReflowError:
+        return  # an interrupted run may leave dvc.lock half-written; what it says comes from others
     new = {
         s: {"entry": digest(entries[s]), "seconds": t} for s, t in seconds.items() if s in entries
     }
