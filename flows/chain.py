@@ -5,6 +5,7 @@ as Cached. Set the environment (`home.configure`) before importing this file.
 """
 
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import dag
+from flows import artifacts, dag, records
 from flows.schedule import RETRIES, RETRY_DELAYS, Session, may_pass, select
 from flows.server import serving
 from fmcore.settings import ReflowError
@@ -44,9 +45,12 @@ def _worth_another_try(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
 )
 def stage(name: str) -> Any:
     """Bring one stage of dvc.yaml up to date; its lines are the log of the task run."""
-    outcome = _session.get().perform(name, get_run_logger().info)
+    session, log = _session.get(), get_run_logger()
+    outcome = session.perform(name, log.info)
     if outcome.state == "cached":
         return Completed(name="Cached", message="DVC: unchanged")
+    with records.best_effort(log.warning):
+        artifacts.materialised(session.root, session.stages, name)
     return Completed(message=f"ran, because: {'; '.join(outcome.reasons)}")
 
 
@@ -56,6 +60,7 @@ def chain(root: str, targets: list[str] | None = None) -> None:
     session = _session.get(None)
     if session is None:  # started by a Prefect deployment, not by `reflow run`
         session = Session(Path(root), select(dag.read(Path(root)), targets))
+        session.closing = partial(records.close, session.root, say=get_run_logger().info)
         _session.set(session)
     session.flow_run = str(runtime.flow_run.id or "")
     futures: dict[str, PrefectFuture[Any]] = {}
@@ -64,6 +69,7 @@ def chain(root: str, targets: list[str] | None = None) -> None:
             upstream = [futures[up] for up in described.upstream]
             futures[name] = stage.submit(name, wait_for=upstream, return_state=False)
         wait(list(futures.values()))
+        session.close()
     except BaseException:
         session.processes.stop()
         raise

@@ -105,16 +105,23 @@ def publish() -> None:
 
 
 @app.command()
-def compare(as_json: AsJson = False) -> None:
-    """Show the rounds side by side: distance by NFE, straightness, transport cost, seconds."""
-    from flows.report import comparison, rounds_table
+def compare(
+    rev: Annotated[
+        list[str] | None,
+        typer.Option(help="A chain of another commit, branch or tag; several times for several."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every chain that MLflow holds.")] = False,
+    as_json: AsJson = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a report, one page with its pictures.")
+    ] = None,
+) -> None:
+    """Show rounds side by side: of this chain, of other commits, or of all chains in MLflow."""
+    from flows.comparing import show
 
     with one_line_errors():
-        found = comparison(project())
-        if as_json:
-            print(json.dumps(found, indent=2))
-        else:
-            out.print(rounds_table(found))
+        show(project(), rev or [], published=every, as_json=as_json, csv=csv, html=html, out=out)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from flows.execute import Processes
 from flows.schedule import (
     RETRIES,
     RETRY_DELAYS,
+    Closing,
     Observer,
     OnLine,
     Report,
@@ -31,6 +32,7 @@ def run(
     prefect: bool = True,
     observer: Observer | None = None,
     on_line: OnLine | None = None,
+    closing: Closing | None = None,
 ) -> Report:
     """Bring the chain up to date, or only `targets` and what they depend on.
 
@@ -41,7 +43,7 @@ def run(
     root = root.resolve()
     home.configure(root)
     stages = select(dag.read(root), targets)
-    session = Session(root, stages, observer, on_line)
+    session = Session(root, stages, observer, on_line, closing)
     with _ends_its_processes(session.processes):
         if prefect:
             from flows import chain  # imports Prefect: slow, and only after home.configure
@@ -49,6 +51,7 @@ def run(
             chain.run(session)
         else:
             _run_in_threads(session)
+            session.close()
     return session.report()
 
 

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from flows import dag
-from flows.tracking.records import arguments
+from flows.tracking.records import arguments, timings
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-TIMINGS = "timings.json"
 
 
 def plan_table(planned: Sequence[dag.Planned]) -> Table:
@@ -43,22 +41,6 @@ def paths(root: Path, stage: str) -> dict[str, Path]:
     return {k: root / v for k, v in arguments(stages[stage].cmd).items()}
 
 
-def timings(root: Path) -> dict[str, float]:
-    """Return the seconds that each stage took when this machine last ran it."""
-    try:
-        found: dict[str, float] = json.loads((root / ".reflow" / TIMINGS).read_text())
-        return found
-    except (OSError, ValueError):
-        return {}
-
-
-def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
-    """Remember how long stages took; kept out of every DVC output, because time is volatile."""
-    path = root / ".reflow" / TIMINGS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**timings(root), **seconds}, indent=2) + "\n")
-
-
 def comparison(root: Path) -> dict[str, Any]:
     """Return the comparison of the rounds, with the seconds that each took on this machine."""
     file = paths(root, "compare")["out"] / "rounds.json"
@@ -67,9 +49,10 @@ def comparison(root: Path) -> dict[str, Any]:
             f"{file.relative_to(root)}: no comparison yet; run `reflow run`, or `dvc checkout`"
         )
     found: dict[str, Any] = json.loads(file.read_text())
-    took = timings(root)
+    took, entries = timings(root), dag.lock_entries(root)
     for row in found["rounds"]:
-        seconds = took.get(f"train@{row['round']}")
+        stage = f"train@{row['round']}"
+        seconds = took.get((stage, dag.digest(entries.get(stage, {}))))
         row["floor"] = found["floor"]
         row["train_seconds"] = None if seconds is None else round(seconds, 1)
     return found

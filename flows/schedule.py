@@ -17,6 +17,9 @@ Observer = Callable[[str, Outcome], None]
 OnLine = Callable[[str, str], None]
 """Told of each line that a stage prints: `on_line("train@rf1", "loss 0.3")`."""
 
+Closing = Callable[["Report"], None]
+"""Called once when no stage is left to run, in the flow run if there is one: keeps the records."""
+
 RETRIES = 2
 RETRY_DELAYS = (2.0, 10.0)
 """Seconds before each retry of a stage that was killed, out of memory, or locked out."""
@@ -58,6 +61,7 @@ class Session:
     stages: dict[str, dag.Stage]
     observer: Observer | None = None
     on_line: OnLine | None = None
+    closing: Closing | None = None
     processes: Processes = field(default_factory=Processes)
     cores: Cores = field(default_factory=Cores)
     reports: dict[str, StageReport] = field(default_factory=dict)
@@ -87,6 +91,12 @@ class Session:
             except Exception as error:  # a record of the stage must not fail the stage
                 tell(f"warning: {name} is done, but telling of it failed: {error}")
         return outcome
+
+    def close(self) -> None:
+        """Keep the records of the run, once; what they raise is theirs to catch."""
+        closing, self.closing = self.closing, None
+        if closing:
+            closing(self.report())
 
     def report(self) -> Report:
         """Return what became of every stage; those that never started are blocked."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from flows import reflow
+from flows import records, reflow
 from flows.execute import Outcome
 from flows.progress import parse
-from flows.report import comparison, note_timings, paths, rounds_table
+from flows.report import comparison, paths, rounds_table
 from flows.schedule import Report
+from flows.tracking.records import note_timings
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
@@ -78,16 +79,27 @@ def run_chain(
             seconds[stage] = outcome.seconds
         screen.done(stage, outcome)
 
-    try:
-        with screen.bars:
-            report = reflow.run(root, targets=targets, prefect=prefect, observer=done, on_line=line)
-    finally:
+    def say(text: str) -> None:
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def settle() -> None:
         note_timings(root, seconds)
         if live:
             live.close()
+
+    def closing(report: Report) -> None:
+        settle()
+        records.close(root, report, say=say, mlflow=mlflow, prefect=prefect)
+
+    try:
+        with screen.bars:
+            report = reflow.run(
+                root, targets=targets, prefect=prefect, observer=done, on_line=line,
+                closing=closing,
+            )  # fmt: skip
+    finally:
+        settle()
     _failures(report, out)
-    if mlflow:
-        _publish(root, out)
     if report.ok:
         _where(root, report.flow_run, out)
     return report.ok
@@ -106,26 +118,6 @@ def _live(root: Path, out: Console) -> "Live":
     from flows.tracking import Live
 
     return Live(root, lambda text: out.print(text, markup=False, soft_wrap=True))
-
-
-def _publish(root: Path, out: Console) -> None:
-    """Publish; a tracking server that is down does not make a finished chain a failure."""
-    from flows.tracking import publish
-
-    try:
-        done = publish(root)
-        for skipped in done.skipped:
-            out.print(f"MLflow: {skipped}", markup=False, soft_wrap=True)
-    except ReflowError as error:
-        out.print(f"MLflow: {error}", markup=False, soft_wrap=True)
-    except Exception as error:  # whatever MLflow raises: the chain itself is done
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        out.print(
-            f"MLflow: not published ({reason[:200]}); the work is done and safe,"
-            " `reflow publish` records it later",
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def _where(root: Path, flow_run: str, out: Console) -> None:

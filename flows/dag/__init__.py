@@ -5,6 +5,7 @@ contract). Every call opens a `Repo` of its own (6 ms): one shared between threa
 Nothing here takes DVC's lock, so all of it works while a stage runs.
 """
 
+from flows.dag.files import files_at
 from flows.dag.inputs import Inputs, again, fingerprint, inputs
 from flows.dag.lineage import digest, entries, lineage, lock_entries
 from flows.dag.plan import Planned, State, changed, plan
@@ -20,6 +21,7 @@ __all__ = [
     "changed",
     "digest",
     "entries",
+    "files_at",
     "fingerprint",
     "inputs",
     "lineage",

@@ -17,6 +17,16 @@ for _name, _value in (
 
 KEY, CHAIN, KIND = "reflow.key", "reflow.chain", "reflow.kind"
 EXPERIMENT = "reflow"
+ABOUT = {
+    # Without this MLflow opens its pages for language models.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "A run per chain, a child run per round. On a chain: `round/<metric>` over the rounds (step"
+        " = round), `one_step`, `few_step` and `best` of what to ship, `spent/...` in all. On a"
+        " round: `<distance>_by_nfe` (step = NFE), `train/loss`, `gap_over_t` (t in thousandths)."
+        " Select the rounds of a chain, then Compare, to see them on one chart."
+    ),
+}
 
 
 class Tracker:
@@ -35,7 +45,8 @@ class Tracker:
         self.mlflow = mlflow
         mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
         self.client = mlflow.MlflowClient()
-        self.experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+        self.experiment_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        self.experiment = self._experiment(self.experiment_name)
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -44,7 +55,7 @@ class Tracker:
         local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
         place = self.root / ".reflow" / "mlflow" / "artifacts"
         location = place.resolve().as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location))
+        return str(self.client.create_experiment(name, artifact_location=location, tags=ABOUT))
 
     def find(self, **tags: str) -> list[Any]:
         """Return the runs with these tags (dots written as __), newest first."""
@@ -55,10 +66,17 @@ class Tracker:
         """Return the run of a chain, made if there is none."""
         if found := self.find(reflow__kind="chain", reflow__chain=chain.key):
             return str(found[0].info.run_id)
-        tags = {KIND: "chain", CHAIN: chain.key, **_git(self.root)}
+        tags = {
+            KIND: "chain",
+            CHAIN: chain.key,
+            "reflow.recipe": chain.recipe,
+            "reflow.rounds": " ".join(r.name for r in chain.rounds),
+            **_git(self.root),
+        }
         run = self.client.create_run(
             self.experiment, run_name=f"{chain.name} {chain.key[:7]}", tags=tags
         )
+        self.set_params(run.info.run_id, flat(chain.settings))
         return str(run.info.run_id)
 
     def child(self, chain: Chain, parent: str, round_: Round, planned: Any) -> str:
@@ -78,13 +96,17 @@ class Tracker:
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
             tags |= {"reflow.reused": "true", "reflow.origin_run": elsewhere[-1].info.run_id}
         run = self.client.create_run(self.experiment, run_name=round_.name, tags=tags)
-        from mlflow.entities import Param
-
         shown = flat(settings_of(planned))
         short = {k.replace(f"rounds.{round_.name}.", ""): v for k, v in shown.items()}
-        params = [Param(k, v[:6000]) for k, v in short.items()]
-        self.client.log_batch(run.info.run_id, params=params)
+        self.set_params(run.info.run_id, short)
         return str(run.info.run_id)
+
+    def set_params(self, run: str, values: dict[str, str]) -> None:
+        """Log parameters of a run, cut to the length that MLflow allows."""
+        from mlflow.entities import Param
+
+        params = [Param(k, v[:6000]) for k, v in values.items()]
+        self.client.log_batch(run, params=params)
 
     def log(self, run: str, points: list[tuple[str, float, int]]) -> None:
         """Log (name, value, step) in batches of the size MLflow allows."""

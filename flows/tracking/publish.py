@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.dag import digest, lock_entries
 from flows.guard import locked
+from flows.tracking.about import describe, read_file
 from flows.tracking.client import Tracker
 from flows.tracking.records import (
     Chain,
@@ -16,10 +17,13 @@ from flows.tracking.records import (
     Round,
     arguments,
     chain,
+    comparison,
     curve,
     md5_of,
     metrics,
+    spent,
 )
+from flows.tracking.registry import register
 from fmcore.settings import ReflowError
 
 Say = Callable[[str], object]
@@ -53,9 +57,10 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
             tags = tracker.client.get_run(run).data.tags
             for part, entry, log in _parts(tracker, run, round_, whole, models):
                 _once(tracker, run, tags, part, entry, log, done, say)
+            _spent(tracker, done, run, round_, say)
             if round_.evaluate:
                 tracker.client.set_terminated(run, "FINISHED")
-        _parent(tracker, whole, done, say)
+        _parent(tracker, whole, done, say, models)
     return done
 
 
@@ -163,7 +168,22 @@ def _model(tracker: Tracker, run: str, entry: Entry) -> None:
     log_model(tracker.mlflow, run, folder)
 
 
-def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:
+def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say) -> None:
+    """Log what a round cost, on its run and, over the rounds, on the chain's."""
+    try:
+        values = spent(tracker.root, round_)
+    except ReflowError:
+        return  # the stage whose receipt is missing has said so
+
+    def log() -> None:
+        tracker.log(run, [(k, v, 0) for k, v in values.items()])
+        tracker.log(done.parent, [(f"round/{k}", v, round_.index) for k, v in values.items()])
+
+    tags = tracker.client.get_run(run).data.tags
+    _once(tracker, run, tags, f"spent@{round_.name}", values, log, done, say)
+
+
+def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: bool) -> None:
     """Log `round/<metric>` with step = round, so that MLflow's charts show it unasked."""
     tags = tracker.client.get_run(done.parent).data.tags
     for round_ in whole.rounds:
@@ -176,11 +196,43 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:
 
         _once(tracker, done.parent, tags, f"round@{round_.name}", entry, log, done, say)
     if compare := whole.compare:
-        folder = tracker.root / arguments(compare["cmd"])["out"]
-
-        def files() -> None:
-            for file in sorted(folder.iterdir()):
-                tracker.client.log_artifact(done.parent, str(file), "comparison")
-
-        _once(tracker, done.parent, tags, "compare", compare, files, done, say)
+        log = partial(_compare, tracker, done.parent, compare, whole)
+        _once(tracker, done.parent, tags, "compare", compare, log, done, say)
         tracker.client.set_terminated(done.parent, "FINISHED")
+        if models:
+            _ship(tracker, whole, compare, done, say)
+
+
+def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
+    """Log the comparison: its files, what to ship, what the gates say, the table as the note."""
+    commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
+    about = describe(whole, partial(read_file, tracker.root), commit)
+    found = comparison(tracker.root, entry)
+    folder = tracker.root / arguments(entry["cmd"])["out"]
+    for file in sorted(folder.iterdir()):
+        tracker.client.log_artifact(run, str(file), "comparison")
+    tracker.client.log_dict(run, about, "chain.json")
+    points = [(f"{found['metric']}/floor", found["floor"], 0)]
+    for use, choice in found["ship"].items():
+        points += [(f"{use}/{found['metric']}", choice["distance"], 0)]
+        points += [(f"{use}/nfe", float(choice["nfe"]), 0)]
+        tracker.client.set_tag(run, f"reflow.{use}", choice["round"])
+    tracker.log(run, points)
+    unhappy = [f"{g['state']}: {g['stage']} {g['gate']}" for g in found["gates"]
+               if g["state"] != "ok"]  # fmt: skip
+    tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")
+    tracker.client.set_tag(run, "reflow.fingerprint", found["fingerprint"])
+    tracker.client.set_tag(run, "mlflow.note.content", (folder / "rounds.md").read_text())
+
+
+def _ship(tracker: Tracker, whole: Chain, compare: Entry, done: Published, say: Say) -> None:
+    """Register the rounds to ship; not tied to a tag: another chain may have moved the aliases."""
+    try:
+        changed = register(tracker, whole, comparison(tracker.root, compare)["ship"])
+    except ReflowError as error:
+        done.skipped.append(f"ship: {error}")
+        say(f"ship: not published: {error}")
+        return
+    for line in changed:
+        say(line)
+    (done.logged if changed else done.unchanged).append("ship")

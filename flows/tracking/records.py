@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.dag import digest, lineage
+from flows.dag import digest, lineage, lock_entries
 from fmcore.settings import ReflowError
 
 Entry = Mapping[str, Any]
+TIMINGS = "timings.json"
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain: its key, its rounds in the order of params.yaml, and the comparison."""
+    """A chain: its key, its settings, its rounds in their order, and the comparison.
+
+    Chains of one `recipe` differ in the seed alone.
+    """
 
     key: str
     name: str
+    recipe: str
+    settings: dict[str, Any]
     rounds: list[Round]
     compare: Entry | None
     entries: Mapping[str, Entry]
@@ -68,9 +74,22 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
         )
         for index, name in enumerate(names, start=1)
     ]
-    data = settings_of(planned["prepare"]).get("data", {}).get("name", "data")
+    settings: dict[str, Any] = {}
+    for entry in planned.values():
+        settings |= settings_of(entry)
+    settings = {k: v for k, v in settings.items() if k not in ("rounds", "couplings")}
+    data = str(settings.get("data", {}).get("name", "data"))
     whole = digest([r.key for r in rounds])
-    return Chain(whole, str(data), rounds, done.get("compare"), done)
+    recipe = digest(lineage({n: _seedless(e) for n, e in planned.items()}))
+    return Chain(whole, data, recipe, settings, rounds, done.get("compare"), done)
+
+
+def _seedless(entry: Entry) -> Entry:
+    params = {
+        file: {k: v for k, v in values.items() if k != "seed"}
+        for file, values in entry.get("params", {}).items()
+    }
+    return {**entry, "params": params}
 
 
 def _depth(entries: Mapping[str, Entry], name: str) -> tuple[int, str]:
@@ -136,3 +155,74 @@ def curve(root: Path, entry: Entry, name: str) -> list[dict[str, float]]:
     """Read a curve receipt, by its name in the stage's command; empty cells are left out."""
     with receipt(root, entry, arguments(entry["cmd"])[name]).open() as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def comparison(root: Path, entry: Entry) -> dict[str, Any]:
+    """Read the comparison of a chain's rounds."""
+    file = root / arguments(entry["cmd"])["out"] / "rounds.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except OSError:
+        raise ReflowError(
+            f"{file.relative_to(root)}: missing; `dvc checkout` or `dvc pull` brings it back"
+        ) from None
+    return found
+
+
+def spent(root: Path, round_: Round) -> dict[str, float]:
+    """Return what a round cost: network evaluations, and seconds where this machine ran it.
+
+    A training step evaluates the network once for each row of its batch; a coupling takes its NFE
+    for each pair, and twice as many again for each audited one.
+    """
+    from fmcore.train import Train
+
+    found: dict[str, float] = {}
+    stages = {f"train@{round_.name}": round_.train, f"evaluate@{round_.name}": round_.evaluate}
+    stages |= {f"couple@{name}": entry for name, entry in round_.couples.items()}
+    clock = timings(root)
+    for stage, entry in stages.items():
+        if entry is None:
+            continue
+        kind = stage.split("@")[0]
+        if seconds := clock.get((stage, digest(entry))):
+            found[f"spent/{kind}_seconds"] = found.get(f"spent/{kind}_seconds", 0) + seconds
+        if kind == "train":
+            settings = settings_of(entry)[f"rounds.{round_.name}"]["train"]
+            rows = settings.get("batch", Train.model_fields["batch"].default)
+            found["spent/train_evaluations"] = metrics(root, entry)["steps"] * rows
+        if kind == "couple":
+            values = metrics(root, entry)
+            pairs = values["pairs"] + 2 * values["audited"]
+            name = "spent/couple_evaluations"
+            found[name] = found.get(name, 0) + pairs * values["nfe"]
+    return found
+
+
+def timings(root: Path) -> dict[tuple[str, str], float]:
+    """Return the seconds that stages took on this machine, by stage and digest of its entry."""
+    try:
+        found = json.loads((root / ".reflow" / TIMINGS).read_text())
+        return {(stage, row["entry"]): float(row["seconds"]) for stage, row in found.items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
+    """Remember how long stages took; kept out of every DVC output, because time is volatile.
+
+    Kept with the digest of the stage's entry in dvc.lock, so that it speaks of no other run.
+    """
+    if not seconds:
+        return
+    known = {s: {"entry": e, "seconds": t} for (s, e), t in timings(root).items()}
+    try:
+        entries = lock_entries(root)
+    except ReflowError:
+        return  # an interrupted run may leave dvc.lock half-written; what it says comes from others
+    new = {
+        s: {"entry": digest(entries[s]), "seconds": t} for s, t in seconds.items() if s in entries
+    }
+    path = root / ".reflow" / TIMINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**known, **new}, indent=2) + "\n")

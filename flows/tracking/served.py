@@ -1,31 +1,65 @@
 """The code that MLflow keeps beside a model and runs to turn noise into samples."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from torch import Tensor
 
+from fmcore.coupling import gaussian_noise
 from fmcore.flow import Flow
 from fmcore.network import load
+from fmcore.settings import ReflowError, derive_seed
 from fmcore.solver import Solver
 
 
 class Sampler(PythonModel):
-    """`predict(noise [B, *D], params={"nfe": 1})` -> samples [B, *D] by Euler steps."""
+    """`predict(noise [B, *D], params={"nfe": 1})` -> samples [B, *D] by Euler steps.
+
+    With `count` above 0 the noise is drawn: `predict([], params={"seed": 0, "count": 64})` gives
+    what `reflow sample` gives for that seed.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the velocity network from the artifact."""
-        self.flow = Flow.of(load(Path(context.artifacts["model"])))
+        model = load(Path(context.artifacts["model"]))
+        self.flow, self.shape = Flow.of(model), model.shape
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model.network.to(self.device)
 
-    # MLflow would read type hints of `predict` as a schema; the signature has the schema.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Carry noise [B, *D] to data [B, *D]."""
-        noise = model_input["noise"] if isinstance(model_input, dict) else model_input
-        x = torch.from_numpy(np.asarray(noise, dtype=np.float32))
-        solver = Solver(name="euler", steps=int((params or {}).get("nfe", 1)))
-        return self.flow.sample(x, solver, device=torch.device("cpu")).x.numpy()
+    # The hint says that MLflow shall read no schema from it; with another, or none, it warns.
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,
+    ) -> np.ndarray:
+        """Carry noise [B, *D], or `count` draws from `seed`, to data [B, *D]."""
+        given = params or {}
+        source = self._source(model_input, int(given.get("seed", 0)), int(given.get("count", 0)))
+        number, label = int(given.get("label", -1)), None
+        if number >= 0:
+            if number >= self.flow.classes:
+                raise ReflowError(f"label {number}: the model has {self.flow.classes} classes")
+            label = torch.full((len(source),), number)
+        solver = Solver(name="euler", steps=int(given.get("nfe", 1)))
+        guidance = float(given.get("guidance", 1.0))
+        found = self.flow.sample(source, solver, device=self.device, label=label, guidance=guidance)
+        return found.x.numpy()
+
+    def _source(self, given: Any, seed: int, count: int) -> Tensor:
+        noise = np.asarray(given["noise"] if isinstance(given, dict) else given, dtype=np.float32)
+        if count > 0 and noise.size == 0:
+            return gaussian_noise(derive_seed(seed, "sample"), np.arange(count), self.shape)
+        if count > 0 or noise.shape[1:] != self.shape or noise.size == 0:
+            raise ReflowError(
+                f"expected noise of shape [B, {', '.join(map(str, self.shape))}], or no noise and"
+                f" params seed and count; got shape {list(noise.shape)} and count {count}"
+            )
+        return torch.from_numpy(noise)
 
 
 mlflow.models.set_model(Sampler())
