@@ -20,7 +20,7 @@ stages:
       params: [seed, "couplings.${key}"]
       deps: [couplings/independent, src/write.py]
       outs: ["couplings/${key}"]
-      metrics: [metrics/couple/${key}.json: {cache: false}]
+      metrics: ["metrics/couple/${key}.json": {cache: false}]
 """
 PARAMS = """
 seed: 0
@@ -66,11 +66,16 @@ if "metrics" in words:
 
 
 def start(root: Path) -> Chain:
-    """Make the repository with two committed versions of the coupling rf1: 300 and 200 pairs."""
+    """Make the repository with two committed versions of the coupling rf1: 300 and 200 pairs.
+
+    Two folders in its home are remotes: `near`, the default one, has all of it, `far` nothing.
+    """
     root.mkdir()
     library = Chain(root)
     library.sh("git", "init", "-q", "-b", "main")
     library.sh("dvc", "init", "-q")
+    library.sh("dvc", "remote", "add", "-q", "-d", "near", "~/near")
+    library.sh("dvc", "remote", "add", "-q", "far", "~/far")
     library.write(".gitignore", "/.reflow/\n/couplings/*/\n")
     library.write("params.yaml", PARAMS)
     library.write("dvc.yaml", DAG)
@@ -81,10 +86,11 @@ def start(root: Path) -> Chain:
     library.edit("params.yaml", "pairs: 300", "pairs: 200")
     library.repro()
     library.commit("200 pairs")
+    library.sh("dvc", "push", "-q", "--all-commits")
     return library
 
 
-def copy(library: Project, root: Path) -> Chain:
-    """Copy the repository, with its cache, to another place."""
-    shutil.copytree(library.root, root, symlinks=True)
-    return Chain(root)
+def copy(library: Project, folder: Path) -> Chain:
+    """Copy the repository, its cache and its remotes to another folder."""
+    shutil.copytree(library.root.parent, folder, symlinks=True)
+    return Chain(folder / library.root.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import dag
-from flows.versions.history import Version, git, read, resolve, versions
+from flows.versions.history import Version, lock, read, resolve, versions
 from fmcore.coupling import verify
 from fmcore.settings import ReflowError
 
@@ -84,12 +84,11 @@ def _of_hash(root: Path, rev: str) -> list[Version]:
 
 def _of_revision(root: Path, rev: str) -> list[Version]:
     commit = resolve(root, rev)
-    try:
-        text = git(root, "show", f"{commit.ref}:dvc.lock")
-    except ReflowError:
+    text = lock(root, commit)
+    if not text:
         raise ReflowError(
             f"{rev}: that commit has no dvc.lock; `reflow couplings` lists those that have"
-        ) from None
+        )
     return read(root, commit, text)
 
 

@@ -73,8 +73,8 @@ def versions(root: Path) -> list[Version]:
     found: dict[tuple[str, str], Version] = {}
     seen: set[str] = set()
     for commit in commits(root):
-        text = git(root, "show", f"{commit.ref}:dvc.lock")
-        if text not in seen:
+        text = lock(root, commit)
+        if text and text not in seen:
             seen.add(text)
             for version in read(root, commit, text):
                 found.setdefault((version.coupling, version.md5), version)
@@ -90,8 +90,9 @@ def _uncommitted(root: Path, known: set[tuple[str, str]]) -> Iterator[Version]:
 
 
 def commits(root: Path) -> list[Commit]:
-    """Return the commits with a dvc.lock of its own: those of branches and tags, then the rest."""
-    log = ["log", "--full-history", "--diff-filter=d", "--format=%H%x09%h%x09%cs%x09%D"]
+    """Return the commits that changed dvc.lock: those of branches and tags, then the rest."""
+    log = ["log", "--full-history", "--format=%H%x09%h%x09%cs%x09%D"]
+    log += ["--decorate=full", "--decorate-refs=refs/exps/"]
     lines: list[str] = []
     for refs in (["--branches", "--tags", "--remotes"], ["--all"]):
         lines += git(root, *log, *refs, "--", "dvc.lock").splitlines()
@@ -103,12 +104,21 @@ def commits(root: Path) -> list[Commit]:
     return list(found.values())
 
 
+def lock(root: Path, commit: Commit) -> str:
+    """Return the dvc.lock of a commit, empty if it has none."""
+    if not git(root, "ls-tree", commit.ref, "--", "dvc.lock"):
+        return ""
+    return git(root, "show", f"{commit.ref}:dvc.lock")
+
+
 def resolve(root: Path, rev: str) -> Commit:
     """Return the commit that a branch, a tag, a hash, HEAD or an experiment's name stands for."""
     names = [rev, *git(root, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{rev}").split()]
     for name in names:
         try:
-            line = git(root, "log", "-1", "--format=%H%x09%h%x09%cs", name, "--")
+            line = git(
+                root, "log", "-1", "--format=%H%x09%h%x09%cs", "--end-of-options", name, "--"
+            )
         except ReflowError:
             continue
         ref, short, date = line.strip().split("\t")
