@@ -1,6 +1,7 @@
 """The `reflow` command: thin; each verb of it calls one function of `flows`."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Settings and rounds: params.yaml. The stages: dvc.yaml. Records: MLflow, by `publish`.",
 )
+library = typer.Typer(help="The library of couplings: list every version, fetch one.")
+app.add_typer(library, name="couplings")
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -146,17 +149,56 @@ def sample(
     out.print(f"{count} samples of {round_} at NFE {nfe}: {file}", markup=False)
 
 
-@app.command()
-def couplings(as_json: AsJson = False) -> None:
-    """List every version of every coupling in the git history: hash, pairs, bytes, commit."""
-    from flows.versions import versions, versions_table
+@library.callback(invoke_without_command=True)
+def couplings(
+    context: typer.Context,
+    as_json: AsJson = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the remotes.")] = False,
+) -> None:
+    """List every version of every coupling: commit, hash, solver, gap, pairs, where it is."""
+    from flows import versions
+
+    if context.invoked_subcommand:
+        return
+    with one_line_errors():
+        root = project()
+        found = versions.versions(root)
+        asked = versions.places(root, found, ask_remotes=not offline)
+        for silent in [place for place in asked if place.error]:
+            err.print(f"note: {silent.error}", markup=False)
+        if as_json:
+            print(json.dumps(versions.rows(found, asked), indent=2))
+        else:
+            out.print(versions.versions_table(found, asked))
+
+
+@library.command("get")
+def get_coupling(
+    rev: Annotated[
+        str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The coupling, rf1 for one; needed where there are several.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to; default: in .reflow/couplings.")
+    ] = None,
+    remote: Annotated[
+        str | None, typer.Option(help="Ask this remote; default: the cache, then each remote.")
+    ] = None,
+) -> None:
+    """Fetch one version of a coupling and verify every byte; never overwrites anything."""
+    from flows.versions import fetch
 
     with one_line_errors():
-        found = versions(project())
-        if as_json:
-            print(json.dumps(found, indent=2))
-        else:
-            out.print(versions_table(found))
+        found = fetch(project(), rev, name=name, folder=folder, remote=remote)
+    shown = os.path.relpath(found.folder)
+    whence = "was there" if found.place == "there" else f"from {found.place}"
+    out.print(
+        f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {whence}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

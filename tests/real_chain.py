@@ -38,7 +38,8 @@ class Chain(Project):
         clean = {k: v for k, v in super().env().items() if not k.startswith(("PREFECT", "MLFLOW"))}
         home = self.root.parent / "home"
         home.mkdir(exist_ok=True)
-        more = {"HOME": str(home), "PYTHONPATH": str(self.root), "COLUMNS": "200"}
+        source = self.root if (self.root / "flows").is_dir() else SOURCE
+        more = {"HOME": str(home), "PYTHONPATH": str(source), "COLUMNS": "200"}
         return {**clean, **more}
 
     def reflow(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

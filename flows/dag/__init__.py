@@ -10,22 +10,40 @@ from flows.dag.inputs import Inputs, again, fingerprint, inputs
 from flows.dag.lineage import digest, entries, lineage, lock_entries
 from flows.dag.plan import Planned, State, changed, plan
 from flows.dag.project import Params, Stage, read
+from flows.dag.store import (
+    CACHE,
+    WORKSPACE,
+    bring,
+    cached_file,
+    hash_of,
+    held,
+    in_workspace,
+    remotes,
+)
 
 __all__ = [
+    "CACHE",
+    "WORKSPACE",
     "Inputs",
     "Params",
     "Planned",
     "Stage",
     "State",
     "again",
+    "bring",
+    "cached_file",
     "changed",
     "digest",
     "entries",
     "files_at",
     "fingerprint",
+    "hash_of",
+    "held",
+    "in_workspace",
     "inputs",
     "lineage",
     "lock_entries",
     "plan",
     "read",
+    "remotes",
 ]

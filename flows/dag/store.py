@@ -1,0 +1,150 @@
+"""Where DVC keeps a folder that a stage made: workspace, cache, remotes; and bringing one back.
+
+A folder is named by its hash, as dvc.lock has it (`md5`, ending in `.dir`). DVC sends the object
+of a folder to a remote after all of its files, so that a remote which has the one has the others.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+from dvc_data.hashfile.build import build
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
+
+from flows.dag.project import in_one_line, opened
+from fmcore.settings import ReflowError
+
+CACHE, WORKSPACE = "cache", "workspace"
+"""The two places that every project has; any other is the name of a remote."""
+
+TIMEOUT = 10
+"""Seconds that a remote may take to answer, unless its settings say otherwise."""
+
+
+def remotes(root: Path) -> dict[str, str]:
+    """Return the address of each remote by name, the default one first."""
+    with _repo(root) as repo:
+        default = repo.config["core"].get("remote")
+        found = {name: str(remote["url"]) for name, remote in repo.config["remote"].items()}
+        return dict(sorted(found.items(), key=lambda item: item[0] != default))
+
+
+def in_workspace(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Hash the outputs `paths` of the workspace, as far as they are there; cached by DVC."""
+    with opened(root) as project:
+        outs = {out.def_path: out for stage in project.stages.values() for out in stage.outs}
+        there = {path: outs[path] for path in paths if path in outs and outs[path].exists}
+        return {path: str(out.get_hash().value) for path, out in there.items()}
+
+
+def held(root: Path, place: str, md5s: Iterable[str]) -> set[str]:
+    """Return those of the folders `md5s` that the cache or a remote has, whole.
+
+    Raises ReflowError when the remote cannot be asked: away, or it refuses the credentials.
+    """
+    with _repo(root) as repo, _answers(repo, place):
+        odb = _odb(repo, place)
+        found = {md5 for md5 in md5s if _exists(odb, md5)}
+        return {md5 for md5 in found if place != CACHE or _whole(odb, md5)}
+
+
+def bring(root: Path, place: str, md5: str, folder: Path) -> None:
+    """Copy the folder `md5` from the cache or a remote to `folder`, which must not exist.
+
+    Raises ReflowError when the place cannot be asked or lacks a part of it.
+    """
+    with _repo(root) as repo, _answers(repo, place):
+        odb = _odb(repo, place)
+        for parts, _, info in _tree(odb, md5):
+            file = folder.joinpath(*parts)
+            if not file.resolve().is_relative_to(folder.resolve()):
+                raise ReflowError(f"{place}: {'/'.join(parts)} would lie outside of the folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            odb.fs.get_file(odb.oid_to_path(info.value), str(file))
+
+
+def hash_of(root: Path, folder: Path) -> str:
+    """Hash a folder as DVC does, with nothing written to the cache."""
+    with _repo(root) as repo:
+        odb = _odb(repo, CACHE)
+        _, _, tree = build(odb, str(folder), odb.fs, "md5", dry_run=True)
+        return str(tree.hash_info.value)
+
+
+def cached_file(root: Path, md5: str, name: str) -> bytes | None:
+    """Return a small file of the folder `md5` from the cache; None if it is not there."""
+    with _repo(root) as repo:
+        odb = _odb(repo, CACHE)
+        try:
+            inside = {parts: info.value for parts, _, info in _tree(odb, md5)}
+            return Path(odb.oid_to_path(inside[(name,)])).read_bytes()
+        except (OSError, KeyError):
+            return None
+
+
+@contextmanager
+def _repo(root: Path) -> Iterator[Any]:
+    with in_one_line(root.resolve()), Repo(str(root.resolve())) as repo:
+        for remote in repo.config["remote"].values():
+            if str(remote["url"]).startswith("s3:"):  # where DVC's own limit is a minute and more
+                remote.setdefault("connect_timeout", TIMEOUT)
+                remote.setdefault("read_timeout", TIMEOUT)
+        yield repo
+
+
+@contextmanager
+def _answers(repo: Any, place: str) -> Iterator[None]:
+    """Say in one line why a remote did not do what it was asked."""
+    try:
+        yield
+    except ReflowError:
+        raise
+    except Exception as error:  # each kind of remote has errors of its own, DVC wraps none
+        if place == CACHE:
+            raise ReflowError(f"DVC's cache: {_reason(error)}; `dvc fetch` mends it") from error
+        url = repo.config["remote"].get(place, {}).get("url")
+        if url is None:
+            known = ", ".join(repo.config["remote"]) or "none"
+            raise ReflowError(f"no remote {place!r}; `dvc remote list` has: {known}") from error
+        raise ReflowError(f"remote {place} ({url}): {_reason(error)}; {_mend(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _mend(error: BaseException) -> str:
+    text = _reason(error).lower()
+    if any(word in text for word in ("permission", "denied", "forbidden", "credential", "token")):
+        return "check its credentials (`dvc remote modify --local`, or AWS_* in the environment)"
+    if "missing dependencies" in text or "missingdeps" in text:
+        return "install what it needs (`pip install dvc-s3` for S3)"
+    if isinstance(error, FileNotFoundError):
+        return "it lacks that object; `dvc push` from a machine that has it"
+    return "check that it is up and its url and endpointurl are right (`dvc remote list`)"
+
+
+def _odb(repo: Any, place: str) -> Any:
+    return repo.cache.local if place == CACHE else repo.cloud.get_remote_odb(place)
+
+
+def _tree(odb: Any, md5: str) -> Any:
+    return Tree.load(odb, HashInfo("md5", md5))
+
+
+def _exists(odb: Any, md5: str) -> bool:
+    """Ask for one object; `odb.exists` would say no where a remote does not answer."""
+    try:
+        return bool(odb.fs.info(odb.oid_to_path(md5))["type"] == "file")
+    except FileNotFoundError as error:
+        if "bucket" in str(error):
+            raise
+        return False
+
+
+def _whole(odb: Any, md5: str) -> bool:
+    return all(_exists(odb, info.value) for _, _, info in _tree(odb, md5))
