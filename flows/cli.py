@@ -1,16 +1,14 @@
 """The `reflow` command: thin; each verb of it calls one function of `flows`."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from flows import service_cli
+from flows.console import one_line_errors, out, project
 from flows.home import configure, find_root
-from fmcore.settings import ReflowError
 
 app = typer.Typer(
     help=(
@@ -22,37 +20,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Settings and rounds: params.yaml. The stages: dvc.yaml. Records: MLflow, by `publish`.",
 )
-out = Console()
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-
 Targets = Annotated[
     list[str] | None, typer.Argument(help="Stages to bring up to date; default: all of dvc.yaml.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an error the user can mend into one line and exit code 2, Ctrl-C into 130."""
-    try:
-        yield
-    except ReflowError as error:
-        for line in str(error).splitlines():
-            err.print(f"error: {line}", markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print("stopped; `reflow run` goes on from here", markup=False)
-        raise typer.Exit(130) from None
-
-
-def project() -> Path:
-    """Find the project, set the homes of the tools, and check params.yaml as a whole."""
-    from flows.params import FILE, load
-
-    root = find_root(Path.cwd())
-    configure(root)
-    load(root / FILE)
-    return root
 
 
 @app.command()
@@ -194,6 +165,10 @@ def doctor() -> None:
                 out.print(f"     -> {check.mend}", markup=False)
             wrong += check.state == "bad"
     raise typer.Exit(2 if wrong else 0)
+
+
+app.command()(service_cli.ui)
+app.command()(service_cli.env)
 
 
 def main() -> None:
