@@ -1,17 +1,14 @@
 """The `reflow` command: thin; each verb of it calls one function of `flows`."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from flows import library_cli, service_cli
+from flows.console import AsJson, one_line_errors, out, project
 from flows.home import configure, find_root
-from fmcore.settings import ReflowError
 
 app = typer.Typer(
     help=(
@@ -23,39 +20,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Settings and rounds: params.yaml. The stages: dvc.yaml. Records: MLflow, by `publish`.",
 )
-library = typer.Typer(help="The library of couplings: list every version, fetch one.")
-app.add_typer(library, name="couplings")
-out = Console()
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-
+app.add_typer(library_cli.app, name="couplings")
 Targets = Annotated[
     list[str] | None, typer.Argument(help="Stages to bring up to date; default: all of dvc.yaml.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an error the user can mend into one line and exit code 2, Ctrl-C into 130."""
-    try:
-        yield
-    except ReflowError as error:
-        for line in str(error).splitlines():
-            err.print(f"error: {line}", markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        err.print("stopped; `reflow run` goes on from here", markup=False)
-        raise typer.Exit(130) from None
-
-
-def project() -> Path:
-    """Find the project, set the homes of the tools, and check params.yaml as a whole."""
-    from flows.params import FILE, load
-
-    root = find_root(Path.cwd())
-    configure(root)
-    load(root / FILE)
-    return root
 
 
 @app.command()
@@ -149,58 +117,6 @@ def sample(
     out.print(f"{count} samples of {round_} at NFE {nfe}: {file}", markup=False)
 
 
-@library.callback(invoke_without_command=True)
-def couplings(
-    context: typer.Context,
-    as_json: AsJson = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the remotes.")] = False,
-) -> None:
-    """List every version of every coupling: commit, hash, solver, gap, pairs, where it is."""
-    from flows import versions
-
-    if context.invoked_subcommand:
-        return
-    with one_line_errors():
-        root = project()
-        found = versions.versions(root)
-        asked = versions.places(root, found, ask_remotes=not offline)
-        for silent in [place for place in asked if place.error]:
-            err.print(f"note: {silent.error}", markup=False)
-        if as_json:
-            print(json.dumps(versions.rows(found, asked), indent=2))
-        else:
-            out.print(versions.versions_table(found, asked))
-
-
-@library.command("get")
-def get_coupling(
-    rev: Annotated[
-        str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
-    ],
-    name: Annotated[
-        str | None, typer.Option(help="The coupling, rf1 for one; needed where there are several.")
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to; default: in .reflow/couplings.")
-    ] = None,
-    remote: Annotated[
-        str | None, typer.Option(help="Ask this remote; default: the cache, then each remote.")
-    ] = None,
-) -> None:
-    """Fetch one version of a coupling and verify every byte; never overwrites anything."""
-    from flows.versions import fetch
-
-    with one_line_errors():
-        found = fetch(project(), rev, name=name, folder=folder, remote=remote)
-    shown = os.path.relpath(found.folder)
-    whence = "was there" if found.place == "there" else f"from {found.place}"
-    out.print(
-        f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {whence}",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A coupling: couplings/rf1 for one.")],
@@ -243,6 +159,10 @@ def doctor() -> None:
                 out.print(f"     -> {check.mend}", markup=False)
             wrong += check.state == "bad"
     raise typer.Exit(2 if wrong else 0)
+
+
+app.command()(service_cli.ui)
+app.command()(service_cli.env)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from flows import service
 from fmcore.settings import ReflowError
 
 
@@ -25,12 +26,21 @@ def state(root: Path, *parts: str) -> Path:
     return path
 
 
+def tracking_data_base(root: Path) -> str:
+    """Return the URI of MLflow's data base in the project."""
+    return f"sqlite:///{state(root, 'mlflow', 'mlflow.db')}"
+
+
 def configure(root: Path) -> None:
     """Set what the tools read from the environment, only where the user has not set it.
 
-    Must be called before prefect or mlflow is imported: both read it at import.
+    Must be called before prefect or mlflow is imported: both read it at import. MLflow is the
+    server that `reflow ui` keeps for this project while it lives, and the data base otherwise.
     """
-    data_base = state(root, "mlflow", "mlflow.db")
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        kept = service.living(root)
+        mlflow = kept.mlflow if kept else ""
+        os.environ["MLFLOW_TRACKING_URI"] = mlflow or tracking_data_base(root)
     defaults = {
         "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",
@@ -40,7 +50,8 @@ def configure(root: Path) -> None:
         "DVC_SITE_CACHE_DIR": str(state(root, "dvc")),
         "MPLCONFIGDIR": str(state(root, "matplotlib")),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{data_base}",
+        # Whatever asks to unpickle a model is refused; ours are safetensors.
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "PREFECT_HOME": str(state(root, "prefect")),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # The default of 20 s is not enough on a busy machine.
@@ -52,6 +63,8 @@ def configure(root: Path) -> None:
         # when it is stopped at the end: harmless, and 160 lines long.
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_CLI_PROMPT": "false",
+        # A run that says nothing for three of these is dead: `flows/zombies.py`.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -1,7 +1,8 @@
 """Die with the parent: no trainer or `dvc` lives on and writes later when its parent is killed.
 
 As a script, `python -P flows/leash.py PARENT MODULE ARGUMENTS...`, it runs a module on the leash
-of the process PARENT. Needs nothing but the standard library, so that it costs nothing.
+of the process PARENT; with `--group` before MODULE also all processes that the module starts, which
+needs a process group of its own. Needs nothing but the standard library, so that it costs nothing.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -35,6 +37,37 @@ def die_with_parent(parent: int | None = None) -> None:
         threading.Thread(target=_watch, args=(parent, above), daemon=True).start()
 
 
+def hold_group(parent: int, command: list[str], grace: int = 10) -> int:
+    """Run a command; when `parent` dies or this process is told to end, so does its whole group.
+
+    The kernel tells of a parent's death only its own children: this process stays between, adopts
+    those that lose theirs, and is gone when all are.
+    """
+    import subprocess
+
+    def end(number: int, frame: object) -> None:
+        for told in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(told, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGKILL))
+        signal.alarm(grace)
+        os.killpg(0, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    if sys.platform.startswith("linux"):
+        kernel = ctypes.CDLL(None, use_errno=True)
+        kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    child = subprocess.Popen(command)
+    if os.getppid() != parent:  # it died before the kernel was told
+        end(0, None)
+    code = child.wait()
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    return code
+
+
 def _watch(shell: int, above: int) -> None:
     while _process(shell)[1] == above:
         time.sleep(0.5)
@@ -50,6 +83,8 @@ def _process(pid: int) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
+    if sys.argv[2] == "--group":
+        sys.exit(hold_group(int(sys.argv[1]), [sys.executable, "-P", "-m", *sys.argv[3:]]))
     die_with_parent(int(sys.argv[1]))
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,0 +1,64 @@
+"""The commands of the library of couplings: `reflow couplings`, `reflow couplings get`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.console import AsJson, err, one_line_errors, out, project
+
+app = typer.Typer(help="The library of couplings: list every version, fetch one.")
+
+
+@app.callback(invoke_without_command=True)
+def couplings(
+    context: typer.Context,
+    as_json: AsJson = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the remotes.")] = False,
+) -> None:
+    """List every version of every coupling: commit, hash, solver, gap, pairs, where it is."""
+    from flows import versions
+
+    if context.invoked_subcommand:
+        return
+    with one_line_errors():
+        root = project()
+        found = versions.versions(root)
+        asked = versions.places(root, found, ask_remotes=not offline)
+        for silent in [place for place in asked if place.error]:
+            err.print(f"note: {silent.error}", markup=False)
+        if as_json:
+            print(json.dumps(versions.rows(found, asked), indent=2))
+        else:
+            out.print(versions.versions_table(found, asked))
+
+
+@app.command("get")
+def get_coupling(
+    rev: Annotated[
+        str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The coupling, rf1 for one; needed where there are several.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to; default: in .reflow/couplings.")
+    ] = None,
+    remote: Annotated[
+        str | None, typer.Option(help="Ask this remote; default: the cache, then each remote.")
+    ] = None,
+) -> None:
+    """Fetch one version of a coupling and verify every byte; never overwrites anything."""
+    from flows.versions import fetch
+
+    with one_line_errors():
+        found = fetch(project(), rev, name=name, folder=folder, remote=remote)
+    shown = os.path.relpath(found.folder)
+    whence = "was there" if found.place == "there" else f"from {found.place}"
+    out.print(
+        f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {whence}",
+        markup=False,
+        soft_wrap=True,
+    )
