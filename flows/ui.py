@@ -33,7 +33,8 @@ def serve(root: Path, *, prefect_port: int | None, mlflow_port: int | None, say:
     if kept := service.living(root):
         raise ReflowError(
             f"the servers of this project run already, in process {kept.pid}: Prefect"
-            f" {kept.prefect or 'not'}, MLflow {kept.mlflow or 'not'}; use them, or end that process"
+            f" {kept.prefect or 'not'}, MLflow {kept.mlflow or 'not'}; use them, or end that"
+            " process"
         )
     wanted = _wanted()
     with _alone(root), _stopped_by_a_signal(), contextlib.ExitStack() as running:

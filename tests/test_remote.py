@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from flows import dag, versions
 from fmcore.coupling import verify
 from fmcore.settings import ReflowError
 from tests import s3, small_library
-from tests.real_chain import Chain
+from tests.real_chain import OUTPUTS, Chain
 
 SITE = "DVC_SITE_CACHE_DIR"
 
