@@ -5,7 +5,8 @@ t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,16 +32,19 @@ from fmcore.coupling import (
 from fmcore.coupling.checks import measure
 from fmcore.coupling.noise import uniform
 from fmcore.coupling.write import shard_name
+from fmcore.executor import IN_PROCESS, Executor, crew
 from fmcore.flow import Flow
 from fmcore.network import load
 from fmcore.settings import Accept, Log, ReflowError, Settings
 from fmcore.solver import Adaptive, OdeSolver, Solution, Solver, solve
 
 Kind = Literal["generated", "inverted"]
+SHARDS = "shards"
+"""The folder in a stage's scratch where shards gather."""
 
 
 class Couple(Settings):
-    """How many pairs, by which solver; `batch` and `workers` never change the bytes on the CPU.
+    """How many pairs, by which solver; `batch` never changes the bytes on the CPU.
 
     `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
     is baked into the pairs of a flow with classes, and recorded.
@@ -71,6 +75,11 @@ class Sampler:
     about: About
     settings: Couple
     device: torch.device
+
+    def on(self, device: torch.device) -> Callable[[int], tuple[pa.Table, int]]:
+        """Return `shard`, computing on `device`: what a worker runs."""
+        flow = replace(self.flow, network=self.flow.network.to(device))
+        return replace(self, flow=flow, device=device).shard
 
     def shard(self, index: int) -> tuple[pa.Table, int]:
         """Return shard `index`, a pure function of (model, settings, index), and its NFE.
@@ -151,22 +160,18 @@ def couple(
     log: Log,
     compute: Compute | None = None,
     accept: Accept = lambda _: None,
+    executor: Executor = IN_PROCESS,
 ) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
     Shards gather in `scratch` and move to `out` when all are there and their metrics are accepted.
-    A shard that is complete is not sampled again, so a killed run goes on where it stopped.
+    A shard that is complete is not sampled again, so a killed run goes on where it stopped. The
+    executor says who samples, this process alone writes: the same bytes from any of them.
     """
     sampler = _sampler(model, data, settings, seed, device, compute or Compute())
-    about, folder = sampler.about, scratch / "shards"
-    count = -(-settings.pairs // settings.shard)
-    for index in range(count):
-        if not _complete(folder / shard_name(index), about):
-            rows, nfe = sampler.shard(index)
-            if about.nfe is not None and nfe != about.nfe:
-                raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
-            write_shard(folder, index, rows)
-        log({}, min(settings.pairs, (index + 1) * settings.shard))
+    about, folder = sampler.about, scratch / SHARDS
+    count = shard_count(settings)
+    _fill(sampler, folder, range(count), executor, log)
     manifest = finish(folder, about, count)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
@@ -175,6 +180,69 @@ def couple(
     folder.replace(out)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def couple_shards(
+    model: Path,
+    data: Path,
+    settings: Couple,
+    shards: Iterable[int],
+    *,
+    seed: int,
+    device: torch.device,
+    scratch: Path,
+    log: Log,
+    executor: Executor = IN_PROCESS,
+) -> None:
+    """Sample some shards into `scratch`, where `couple` finds them; others may sample beside."""
+    sampler = _sampler(model, data, settings, seed=seed, device=device)
+    _fill(sampler, scratch / SHARDS, shards, executor, log)
+
+
+def missing_shards(
+    model: Path, data: Path, settings: Couple, *, seed: int, device: torch.device, scratch: Path
+) -> list[int]:
+    """Return the shards that are not whole in `scratch`, or not of this very coupling."""
+    sampler = _sampler(model, data, settings, seed=seed, device=device)
+    folder = scratch / SHARDS
+    return [
+        index
+        for index in range(shard_count(settings))
+        if not _complete(folder / shard_name(index), sampler.about)
+    ]
+
+
+def shard_count(settings: Couple) -> int:
+    """Return the number of shards of a coupling."""
+    return -(-settings.pairs // settings.shard)
+
+
+def _fill(
+    sampler: Sampler, folder: Path, shards: Iterable[int], executor: Executor, log: Log
+) -> None:
+    """Sample those of the shards that are not there yet."""
+    about, settings = sampler.about, sampler.settings
+    done, wanted = 0, []
+    for index in shards:
+        if _complete(folder / shard_name(index), about):
+            done += _rows(settings, index)
+        else:
+            wanted.append(index)
+    if done:
+        log({}, done)
+    if not wanted:
+        return
+    with crew(executor, sampler, sampler.device) as run:
+        for index, (rows, nfe) in run(wanted):
+            if about.nfe is not None and nfe != about.nfe:
+                raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
+            write_shard(folder, index, rows)
+            done += _rows(settings, index)
+            log({}, done)
+
+
+def _rows(settings: Couple, index: int) -> int:
+    return min(settings.shard, settings.pairs - index * settings.shard)
 
 
 def _sampler(
