@@ -78,8 +78,7 @@ class Sampler:
 
     def on(self, device: torch.device) -> Callable[[int], tuple[pa.Table, int]]:
         """Return `shard`, computing on `device`: what a worker runs."""
-        flow = replace(self.flow, network=self.flow.network.to(device))
-        return replace(self, flow=flow, device=device).shard
+        return replace(self, flow=self.flow.on(device), device=device).shard
 
     def shard(self, index: int) -> tuple[pa.Table, int]:
         """Return shard `index`, a pure function of (model, settings, index), and its NFE.

@@ -6,6 +6,7 @@ to run where the last bits would be others (`compute.numerics`).
 """
 
 import hashlib
+import logging
 import os
 import pickle
 import signal
@@ -271,7 +272,7 @@ def _ray(executor: Executor, parcel: Parcel, count: int) -> Started:
                 num_cpus=count * threads,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
     try:
         held = ray.put(parcel)
@@ -300,7 +301,7 @@ def _dask(executor: Executor, parcel: Parcel, count: int) -> Started:
             client = stack.enter_context(Client(cluster, timeout=30))
             count = max(1, sum(client.nthreads().values()))
 
-        class Hold(WorkerPlugin):  # type: ignore[misc]
+        class Hold(WorkerPlugin):
             """Gives the parcel to each worker, also to one that comes later."""
 
             name = f"reflow-{parcel.name}"
@@ -334,5 +335,3 @@ def _having(package: str, executor: Executor) -> Iterator[None]:
             f"executor {executor.address or executor.kind}: cannot be had ({reason[:200]}); start"
             " the cluster, or use processes:N"
         ) from error
-
-

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmcore.compute import TILE, Compute, in_tiles
 from fmcore.interpolant import Interpolant, Objective, Schedule
@@ -71,6 +71,12 @@ class Flow:
         if self.objective == "mean_flow":
             return self.network(x, t, label, torch.full_like(t, span))
         return self.network(x, t) if label is None else self.network(x, t, label)
+
+    def on(self, device: torch.device) -> "Flow":
+        """Return the flow with its weights on `device`."""
+        if not isinstance(self.network, nn.Module):
+            return self
+        return replace(self, network=self.network.to(device))
 
     def tiled(self) -> "Flow":
         """Return the flow with network calls of one size (see `compute.in_tiles`)."""
