@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -76,9 +77,17 @@ class Sampler:
     settings: Couple
     device: torch.device
 
-    def on(self, device: torch.device) -> Callable[[int], tuple[pa.Table, int]]:
-        """Return `shard`, computing on `device`: what a worker runs."""
-        return replace(self, flow=self.flow.on(device), device=device).shard
+    def on(self, device: torch.device) -> Callable[[int], tuple[pa.Buffer, int]]:
+        """Return `packed`, computing on `device`: what a worker runs."""
+        return replace(self, flow=self.flow.on(device), device=device).packed
+
+    def packed(self, index: int) -> tuple[pa.Buffer, int]:
+        """Return a shard as an Arrow stream: by pickle a list forgets that it holds no nulls."""
+        rows, nfe = self.shard(index)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        return sink.getvalue(), nfe
 
     def shard(self, index: int) -> tuple[pa.Table, int]:
         """Return shard `index`, a pure function of (model, settings, index), and its NFE.
@@ -232,10 +241,10 @@ def _fill(
     if not wanted:
         return
     with crew(executor, sampler, sampler.device) as run:
-        for index, (rows, nfe) in run(wanted):
+        for index, (packed, nfe) in run(wanted):
             if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
-            write_shard(folder, index, rows)
+            write_shard(folder, index, pa.ipc.open_stream(packed).read_all())
             done += _rows(settings, index)
             log({}, done)
 
