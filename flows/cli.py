@@ -65,11 +65,17 @@ def run(
         bool,
         typer.Option("--mlflow/--no-mlflow", help="Record live curves and publish at the end."),
     ] = True,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Who samples: processes:4, ray, dask, ray://HOST:PORT, tcp://HOST:PORT."),
+    ] = None,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
+    from flows.machines import choose
     from flows.session import run_chain
 
     with one_line_errors():
+        choose(executor)
         ok = run_chain(project(), targets, prefect=prefect, mlflow=mlflow, out=out)
     raise typer.Exit(0 if ok else 1)
 
@@ -150,6 +156,33 @@ def couplings(as_json: AsJson = False) -> None:
             print(json.dumps(found, indent=2))
         else:
             out.print(versions_table(found))
+
+
+@app.command()
+def couple(
+    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, rf1 for one.")],
+    shards: Annotated[
+        str | None, typer.Option(help="Sample these shards, a:b, beside other jobs; no other.")
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finalize", help="Check all shards and let DVC record the stage.")
+    ] = False,
+) -> None:
+    """Sample a coupling by many jobs: some shards each; with no option, say which are missing."""
+    from flows import shards as parts
+
+    with one_line_errors():
+        if shards is not None and finish:
+            raise ReflowError("--shards and --finalize: one at a time; finalize when all are there")
+        root = project()
+        if shards is not None:
+            done = parts.sample(root, key, shards)
+            said = f"shards {done.start}:{done.stop} are there"
+        elif finish:
+            said = parts.finalize(root, key, lambda line: out.print(line, markup=False)).state
+        else:
+            said = str(parts.state(root, key))
+    out.print(f"couple@{key}: {said}", markup=False, soft_wrap=True)
 
 
 @app.command()

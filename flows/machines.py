@@ -11,3 +11,10 @@ EXECUTOR = "REFLOW_EXECUTOR"
 def chosen() -> Executor:
     """Return the executor that the environment names; this process where it names none."""
     return Executor.parse(os.environ.get(EXECUTOR) or "in-process")
+
+
+def choose(text: str | None) -> None:
+    """Check the executor and hand it to the stages that this process starts."""
+    if text is not None:
+        os.environ[EXECUTOR] = text
+    chosen()
