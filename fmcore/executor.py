@@ -298,7 +298,7 @@ def _dask(executor: Executor, parcel: Parcel, count: int) -> Started:
                     silence_logs="ERROR",
                 )
             )
-            client = stack.enter_context(Client(cluster, timeout=30))
+            client = stack.enter_context(Client(cluster, timeout=10))
             count = max(1, sum(client.nthreads().values()))
 
         class Hold(WorkerPlugin):

@@ -20,7 +20,7 @@ from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 
-SETTINGS = Couple(pairs=2400, shard=200, solver=Solver(name="heun", steps=6), audit_every=10)
+SETTINGS = Couple(pairs=1200, shard=100, solver=Solver(name="heun", steps=2), audit_every=10)
 ELSEWHERE = ["processes:2", "ray:2", "dask:2"]
 
 
@@ -91,7 +91,7 @@ def test_the_bytes_are_those_of_one_process_though_a_worker_is_killed(start, who
 
     assert run(start, executor.kind, executor, log=kill) == whole
     assert killed and verify(start / executor.kind / "coupling").about.numerics["threads"] == 2
-    assert seen == list(range(200, 2401, 200))
+    assert seen == list(range(100, 1201, 100))
     assert not workers(executor.kind)
 
 
