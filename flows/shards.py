@@ -82,6 +82,7 @@ def _inputs(root: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
                 "seed": derive_seed(params.seed, "couple", key),
                 "device": device,
                 "scratch": scratch,
+                "compute": params.compute,
             },
             settings,
         )

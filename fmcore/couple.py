@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -32,7 +31,7 @@ from fmcore.coupling import (
 )
 from fmcore.coupling.checks import measure
 from fmcore.coupling.noise import uniform
-from fmcore.coupling.write import shard_name
+from fmcore.coupling.write import is_whole, shard_name
 from fmcore.executor import IN_PROCESS, Executor, crew
 from fmcore.flow import Flow
 from fmcore.network import load
@@ -200,23 +199,31 @@ def couple_shards(
     device: torch.device,
     scratch: Path,
     log: Log,
+    compute: Compute | None = None,
     executor: Executor = IN_PROCESS,
 ) -> None:
     """Sample some shards into `scratch`, where `couple` finds them; others may sample beside."""
-    sampler = _sampler(model, data, settings, seed=seed, device=device)
+    sampler = _sampler(model, data, settings, seed, device, compute or Compute())
     _fill(sampler, scratch / SHARDS, shards, executor, log)
 
 
 def missing_shards(
-    model: Path, data: Path, settings: Couple, *, seed: int, device: torch.device, scratch: Path
+    model: Path,
+    data: Path,
+    settings: Couple,
+    *,
+    seed: int,
+    device: torch.device,
+    scratch: Path,
+    compute: Compute | None = None,
 ) -> list[int]:
     """Return the shards that are not whole in `scratch`, or not of this very coupling."""
-    sampler = _sampler(model, data, settings, seed=seed, device=device)
+    sampler = _sampler(model, data, settings, seed, device, compute or Compute())
     folder = scratch / SHARDS
     return [
         index
         for index in range(shard_count(settings))
-        if not _complete(folder / shard_name(index), sampler.about)
+        if not is_whole(folder / shard_name(index), sampler.about)
     ]
 
 
@@ -232,7 +239,7 @@ def _fill(
     about, settings = sampler.about, sampler.settings
     done, wanted = 0, []
     for index in shards:
-        if _complete(folder / shard_name(index), about):
+        if is_whole(folder / shard_name(index), about):
             done += _rows(settings, index)
         else:
             wanted.append(index)
@@ -293,14 +300,3 @@ def _nfe(settings: Couple, flow: Flow) -> int | None:
         return None
     calls = solve(lambda x, _: x, torch.zeros(1, 1), settings.solver).nfe
     return calls * (2 if flow.classes and settings.guidance != 1 else 1)
-
-
-def _complete(path: Path, about: About) -> bool:
-    """Whether an earlier, interrupted run left this shard whole and of this very coupling."""
-    if not path.exists():
-        return False
-    try:
-        metadata = pq.read_table(path, page_checksum_verification=True).schema.metadata or {}
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from pydantic import Field
 
-from fmcore.compute import numerics
+from fmcore.compute import Compute, numerics
 from fmcore.settings import ReflowError, Settings
 
 I = TypeVar("I")  # noqa: E741  an item
@@ -117,7 +117,7 @@ def crew(executor: Executor, job: Job[I, T], device: torch.device) -> Iterator[R
         call = job.on(device)
         yield lambda items: ((item, call(item)) for item in items)
         return
-    parcel = Parcel(pickle.dumps(job), device.type, numerics(device))
+    parcel = Parcel(pickle.dumps(job), device.type, numerics(device, Compute()))
     start = {"processes": _processes, "ray": _ray, "dask": _dask}[executor.kind]
     with start(executor, parcel, executor.count(device)) as (submit, ahead):
         yield lambda items: _drive(submit, ahead, items)
@@ -175,7 +175,7 @@ def _work(item: Any, parcel: Parcel | None = None) -> Any:
     device = torch.device(parcel.device)
     if device.type == "cuda" and _seat is not None:
         device = torch.device("cuda", _seat % torch.cuda.device_count())
-    here = numerics(device)
+    here = numerics(device, Compute())
     if different := [k for k in parcel.numerics if here.get(k) != parcel.numerics[k]]:
         told = ", ".join(f"{k} {here.get(k)} for {parcel.numerics[k]}" for k in different)
         raise ReflowError(
