@@ -36,11 +36,17 @@ def run(
         bool,
         typer.Option("--mlflow/--no-mlflow", help="Record live curves and publish at the end."),
     ] = True,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Who samples: processes:4, ray, dask, ray://HOST:PORT, tcp://HOST:PORT."),
+    ] = None,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
+    from flows.machines import choose
     from flows.session import run_chain
 
     with one_line_errors():
+        choose(executor)
         ok = run_chain(project(), targets, prefect=prefect, mlflow=mlflow, out=out)
     raise typer.Exit(0 if ok else 1)
 
@@ -161,6 +167,7 @@ def doctor() -> None:
     raise typer.Exit(2 if wrong else 0)
 
 
+app.command()(library_cli.couple)
 app.command()(service_cli.ui)
 app.command()(service_cli.env)
 

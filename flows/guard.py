@@ -35,7 +35,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     die_with_parent()
     with locked(root, name):
         before = dag.inputs(root, name)
-        scratch = root / ".reflow" / "scratch" / quote(name, safe="@") / before.fingerprint
+        scratch = _scratch(root, name, before)
         _keep_only(scratch)
         yield scratch
         changes = _changes(before, dag.again(root, before))
@@ -48,12 +48,31 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(root: Path, name: str, patience: float = 2.0) -> Iterator[None]:
-    """Hold the stage's lock; the kernel lets go of it however the process ends."""
+def shared(root: Path, name: str) -> Iterator[Path]:
+    """Yield the scratch folder of the stage `name` to one of many jobs that fill it side by side.
+
+    The stage itself does not run meanwhile: it would take the folder away from under them.
+    """
+    root = root.resolve()
+    with locked(root, name, exclusive=False):
+        scratch = _scratch(root, name, dag.inputs(root, name))
+        scratch.mkdir(parents=True, exist_ok=True)
+        yield scratch
+
+
+def _scratch(root: Path, name: str, inputs: dag.Inputs) -> Path:
+    return root / ".reflow" / "scratch" / quote(name, safe="@") / inputs.fingerprint
+
+
+@contextmanager
+def locked(
+    root: Path, name: str, patience: float = 2.0, *, exclusive: bool = True
+) -> Iterator[None]:
+    """Hold the stage's lock, alone or with others; the kernel lets go of it however one ends."""
     path = root / ".reflow" / "locks" / f"{quote(name, safe='@')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        _acquire(file, name, patience)
+        _acquire(file, name, patience, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")
@@ -61,11 +80,11 @@ def locked(root: Path, name: str, patience: float = 2.0) -> Iterator[None]:
         yield
 
 
-def _acquire(file: IO[str], name: str, patience: float) -> None:
+def _acquire(file: IO[str], name: str, patience: float, kind: int) -> None:
     deadline = time.monotonic() + patience  # a killed process may need a moment to be gone
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The commands of the library of couplings: `reflow couplings`, `reflow couplings get`."""
+"""The commands of the library of couplings: `reflow couplings`, `... get`, and `reflow couple`."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.console import AsJson, err, one_line_errors, out, project
+from fmcore.settings import ReflowError
 
 app = typer.Typer(help="The library of couplings: list every version, fetch one.")
 
@@ -62,3 +63,29 @@ def get_coupling(
         markup=False,
         soft_wrap=True,
     )
+
+
+def couple(
+    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, rf1 for one.")],
+    shards: Annotated[
+        str | None, typer.Option(help="Sample these shards, a:b, beside other jobs; no other.")
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finalize", help="Check all shards and let DVC record the stage.")
+    ] = False,
+) -> None:
+    """Sample a coupling by many jobs: some shards each; with no option, say which are missing."""
+    from flows import shards as parts
+
+    with one_line_errors():
+        if shards is not None and finish:
+            raise ReflowError("--shards and --finalize: one at a time; finalize when all are there")
+        root = project()
+        if shards is not None:
+            done = parts.sample(root, key, shards)
+            said = f"shards {done.start}:{done.stop} are there"
+        elif finish:
+            said = parts.finalize(root, key, lambda line: out.print(line, markup=False)).state
+        else:
+            said = str(parts.state(root, key))
+    out.print(f"couple@{key}: {said}", markup=False, soft_wrap=True)

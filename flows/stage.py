@@ -12,6 +12,7 @@ from typing import Any
 
 from flows.guard import guarded
 from flows.home import configure, find_root
+from flows.machines import chosen
 from flows.params import FILE, Params, load, maker, reduced
 from flows.progress import Reporter
 from fmcore.gates import judge
@@ -85,6 +86,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
             log=log,
             compute=params.compute,
             accept=partial(_gated, params),
+            executor=chosen(),
         )
 
 
@@ -103,6 +105,7 @@ def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
             log=log,
             compute=params.compute,
             accept=partial(_gated, params),
+            executor=chosen(),
         )
 
 

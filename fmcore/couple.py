@@ -5,13 +5,14 @@ t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.ipc
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -30,17 +31,20 @@ from fmcore.coupling import (
 )
 from fmcore.coupling.checks import measure
 from fmcore.coupling.noise import uniform
-from fmcore.coupling.write import shard_name
+from fmcore.coupling.write import is_whole, shard_name
+from fmcore.executor import IN_PROCESS, Executor, crew
 from fmcore.flow import Flow
 from fmcore.network import load
 from fmcore.settings import Accept, Log, ReflowError, Settings
 from fmcore.solver import Adaptive, OdeSolver, Solution, Solver, solve
 
 Kind = Literal["generated", "inverted"]
+SHARDS = "shards"
+"""The folder in a stage's scratch where shards gather."""
 
 
 class Couple(Settings):
-    """How many pairs, by which solver; `batch` and `workers` never change the bytes on the CPU.
+    """How many pairs, by which solver; `batch` never changes the bytes on the CPU.
 
     `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
     is baked into the pairs of a flow with classes, and recorded.
@@ -71,6 +75,18 @@ class Sampler:
     about: About
     settings: Couple
     device: torch.device
+
+    def on(self, device: torch.device) -> Callable[[int], tuple[pa.Buffer, int]]:
+        """Return `packed`, computing on `device`: what a worker runs."""
+        return replace(self, flow=self.flow.on(device), device=device).packed
+
+    def packed(self, index: int) -> tuple[pa.Buffer, int]:
+        """Return a shard as an Arrow stream: by pickle a list forgets that it holds no nulls."""
+        rows, nfe = self.shard(index)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        return sink.getvalue(), nfe
 
     def shard(self, index: int) -> tuple[pa.Table, int]:
         """Return shard `index`, a pure function of (model, settings, index), and its NFE.
@@ -151,22 +167,18 @@ def couple(
     log: Log,
     compute: Compute | None = None,
     accept: Accept = lambda _: None,
+    executor: Executor = IN_PROCESS,
 ) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
     Shards gather in `scratch` and move to `out` when all are there and their metrics are accepted.
-    A shard that is complete is not sampled again, so a killed run goes on where it stopped.
+    A shard that is complete is not sampled again, so a killed run goes on where it stopped. The
+    executor says who samples, this process alone writes: the same bytes from any of them.
     """
     sampler = _sampler(model, data, settings, seed, device, compute or Compute())
-    about, folder = sampler.about, scratch / "shards"
-    count = -(-settings.pairs // settings.shard)
-    for index in range(count):
-        if not _complete(folder / shard_name(index), about):
-            rows, nfe = sampler.shard(index)
-            if about.nfe is not None and nfe != about.nfe:
-                raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
-            write_shard(folder, index, rows)
-        log({}, min(settings.pairs, (index + 1) * settings.shard))
+    about, folder = sampler.about, scratch / SHARDS
+    count = shard_count(settings)
+    _fill(sampler, folder, range(count), executor, log)
     manifest = finish(folder, about, count)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
@@ -175,6 +187,77 @@ def couple(
     folder.replace(out)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def couple_shards(
+    model: Path,
+    data: Path,
+    settings: Couple,
+    shards: Iterable[int],
+    *,
+    seed: int,
+    device: torch.device,
+    scratch: Path,
+    log: Log,
+    compute: Compute | None = None,
+    executor: Executor = IN_PROCESS,
+) -> None:
+    """Sample some shards into `scratch`, where `couple` finds them; others may sample beside."""
+    sampler = _sampler(model, data, settings, seed, device, compute or Compute())
+    _fill(sampler, scratch / SHARDS, shards, executor, log)
+
+
+def missing_shards(
+    model: Path,
+    data: Path,
+    settings: Couple,
+    *,
+    seed: int,
+    device: torch.device,
+    scratch: Path,
+    compute: Compute | None = None,
+) -> list[int]:
+    """Return the shards that are not whole in `scratch`, or not of this very coupling."""
+    sampler = _sampler(model, data, settings, seed, device, compute or Compute())
+    folder = scratch / SHARDS
+    return [
+        index
+        for index in range(shard_count(settings))
+        if not is_whole(folder / shard_name(index), sampler.about)
+    ]
+
+
+def shard_count(settings: Couple) -> int:
+    """Return the number of shards of a coupling."""
+    return -(-settings.pairs // settings.shard)
+
+
+def _fill(
+    sampler: Sampler, folder: Path, shards: Iterable[int], executor: Executor, log: Log
+) -> None:
+    """Sample those of the shards that are not there yet."""
+    about, settings = sampler.about, sampler.settings
+    done, wanted = 0, []
+    for index in shards:
+        if is_whole(folder / shard_name(index), about):
+            done += _rows(settings, index)
+        else:
+            wanted.append(index)
+    if done:
+        log({}, done)
+    if not wanted:
+        return
+    with crew(executor, sampler, sampler.device) as run:
+        for index, (packed, nfe) in run(wanted):
+            if about.nfe is not None and nfe != about.nfe:
+                raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
+            write_shard(folder, index, pa.ipc.open_stream(packed).read_all())
+            done += _rows(settings, index)
+            log({}, done)
+
+
+def _rows(settings: Couple, index: int) -> int:
+    return min(settings.shard, settings.pairs - index * settings.shard)
 
 
 def _sampler(
@@ -217,14 +300,3 @@ def _nfe(settings: Couple, flow: Flow) -> int | None:
         return None
     calls = solve(lambda x, _: x, torch.zeros(1, 1), settings.solver).nfe
     return calls * (2 if flow.classes and settings.guidance != 1 else 1)
-
-
-def _complete(path: Path, about: About) -> bool:
-    """Whether an earlier, interrupted run left this shard whole and of this very coupling."""
-    if not path.exists():
-        return False
-    try:
-        metadata = pq.read_table(path, page_checksum_verification=True).schema.metadata or {}
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))

@@ -16,9 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore import pictures
+from fmcore.carrier import Carrier, carried
 from fmcore.compute import Compute
 from fmcore.coupling import gaussian_noise, open_coupling, read
 from fmcore.coupling.noise import uniform
+from fmcore.executor import IN_PROCESS, Executor, crew
 from fmcore.flow import Flow
 from fmcore.flow_matching import held_out_losses
 from fmcore.interpolant import Linear
@@ -106,6 +108,7 @@ def evaluate(
     log: Log,
     compute: Compute | None = None,
     accept: Accept = lambda _: None,
+    executor: Executor = IN_PROCESS,
 ) -> dict[str, float]:
     """Measure the model that was trained on `coupling` against the real `data`.
 
@@ -118,7 +121,7 @@ def evaluate(
     bench = _bench(
         Flow.of(loaded, compute), data, measure.samples, settings, seed=seed, device=device
     )
-    rows, shown = _by_nfe(bench, measure, log)
+    rows, shown = _by_nfe(bench, measure, log, executor)
     count = min(settings.trajectories, len(bench.noise))
     path = bench.samples(settings.solver, count=count, keep=True).trajectory
     assert path is not None
@@ -158,16 +161,19 @@ def _bench(
 
 
 def _by_nfe(
-    bench: Bench, measure: Yardstick, log: Log
+    bench: Bench, measure: Yardstick, log: Log, executor: Executor
 ) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
     """Return a row of distances for each NFE, and some samples of each to look at."""
     rows: list[dict[str, float]] = []
     shown: dict[int, Tensor] = {}
-    for done, steps in enumerate(sorted(set(bench.settings.nfe)), start=1):
-        x = bench.samples(Solver(name="euler", steps=steps)).x
-        rows.append({"nfe": steps, **measure.measure(x)})
-        shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
-        log({measure.name: rows[-1][measure.name]}, done)
+    batch, guidance = bench.settings.batch, bench.settings.guidance
+    with crew(executor, Carrier(bench.flow, guidance, bench.device), bench.device) as run:
+        for done, steps in enumerate(sorted(set(bench.settings.nfe)), start=1):
+            solver = Solver(name="euler", steps=steps)
+            x = carried(run, bench.noise, solver, batch=batch, label=bench.label)
+            rows.append({"nfe": steps, **measure.measure(x)})
+            shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
+            log({measure.name: rows[-1][measure.name]}, done)
     return rows, shown
 
 

@@ -1,7 +1,8 @@
 """A trained network as a flow: its velocity, with guidance, and the samples that it makes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -32,18 +33,20 @@ class Flow:
     classes: int = 0
     score: bool = False
     tile: int = TILE
+    made_of: tuple[Model, Compute] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: Model, compute: Compute | None = None) -> "Flow":
         """Return the flow of a loaded model, in the precision of `compute`."""
-        about = model.config
+        about, compute = model.config, compute or Compute()
         return cls(
-            (compute or Compute()).running(model.network),
+            compute.running(model.network),
             interpolant_of(about),
             about.get("objective", "velocity"),
             model.network.settings.classes,
             about.get("coupling") == "independent" and about.get("pairing") == "independent",
             model.network.tile,
+            (model, compute),
         )
 
     def velocity(
@@ -71,6 +74,20 @@ class Flow:
         if self.objective == "mean_flow":
             return self.network(x, t, label, torch.full_like(t, span))
         return self.network(x, t) if label is None else self.network(x, t, label)
+
+    def on(self, device: torch.device) -> "Flow":
+        """Return the flow with its weights on `device`."""
+        if self.made_of is None:
+            return self
+        model, compute = self.made_of
+        return Flow.of(replace(model, network=model.network.to(device)), compute)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a worker as weights and settings: a compiled network does not travel."""
+        if self.made_of is None:
+            return Flow, tuple(getattr(self, f.name) for f in fields(self))
+        model, compute = self.made_of
+        return Flow.of, (replace(model, network=deepcopy(model.network).cpu()), compute)
 
     def tiled(self) -> "Flow":
         """Return the flow with network calls of one size (see `compute.in_tiles`)."""

@@ -128,6 +128,17 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     return path
 
 
+def is_whole(path: Path, about: About) -> bool:
+    """Whether a run that was interrupted left this shard there, undamaged, and of this coupling."""
+    if not path.exists():
+        return False
+    try:
+        metadata = pq.read_table(path, page_checksum_verification=True).schema.metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))
+
+
 def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
     """Run `write`, which fills `temporary`, and rename it to `path`; leave nothing on failure.
 
