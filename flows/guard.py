@@ -60,6 +60,12 @@ def shared(root: Path, name: str) -> Iterator[Path]:
         yield scratch
 
 
+def scratch_of(root: Path, name: str) -> Path:
+    """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are."""
+    root = root.resolve()
+    return _scratch(root, name, dag.inputs(root, name))
+
+
 def _scratch(root: Path, name: str, inputs: dag.Inputs) -> Path:
     return root / ".reflow" / "scratch" / quote(name, safe="@") / inputs.fingerprint
 

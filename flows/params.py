@@ -11,13 +11,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from fmcore.compute import Compute
-from fmcore.couple import Couple
 from fmcore.dataset import Dataset
 from fmcore.evaluate import Evaluate
+from fmcore.fit import Train
 from fmcore.gates import Gates
 from fmcore.network import Network
+from fmcore.sampler import Couple
 from fmcore.settings import ReflowError, Settings
-from fmcore.train import Train
 from fmcore.yardstick import YardstickSettings
 
 FILE = "params.yaml"

@@ -35,13 +35,13 @@ def parse(line: str) -> tuple[int, dict[str, float]] | None:
 class Reporter:
     """The `log` of a verb: call it with (values, step)."""
 
-    def __init__(self, stage: str, total: int) -> None:
-        self.stage, self.total = stage, total
+    def __init__(self, stage: str, total: int, *, shown: bool = True) -> None:
+        self.stage, self.total, self.shown = stage, total, shown
         self.values: dict[str, float] = {}
         self.started: tuple[float, int] | None = None
         self.said = 0.0
         self.bar: Progress | None = None
-        if sys.stdout.isatty():
+        if shown and sys.stdout.isatty():
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -68,6 +68,8 @@ class Reporter:
 
     def __call__(self, values: dict[str, float], step: int) -> None:
         """Show the latest values at `step`."""
+        if not self.shown:
+            return
         now = time.monotonic()
         self.values.update(values)
         if self.started is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flows.execute import Emit, Outcome, execute
 from flows.guard import shared
-from flows.machines import chosen
+from flows.machines import chosen, sized
 from flows.params import FILE, load
 from flows.progress import Reporter
 from flows.report import paths
@@ -67,7 +67,7 @@ def finalize(root: Path, key: str, emit: Emit) -> Outcome:
 @contextmanager
 def _inputs(root: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield what the verb is called with, inside the stage's lock, shared with other jobs."""
-    params = load(root / FILE)
+    params = sized(load(root / FILE))
     if key not in params.couplings:
         known = ", ".join(params.couplings) or "none"
         raise ReflowError(f"no coupling {key!r}; params.yaml has: {known}")

@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.guard import guarded
+from flows.guard import guarded, scratch_of
 from flows.home import configure, find_root
-from flows.machines import chosen
-from flows.params import FILE, Params, load, maker, reduced
+from flows.launch import launch
+from flows.leash import die_with_parent
+from flows.machines import chosen, sized
+from flows.params import FILE, Params, load, maker
 from flows.progress import Reporter
 from fmcore.gates import judge
 from fmcore.settings import ReflowError, derive_seed
+from fmcore.team import rank, started
 
 Paths = dict[str, Path]
 
@@ -57,7 +60,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
     settings = params.rounds[key].train
     device = params.compute.start()
-    with Reporter(f"train@{key}", settings.steps) as log:
+    with Reporter(f"train@{key}", settings.steps, shown=rank() == 0) as log:
         train(
             **paths,
             settings=settings,
@@ -145,11 +148,19 @@ def main(arguments: list[str]) -> int:
         verb, key = words[0], words[1] if len(words) > 1 else ""
         root = find_root(Path.cwd())
         configure(root)
-        params = load(root / FILE)
-        if params.compute.cpu_share < 1 and params.compute.start().type == "cpu":
-            params = reduced(params, params.compute.cpu_share)
-            print(f"no GPU: {params.compute.cpu_share:g} of steps, pairs and samples", flush=True)
-        with guarded(root, f"{verb}@{key}" if key else verb) as scratch:
+        whole = load(root / FILE)
+        params = sized(whole)
+        if params is not whole and not rank():
+            print(f"no GPU: {whole.compute.cpu_share:g} of steps, pairs and samples", flush=True)
+        name = f"{verb}@{key}" if key else verb
+        count = params.rounds[key].train.processes if verb == "train" else 1
+        if count > 1 and not started():
+            return launch(count, arguments, params.compute.threads)
+        if rank():  # the first of those that train holds the guard
+            die_with_parent()
+            VERBS[verb](params, key, paths, scratch_of(root, name))
+            return 0
+        with guarded(root, name) as scratch:
             VERBS[verb](params, key, paths, scratch)
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """One training batch: times, pairing, flips and labels, each a function of (seed, step)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -45,6 +46,11 @@ class Batch:
     t: Tensor
     span: Tensor
     label: Tensor | None
+
+    def part(self, cut: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch of the rows that `cut` takes from each of its tensors."""
+        label = None if self.label is None else cut(self.label)
+        return Batch(cut(self.target), cut(self.source), cut(self.t), cut(self.span), label)
 
 
 def draw(

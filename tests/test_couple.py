@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fmcore.compute import in_tiles
-from fmcore.couple import Couple, couple
+from fmcore.couple import couple
 from fmcore.coupling import gaussian_noise, open_coupling, read, verify
 from fmcore.network import load, save
+from fmcore.sampler import Couple
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from tests.chains import CPU, gaussian_data, scratch_model, silent

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from fmcore.compare import RoundName, compare
-from fmcore.couple import Couple, couple
+from fmcore.couple import couple
 from fmcore.evaluate import Evaluate, evaluate
+from fmcore.fit import Train
 from fmcore.gates import Gates
 from fmcore.metrics.features import FeatureSettings
 from fmcore.network import MLP
+from fmcore.sampler import Couple
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
-from fmcore.train import Train, train
+from fmcore.train import train
 from fmcore.yardstick import YardstickSettings, fit, save
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.oracles import least_loss, straightness

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from fmcore.carrier import Carrier, carried
-from fmcore.couple import Couple, couple
+from fmcore.couple import couple
 from fmcore.coupling import gaussian_noise, verify
-from fmcore.executor import IN_PROCESS, Executor, Parcel, _work, crew
+from fmcore.executor import IN_PROCESS, Executor, crew
+from fmcore.executor.worker import Parcel, work
 from fmcore.flow import Flow
 from fmcore.network import load, save
+from fmcore.sampler import Couple
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from tests.chains import CPU, gaussian_data, scratch_model, silent
@@ -72,7 +74,7 @@ def workers(kind):
     """The processes below this one that compute for an executor."""
     below = psutil.Process().children(recursive=True)
     if kind == "ray":
-        return [p for p in below if (p.cmdline() or [""])[0].startswith("ray::_work")]
+        return [p for p in below if (p.cmdline() or [""])[0].startswith("ray::work")]
     return [p for p in below if "spawn_main" in " ".join(p.cmdline())]
 
 
@@ -157,7 +159,7 @@ def test_a_worker_with_other_last_bits_refuses(start):
     job = pickle.dumps(Carrier(Flow.of(load(start / "model")), 1.0, CPU))
     other = {"device": "cpu", "torch": "1.0", "threads": 1}
     with pytest.raises(ReflowError, match=r"other last bits than the stage \(torch .* for 1.0\)"):
-        _work((), Parcel(job, "cpu", other))
+        work((), Parcel(job, "cpu", other))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fmcore.couple import Couple, couple
+from fmcore.couple import couple
 from fmcore.coupling import (
     About,
     batches,
@@ -22,6 +22,7 @@ from fmcore.coupling import (
 )
 from fmcore.coupling.noise import uniform
 from fmcore.network import MLP, build, load, save
+from fmcore.sampler import Couple
 from fmcore.settings import ReflowError
 from fmcore.solver import Adaptive, Solver
 from tests.chains import CPU, gaussian_data, silent

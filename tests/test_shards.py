@@ -113,7 +113,7 @@ def test_jobs_share_the_stage_and_keep_it_from_running(chain):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rf1", "--shards", "9:12"], "no shard there; the coupling has shards 0:4"),
+        (["rf1", "--shards", "9:12"], "no shard; this coupling has the shards 0 to 3"),
         (["rf1", "--shards", "a:b"], "expected a:b, or a for one, got 'a:b'"),
         (["rf9", "--shards", "0:1"], "no coupling 'rf9'; params.yaml has: rf1"),
         (["rf1", "--shards", "0:1", "--finalize"], "one at a time"),

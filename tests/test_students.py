@@ -9,6 +9,7 @@ import torch
 
 from fmcore.batch import Optimal
 from fmcore.coupling import About, finish, gaussian_noise, open_coupling, read, table, write_shard
+from fmcore.fit import Train
 from fmcore.flow import Flow
 from fmcore.interpolant import Cosine, VariancePreserving
 from fmcore.loss import Loss
@@ -16,7 +17,7 @@ from fmcore.network import MLP, build, load, save
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from fmcore.times import Grid, Point
-from fmcore.train import Train, train
+from fmcore.train import train
 from tests.chains import CPU, gaussian_data, silent
 
 MU, S = torch.tensor([1.0, -0.5]), torch.tensor([0.5, 1.5])

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from fmcore.coupling import open_coupling, read
+from fmcore.fit import Train, fit, new_state
 from fmcore.flow import Flow
 from fmcore.flow_matching import flow_matching_loss, held_out_losses
 from fmcore.interpolant import Linear
 from fmcore.network import load
 from fmcore.settings import ReflowError
-from fmcore.train import Train, fit, new_state, train
+from fmcore.train import train
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.oracles import gaussian_velocity, least_loss
 

@@ -175,7 +175,7 @@ def spent(root: Path, round_: Round) -> dict[str, float]:
     A training step evaluates the network once for each row of its batch; a coupling takes its NFE
     for each pair, and twice as many again for each audited one.
     """
-    from fmcore.train import Train
+    from fmcore.fit import Train
 
     found: dict[str, float] = {}
     stages = {f"train@{round_.name}": round_.train, f"evaluate@{round_.name}": round_.evaluate}

@@ -1,0 +1,149 @@
+"""Who starts the workers: processes of this machine, Ray, Dask."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from fmcore.executor.worker import Parcel, sit, work
+from fmcore.settings import ReflowError
+
+Submit = Callable[[Any], "Future[Any]"]
+Started = Iterator[tuple[Submit, int]]
+"""How an item is submitted, and how many to keep under way."""
+
+
+class _Seat:
+    """One worker process, replaced when it is lost: a pool of one, so that others work on."""
+
+    def __init__(self, parcel: Parcel, number: int) -> None:
+        self.arguments = (parcel, number)
+        self.future: Future[Any] | None = None
+        self._hire()
+
+    def _hire(self) -> None:
+        self.pool = ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=sit, initargs=self.arguments
+        )
+        self.pid = self.pool.submit(os.getpid)
+
+    @property
+    def free(self) -> bool:
+        return self.future is None or self.future.done()
+
+    def submit(self, item: Any) -> "Future[Any]":
+        try:
+            self.future = self.pool.submit(work, item)
+        except BrokenProcessPool:
+            self.pool.shutdown()
+            self._hire()
+            self.future = self.pool.submit(work, item)
+        return self.future
+
+    def end(self) -> None:
+        """End the worker, in the middle of an item if there is one."""
+        if not self.free and self.pid.done() and not self.pid.exception():
+            os.kill(self.pid.result(), signal.SIGKILL)
+        self.pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def on_processes(address: str | None, parcel: Parcel, count: int) -> Started:
+    """Worker processes of this machine, one seat each."""
+    seats = [_Seat(parcel, number) for number in range(count)]
+    try:
+        yield lambda item: next(s for s in seats if s.free).submit(item), count
+    finally:
+        for seat in seats:
+            seat.end()
+
+
+@contextmanager
+def on_ray(address: str | None, parcel: Parcel, count: int) -> Started:
+    """Tasks of Ray: a cluster that runs already, or one of this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _having("ray", address):
+        import ray
+
+        threads, gpus = parcel.numerics.get("threads", 1), float(parcel.device == "cuda")
+        remote = address or os.environ.get("RAY_ADDRESS")
+        if remote:
+            import fmcore
+
+            ray.init(remote, runtime_env={"py_modules": [fmcore]}, log_to_driver=False)
+            share = "GPU" if gpus else "CPU"
+            count = max(1, int(ray.cluster_resources().get(share, 1) / (gpus or threads)))
+        else:
+            ray.init(
+                num_cpus=count * threads,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    try:
+        held = ray.put(parcel)
+        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(work)
+        yield lambda item: task.remote(item, held).future(), 2 * count
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def on_dask(address: str | None, parcel: Parcel, count: int) -> Started:
+    """Tasks of Dask: a cluster that runs already, or one of this machine."""
+    with ExitStack() as stack:
+        with _having("dask", address):
+            from distributed import Client, LocalCluster, WorkerPlugin
+
+            cluster = address or stack.enter_context(
+                LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    worker_dashboard_address=None,
+                    silence_logs="ERROR",
+                )
+            )
+            client = stack.enter_context(Client(cluster, timeout=10))
+            count = max(1, sum(client.nthreads().values()))
+
+        class Hold(WorkerPlugin):
+            """Gives the parcel to each worker, also to one that comes later."""
+
+            name = f"reflow-{parcel.name}"
+
+            def setup(self, worker: Any) -> None:
+                import fmcore.executor.worker as here
+
+                here._parcel = parcel
+
+        client.register_plugin(Hold())
+        try:
+            pool = client.get_executor(pure=False)
+            yield lambda item: pool.submit(work, item), 2 * count
+        finally:
+            client.unregister_worker_plugin(Hold.name)
+
+
+@contextmanager
+def _having(package: str, address: str | None) -> Iterator[None]:
+    """Say in one line that a package is not installed or a cluster cannot be reached."""
+    try:
+        yield
+    except ImportError as error:
+        raise ReflowError(
+            f"executor {package}: {error.name or error} is not installed; `pip install"
+            f" 'reflow-chain[{package}]'`, or use processes:N"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ReflowError(
+            f"executor {address or package}: cannot be had ({reason[:200]}); start"
+            " the cluster, or use processes:N"
+        ) from error
