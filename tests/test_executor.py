@@ -3,6 +3,10 @@
 import os
 import pickle
 import signal
+import socket
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from fmcore.sampler import Couple
 from fmcore.settings import ReflowError
 from fmcore.solver import Solver
 from tests.chains import CPU, gaussian_data, scratch_model, silent
+from tests.conftest import SOURCE
 
 SETTINGS = Couple(pairs=1200, shard=100, solver=Solver(name="heun", steps=2), audit_every=10)
 ELSEWHERE = ["processes:2", "ray:2", "dask:2"]
@@ -186,3 +191,52 @@ def test_workers_of_this_machine_are_as_many_as_its_cores_allow():
     assert Executor.parse("processes:7").count(CPU) == 7
     assert Executor.parse("processes").count(CPU) == max(1, (os.cpu_count() or 1) // 2)
     assert IN_PROCESS.count(CPU) == 1
+
+
+@pytest.fixture
+def ray_cluster(tmp_path_factory):
+    """A cluster that runs already, as `ray start --head` leaves one, with Ray's token."""
+    ray = [str(Path(sys.executable).parent / "ray")]
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        ports = [s.getsockname()[1] for s in (first, second)]
+    head = [f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}", "--num-cpus=2"]
+    options = ["--head", *head, "--include-dashboard=false", "--disable-usage-stats", "--block"]
+    with (tmp_path_factory.mktemp("ray") / "log").open("w") as log:
+        cluster = subprocess.Popen([*ray, "start", *options], stdout=log, stderr=log)
+    deadline = time.monotonic() + 60
+    while socket.socket().connect_ex(("127.0.0.1", ports[1])) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    yield f"ray://127.0.0.1:{ports[1]}"
+    cluster.terminate()  # and with it what it started; another cluster of the user lives on
+    cluster.wait(30)
+
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+from fmcore.executor import Executor
+from tests.test_executor import run
+torch.set_num_threads(2)
+run(Path(sys.argv[1]), "cluster", Executor.parse(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_by_address_gives_the_same_bytes(start, whole, ray_cluster):
+    """In a process of its own: Ray decides once a process whether it shows a token."""
+    command = [sys.executable, "-c", RUN, str(start), ray_cluster]
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {p.name: p.read_bytes() for p in (start / "cluster/coupling").iterdir()} == whole
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_by_address_gives_the_same_bytes(start, whole):
+    from distributed import LocalCluster
+
+    torch.set_num_threads(2)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        assert run(start, "scheduler", Executor.parse(cluster.scheduler_address)) == whole

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from fmcore.executor.worker import Parcel, sit, work
@@ -16,6 +17,8 @@ from fmcore.settings import ReflowError
 Submit = Callable[[Any], "Future[Any]"]
 Started = Iterator[tuple[Submit, int]]
 """How an item is submitted, and how many to keep under way."""
+
+TOKEN = ", give its token (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)"
 
 
 class _Seat:
@@ -67,15 +70,19 @@ def on_processes(address: str | None, parcel: Parcel, count: int) -> Started:
 def on_ray(address: str | None, parcel: Parcel, count: int) -> Started:
     """Tasks of Ray: a cluster that runs already, or one of this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    remote = address or os.environ.get("RAY_ADDRESS")
+    token = "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists()
+    if remote and token:  # the client does not look itself
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     with _having("ray", address):
         import ray
 
         threads, gpus = parcel.numerics.get("threads", 1), float(parcel.device == "cuda")
-        remote = address or os.environ.get("RAY_ADDRESS")
         if remote:
             import fmcore
 
-            ray.init(remote, runtime_env={"py_modules": [fmcore]}, log_to_driver=False)
+            package = str(Path(fmcore.__file__).parent)
+            ray.init(remote, runtime_env={"py_modules": [package]}, log_to_driver=False)
             share = "GPU" if gpus else "CPU"
             count = max(1, int(ray.cluster_resources().get(share, 1) / (gpus or threads)))
         else:
@@ -144,6 +151,6 @@ def _having(package: str, address: str | None) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ReflowError(
-            f"executor {address or package}: cannot be had ({reason[:200]}); start"
-            " the cluster, or use processes:N"
+            f"executor {address or package}: cannot be had ({reason[:200]}); start the cluster"
+            f"{TOKEN if package == 'ray' else ''}, or use processes:N"
         ) from error
