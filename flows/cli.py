@@ -168,6 +168,7 @@ def doctor() -> None:
 
 
 app.command()(library_cli.couple)
+app.command()(library_cli.estimate)
 app.command()(service_cli.ui)
 app.command()(service_cli.env)
 

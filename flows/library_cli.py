@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import AsJson, err, one_line_errors, out, project
+from flows.console import AsJson, err, one_line_errors, out, project, say
 from fmcore.settings import ReflowError
 
 app = typer.Typer(help="The library of couplings: list every version, fetch one.")
@@ -89,3 +89,29 @@ def couple(
         else:
             said = str(parts.state(root, key))
     out.print(f"couple@{key}: {said}", markup=False, soft_wrap=True)
+
+
+def estimate(
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="As if every coupling had this many pairs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the chain of params.yaml will take on this machine, from a probe of seconds."""
+    from dataclasses import asdict
+
+    from flows.estimate import cost_table, duration
+    from flows.estimate import estimate as probe
+
+    with one_line_errors():
+        root = project()
+        with err.status("probing") as status:
+            costs = probe(
+                root, pairs=pairs, begin=lambda name: status.update(f"probing {name} ...")
+            )
+    if as_json:
+        print(json.dumps([asdict(cost) for cost in costs], indent=2))
+        return
+    out.print(cost_table(costs))
+    total = duration(sum(cost.hours for cost in costs))
+    say(f"{total} by one worker; N workers of `couple` take an N-th of its time (docs/scaling.md)")
