@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from flows.machines import sized
 from flows.params import FILE, Params, Round, load
+from flows.reduced import sized
 from fmcore import dataset
 from fmcore.coupling import About, finish, gaussian_noise, open_coupling, table, write_shard
 from fmcore.fit import fit, new_state

@@ -1,11 +1,7 @@
-"""What the machines at hand change: who computes, and how much where there is no GPU.
-
-Who computes is chosen in the environment: no parameter, because it does not change a byte.
-"""
+"""Who computes, chosen in the environment: no parameter, because it does not change a byte."""
 
 import os
 
-from flows.params import Params, reduced
 from fmcore.executor import Executor
 
 EXECUTOR = "REFLOW_EXECUTOR"
@@ -22,11 +18,3 @@ def choose(text: str | None) -> None:
     if text is not None:
         os.environ[EXECUTOR] = text
     chosen()
-
-
-def sized(params: Params) -> Params:
-    """Return the parameters, at `compute.cpu_share` of their size where there is no GPU."""
-    share = params.compute.cpu_share
-    if share == 1 or params.compute.start().type != "cpu":
-        return params
-    return reduced(params, share)

@@ -39,11 +39,29 @@ class CouplingOf(Couple):
     round: str
 
 
+class WithoutGpu(Settings):
+    """How a chain sized for a GPU is cut down where there is none.
+
+    `share` of the steps, pairs and samples is done; the batch is at most `batch`; `network` takes
+    the place of the chain's own.
+    """
+
+    share: float = Field(gt=0, le=1)
+    batch: int | None = Field(default=None, gt=0)
+    network: Network | None = None
+
+
+class Machine(Compute):
+    """Where the arithmetic runs, and what becomes of the chain without a GPU."""
+
+    without_gpu: WithoutGpu | None = None
+
+
 class Params(Settings):
     """Everything that decides a chain. Sections that stages depend on have to be there: for DVC."""
 
     seed: int = Field(ge=0)
-    compute: Compute
+    compute: Machine
     data: Dataset
     network: Network
     yardstick: YardstickSettings
@@ -68,28 +86,6 @@ def load(path: Path) -> Params:
     if mistakes:
         raise ReflowError("\n".join(mistakes))
     return params
-
-
-def reduced(params: Params, share: float) -> Params:
-    """Return the chain at a share of its size: steps, pairs, and the samples of evaluation."""
-
-    def part(number: int, least: int) -> int:
-        return max(min(least, number), round(share * number))
-
-    rounds = {
-        name: _with(r, train=_with(r.train, steps=part(r.train.steps, 1)))
-        for name, r in params.rounds.items()
-    }
-    couplings = {k: _with(c, pairs=part(c.pairs, 1)) for k, c in params.couplings.items()}
-    yardstick = _with(params.yardstick, samples=part(params.yardstick.samples, 256))
-    evaluate = _with(params.evaluate, trajectories=part(params.evaluate.trajectories, 256))
-    changes = {"rounds": rounds, "couplings": couplings}
-    whole: Params = _with(params, **changes, yardstick=yardstick, evaluate=evaluate)
-    return whole
-
-
-def _with(settings: Any, **changes: Any) -> Any:
-    return settings.model_copy(update=changes)
 
 
 def _tree(path: Path) -> Any:

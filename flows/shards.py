@@ -12,9 +12,10 @@ from typing import Any
 
 from flows.execute import Emit, Outcome, execute
 from flows.guard import shared
-from flows.machines import chosen, sized
+from flows.machines import chosen
 from flows.params import FILE, load
 from flows.progress import Reporter
+from flows.reduced import sized
 from flows.report import paths
 from fmcore.couple import couple_shards, missing_shards, shard_count
 from fmcore.settings import ReflowError, derive_seed

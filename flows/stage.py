@@ -14,9 +14,10 @@ from flows.guard import guarded, scratch_of
 from flows.home import configure, find_root
 from flows.launch import launch
 from flows.leash import die_with_parent
-from flows.machines import chosen, sized
+from flows.machines import chosen
 from flows.params import FILE, Params, load, maker
 from flows.progress import Reporter
+from flows.reduced import said, sized
 from fmcore.gates import judge
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.team import rank, started
@@ -150,8 +151,8 @@ def main(arguments: list[str]) -> int:
         configure(root)
         whole = load(root / FILE)
         params = sized(whole)
-        if params is not whole and not rank():
-            print(f"no GPU: {whole.compute.cpu_share:g} of steps, pairs and samples", flush=True)
+        if whole.compute.without_gpu and params is not whole and not rank():
+            print(said(whole.compute.without_gpu), flush=True)
         name = f"{verb}@{key}" if key else verb
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():

@@ -16,7 +16,6 @@ TILE = 256
 class Compute(Settings):
     """Device, CPU threads and precision: part of the last bits of a result, so all are settings.
 
-    Without a GPU `cpu_share` of the steps, pairs and samples is done: for files sized for a GPU.
     `bf16` computes the network in bfloat16 (weights and ODE state stay float32), `auto` only on a
     GPU: most CPUs emulate it, slowly; `compile` is
     torch.compile. No accelerate: autocast is one line, and bfloat16 needs no loss scaling.
@@ -24,7 +23,6 @@ class Compute(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=2, gt=0)
-    cpu_share: float = Field(default=1.0, gt=0, le=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     compile: bool = False
 

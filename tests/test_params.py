@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.params import load, reduced
+from flows.params import WithoutGpu, load
+from flows.reduced import reduced, said
 from fmcore.settings import ReflowError
 
 ROOT = Path(__file__).parent.parent
@@ -85,11 +86,21 @@ def test_a_mistake_gets_one_line_with_place_and_mend(tmp_path, before, after, me
 
 def test_without_a_gpu_a_chain_can_be_a_share_of_its_size():
     whole = load(ROOT / "params" / "fashion_mnist.yaml")
-    part = reduced(whole, 0.01)
+    part = reduced(whole, WithoutGpu(share=0.01, batch=64))
     assert (whole.rounds["rf1"].train.steps, part.rounds["rf1"].train.steps) == (30000, 300)
     assert part.couplings["rf1"].pairs == 3000 and part.yardstick.samples == 256
-    assert part.evaluate.trajectories == 256 and part.rounds["rf1"].train.batch == 256
-    assert reduced(whole, 1.0) == whole
+    assert part.evaluate.trajectories == 256 and part.rounds["rf1"].train.batch == 64
+    assert part.rounds["rf1"].train.warmup == 5
+    assert part.rounds["rf1"].train.ema == pytest.approx(0.95)
+    assert part.network == whole.network
+    assert reduced(whole, WithoutGpu(share=1.0)) == whole
+
+
+def test_another_network_may_take_its_place_without_a_gpu():
+    whole = load(ROOT / "params" / "fashion_mnist.yaml")
+    cut = whole.compute.without_gpu
+    assert reduced(whole, cut).network == cut.network != whole.network
+    assert said(cut).startswith(f"no GPU: {cut.share:g} of steps, pairs and samples, batch")
 
 
 def test_a_third_round_and_a_branch_are_data(tmp_path):
