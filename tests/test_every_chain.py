@@ -40,7 +40,7 @@ def shrunk(params: Params, tmp_path) -> Params:
         data = load(ROOT / "params" / "images.yaml").data.model_copy(
             update={"root": str(tmp_path / "images")}
         )
-    data = small(data, samples=80, path=str(tmp_path / "x.npy"))
+    data = small(data, samples=80, size=8, path=str(tmp_path / "x.npy"))
     kind = "identity" if data.name == "images" else params.yardstick.features.kind
     features = small(params.yardstick.features, epochs=1, kind=kind)
     thin = {"channels": (8, 8), "head": 4, "blocks": 1, "width": 16}
