@@ -1,5 +1,7 @@
 """The contract with `dvc.repo`: what the adapter says is what DVC then does."""
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,28 @@ def test_a_lock_that_is_just_being_written_is_waited_for(project: Project) -> No
     timer.start()
     assert dag.changed(project.root, "prepare") == []
     timer.join()
+
+
+def test_threads_may_ask_side_by_side(project: Project) -> None:
+    """DVC checks dvc.yaml by validators that it compiles in place: two at once met a half one."""
+    mistakes: list[BaseException] = []
+    name = next(iter(dag.read(project.root)))
+
+    def ask() -> None:
+        try:
+            for _ in range(6):
+                dag.changed(project.root, name)
+        except ReflowError as error:
+            mistakes.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not mistakes

@@ -4,11 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dvc.repo import Repo
 from dvc.stage import PipelineStage, create_stage
 
 from flows.dag.lineage import digest
-from flows.dag.project import Params, command, data_deps, in_one_line, md5, opened, params_of
+from flows.dag.project import (
+    Params,
+    command,
+    data_deps,
+    in_one_line,
+    md5,
+    open_repo,
+    opened,
+    params_of,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ def again(root: Path, earlier: Inputs) -> Inputs:
     dvc.yaml must not fail a stage that has been training for hours.
     """
     root = root.resolve()
-    with in_one_line(root), Repo(str(root)) as repo:
+    with in_one_line(root), open_repo(root) as repo:
         stage = create_stage(
             PipelineStage,
             repo,

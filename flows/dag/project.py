@@ -1,6 +1,7 @@
 """An open DVC project: its stages in topological order, its dvc.lock, its errors in one line."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ Params = dict[str, dict[str, object]]
 """Parameters by file: `{"params.yaml": {"rounds.rf1.train": {...}}}`."""
 
 
+_CHECKING = threading.RLock()
+"""DVC checks its files by voluptuous, which compiles its validators in place: one thread a time."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of dvc.yaml. Paths are relative to the project; `upstream` are names of stages."""
@@ -38,7 +43,7 @@ class Project:
 
     def __init__(self, repo: Any, root: Path) -> None:
         self.repo = repo
-        self.file = load_file(repo, str(root / "dvc.yaml"))
+        self.lock = load_file(repo, str(root / "dvc.yaml")).lockfile_contents
         index = Index.from_file(repo, str(root / "dvc.yaml"))
         graph = index.graph.reverse(copy=True)
         order = list(networkx.lexicographical_topological_sort(graph, key=lambda s: s.name))
@@ -64,7 +69,7 @@ class Project:
 
     def locked(self, name: str) -> dict[str, Any]:
         """Return what dvc.lock says about a stage; empty when it never ran."""
-        entries: dict[str, Any] = self.file.lockfile_contents.get("stages") or {}
+        entries: dict[str, Any] = self.lock.get("stages") or {}
         return entries.get(name) or {}
 
 
@@ -72,8 +77,19 @@ class Project:
 def opened(root: Path, rev: str | None = None) -> Iterator[Project]:
     """Open the project in the folder `root`; DVC's errors become one line each."""
     root = root.resolve()
-    with in_one_line(root), Repo(str(root), rev=rev) as repo:
-        yield _patiently(lambda: Project(repo, Path(repo.root_dir)))
+    with in_one_line(root), open_repo(root, rev) as repo:
+        with _CHECKING:
+            project = _patiently(lambda: Project(repo, Path(repo.root_dir)))
+        yield project
+
+
+@contextmanager
+def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
+    """Open DVC's repository; safe in threads side by side."""
+    with _CHECKING:
+        repo = Repo(str(root), rev=rev)
+    with repo:
+        yield repo
 
 
 def read(root: Path) -> dict[str, Stage]:

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dvc.repo import Repo
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
-from flows.dag.project import in_one_line, opened
+from flows.dag.project import in_one_line, open_repo, opened
 from fmcore.settings import ReflowError
 
 CACHE, WORKSPACE = "cache", "workspace"
@@ -87,7 +86,7 @@ def cached_file(root: Path, md5: str, name: str) -> bytes | None:
 
 @contextmanager
 def _repo(root: Path) -> Iterator[Any]:
-    with in_one_line(root.resolve()), Repo(str(root.resolve())) as repo:
+    with in_one_line(root.resolve()), open_repo(root.resolve()) as repo:
         for remote in repo.config["remote"].values():
             if str(remote["url"]).startswith("s3:"):  # where DVC's own limit is a minute and more
                 remote.setdefault("connect_timeout", TIMEOUT)
