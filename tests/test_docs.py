@@ -13,7 +13,15 @@ from tests.real_chain import Chain
 
 README = (SOURCE / "README.md").read_text()
 DOCS = "\n".join(p.read_text() for p in sorted((SOURCE / "docs").rglob("*.md")))
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(*block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(
+        re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    )
+]
+"""What a reader may paste: `bash` and `python` run here, `sh` would take too long or need more."""
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +32,8 @@ def chain(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_a_block_of_the_readme_runs(chain, number):
-    kind, code = BLOCKS[number]
+@pytest.mark.parametrize(("kind", "code"), BLOCKS)
+def test_a_block_of_the_documents_runs(chain, kind, code):
     words = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else ["python", "-c"]
     done = subprocess.run(
         [*words, code], cwd=chain.root, env=chain.env(), capture_output=True, text=True, check=False
@@ -34,8 +41,8 @@ def test_a_block_of_the_readme_runs(chain, number):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_has_blocks_to_run():
-    assert len(BLOCKS) >= 4
+def test_the_documents_have_blocks_to_run():
+    assert len(BLOCKS) >= 6
 
 
 def test_the_make_targets_of_the_documents_exist():
