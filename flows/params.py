@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from fmcore.bench import Evaluate
 from fmcore.compute import Compute
 from fmcore.dataset import Dataset
-from fmcore.evaluate import Evaluate
 from fmcore.fit import Train
 from fmcore.gates import Gates
 from fmcore.network import Network

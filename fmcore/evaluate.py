@@ -6,20 +6,18 @@ identity cost(k-1) - cost(k) = S + V of Liu et al. 2022 (S straightness, V least
 
 import csv
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import fmean, pstdev
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fmcore import pictures
+from fmcore.bench import Bench, Evaluate, bench_of, likelihood, reconstruction
 from fmcore.carrier import Carrier, carried
 from fmcore.compute import Compute
-from fmcore.coupling import gaussian_noise, open_coupling, read
-from fmcore.coupling.noise import uniform
+from fmcore.coupling import open_coupling, read
 from fmcore.executor import IN_PROCESS, Executor, crew
 from fmcore.flow import Flow
 from fmcore.flow_matching import held_out_losses
@@ -27,70 +25,13 @@ from fmcore.interpolant import Linear
 from fmcore.metrics import straightness as bend
 from fmcore.metrics.transport import transport_cost, transport_cost_l1, transport_cost_l4
 from fmcore.network import load
-from fmcore.sde import Sde, diffuse
-from fmcore.settings import Accept, Log, Settings, derive_seed
-from fmcore.solver import Solution, Solver
+from fmcore.settings import Accept, Log
+from fmcore.solver import Solver
 from fmcore.yardstick import Yardstick
 from fmcore.yardstick import load as load_yardstick
 
 SHOWN = 16
 """How many samples a picture shows for each NFE."""
-
-
-class Evaluate(Settings):
-    """What is measured: Euler at each NFE, trajectories by a fine solver, the reverse SDE.
-
-    `sde` is measured on rounds whose velocity is a score. `guidance` is for flows with classes.
-    """
-
-    nfe: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)] = (
-        1, 2, 4, 8, 16, 32, 64,
-    )  # fmt: skip
-    solver: Solver = Solver(name="heun", steps=32)
-    sde: Annotated[tuple[Sde, ...], Field(strict=False)] = ()
-    trajectories: int = Field(default=2048, gt=1)
-    reconstructions: int = Field(default=512, ge=0)
-    guidance: float = Field(default=1.0, ge=0)
-    batch: int = Field(default=1024, gt=0)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A flow on the bench: the noise and labels that every round gets, and how it is carried."""
-
-    flow: Flow
-    noise: Tensor
-    label: Tensor | None
-    settings: Evaluate
-    seed: int
-    device: torch.device
-
-    def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
-        """Carry the first `count` noises to t = 0."""
-        label = None if self.label is None else self.label[:count]
-        return self.flow.sample(
-            self.noise[:count],
-            solver,
-            device=self.device,
-            batch=self.settings.batch,
-            label=label,
-            guidance=self.settings.guidance,
-            keep_trajectory=keep,
-        )
-
-    def diffused(self, sde: Sde) -> Tensor:
-        """Carry all noises to t = 0 by the reverse SDE."""
-        return diffuse(
-            self.flow,
-            self.noise,
-            sde,
-            np.arange(len(self.noise)),
-            seed=derive_seed(self.seed, "evaluate"),
-            device=self.device,
-            batch=self.settings.batch,
-            label=self.label,
-            guidance=self.settings.guidance,
-        ).x
 
 
 def evaluate(
@@ -118,7 +59,7 @@ def evaluate(
     loaded = load(model, device=str(device))
     measure = load_yardstick(yardstick)
     real = open_coupling(data)
-    bench = _bench(
+    bench = bench_of(
         Flow.of(loaded, compute), data, measure.samples, settings, seed=seed, device=device
     )
     rows, shown = _by_nfe(bench, measure, log, executor)
@@ -130,7 +71,8 @@ def evaluate(
         **_by_churn(bench, measure),
         **_paths(path),
         **_known(bench, data, path),
-        **_reconstruction(bench, data, path[-1]),
+        **reconstruction(bench, data, path[-1]),
+        **likelihood(bench, data),
         **_budget(bench, loaded.config, coupling, path),
     }
     t, gap = bend.straightness_curve(path)
@@ -146,20 +88,6 @@ def evaluate(
     return result
 
 
-def _bench(
-    flow: Flow, data: Path, count: int, settings: Evaluate, *, seed: int, device: torch.device
-) -> Bench:
-    real, ids = open_coupling(data), np.arange(count)
-    noise = gaussian_noise(derive_seed(seed, "evaluate"), ids, tuple(real.about.shape))
-    label = None
-    if flow.classes:
-        given = read(real).label
-        if given is not None:
-            draws = uniform(derive_seed(seed, "evaluate"), ids, draw=1)
-            label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
-    return Bench(flow, noise, label, settings, seed, device)
-
-
 def _by_nfe(
     bench: Bench, measure: Yardstick, log: Log, executor: Executor
 ) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
@@ -170,18 +98,30 @@ def _by_nfe(
     with crew(executor, Carrier(bench.flow, guidance, bench.device), bench.device) as run:
         for done, steps in enumerate(sorted(set(bench.settings.nfe)), start=1):
             solver = Solver(name="euler", steps=steps)
-            x = carried(run, bench.noise, solver, batch=batch, label=bench.label)
-            rows.append({"nfe": steps, **measure.measure(x)})
-            shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
+            found = []
+            for one in bench.seeds():
+                x = carried(run, one.noise, solver, batch=batch, label=bench.label)
+                found.append(measure.measure(x, bench.label))
+                if one is bench:
+                    shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
+            rows.append({"nfe": steps, **_over_seeds(found, measure.name)})
             log({measure.name: rows[-1][measure.name]}, done)
     return rows, shown
+
+
+def _over_seeds(found: list[dict[str, float]], name: str) -> dict[str, float]:
+    """Return the mean of each metric over the seeds, and the spread of the distance `name`."""
+    if len(found) == 1:
+        return found[0]
+    means = {key: fmean(one[key] for one in found) for key in found[0]}
+    return {**means, f"{name}_seed_sd": pstdev(one[name] for one in found)}
 
 
 def _by_churn(bench: Bench, measure: Yardstick) -> dict[str, float]:
     """Return distances of samples by the reverse SDE, for a velocity that is a score."""
     found: dict[str, float] = {}
     for sde in bench.settings.sde if bench.flow.score else ():
-        values = measure.measure(bench.diffused(sde))
+        values = measure.measure(bench.diffused(sde), bench.label)
         found |= {f"{k}/churn_{sde.churn:g}_steps_{sde.steps}": v for k, v in values.items()}
     return found
 
@@ -225,32 +165,6 @@ def _known(bench: Bench, data: Path, path: Tensor) -> dict[str, float]:
         if w2_squared > 0:
             found["npe"] = bend.normalised_path_energy(path, w2_squared)
     return found
-
-
-def _reconstruction(bench: Bench, data: Path, fake: Tensor) -> dict[str, float]:
-    """Invert by the fine solver, return in one Euler step: the mean square error per dimension.
-
-    Real samples that come back worse than the flow's own say that the rounds drift away from the
-    data (`drift` = recon_real - recon_fake, as in balanced conic reflow); `drift_rel` is relative
-    to the variance of the data.
-    """
-    count = bench.settings.reconstructions
-    if not count or bench.flow.classes:  # which label a sample had is not known here
-        return {}
-    errors = []
-    given = read(open_coupling(data), limit=count).target
-    for x in (given, fake[:count]):
-        source = bench.flow.invert(x, bench.settings.solver, device=bench.device).x
-        back = bench.flow.sample(source, Solver(name="euler", steps=1), device=bench.device).x
-        errors.append(float((back - x).double().square().mean()))
-    real, own = errors
-    drift = real - own
-    return {
-        "recon_real": real,
-        "recon_fake": own,
-        "drift": drift,
-        "drift_rel": drift / max(float(given.var(dim=0).mean()), 1e-12),
-    }
 
 
 def _budget(bench: Bench, about: dict[str, Any], coupling: Path, path: Tensor) -> dict[str, float]:

@@ -2,15 +2,18 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 
+from fmcore.bench import Evaluate
 from fmcore.compare import RoundName, compare
 from fmcore.couple import couple
-from fmcore.evaluate import Evaluate, evaluate
+from fmcore.evaluate import evaluate
 from fmcore.fit import Train
 from fmcore.gates import Gates
+from fmcore.likelihood import Likelihood
 from fmcore.metrics.features import FeatureSettings
 from fmcore.network import MLP
 from fmcore.sampler import Couple
@@ -56,11 +59,11 @@ def rounds(tmp_path_factory):
     return root
 
 
-def measure(root, name, coupling, where, *, seed=3):
+def measure(root, name, coupling, where, *, seed=3, settings=SETTINGS):
     return evaluate(
         root / name, root / "data", root / coupling, root / "yardstick",
         root / f"{where}.json", (root / f"fd/{name}.csv", root / f"gap/{name}.csv"),
-        root / "pictures" / name, SETTINGS, seed=seed, device=CPU, log=silent,
+        root / "pictures" / name, settings, seed=seed, device=CPU, log=silent,
     )  # fmt: skip
 
 
@@ -155,3 +158,22 @@ def test_the_comparison_puts_the_rounds_side_by_side(rounds, tmp_path):
     with pytest.raises(ReflowError, match=r"rf3\.json: no metrics of round rf3"):
         names.append(RoundName(name="rf3", coupling="rf2"))
         side_by_side(names, rounds, tmp_path)
+
+
+def test_distances_over_seeds_are_their_mean_with_a_spread(rounds):
+    one = result(rounds, "rf1")
+    three = measure(
+        rounds, "rf1", "data", "seeds/rf1", settings=SETTINGS.model_copy(update={"seeds": 3})
+    )
+    assert three["fd_identity/nfe_8"] != one["fd_identity/nfe_8"]
+    assert three["fd_identity/nfe_8"] == pytest.approx(one["fd_identity/nfe_8"], rel=0.5)
+    assert 0 < three["fd_identity_seed_sd/nfe_8"] < 0.1
+    assert three["fd_identity/floor"] == one["fd_identity/floor"]
+
+
+def test_the_likelihood_is_near_that_of_the_law_itself(rounds):
+    """The entropy of N(mu, I) in two dimensions is 1 + log(2 pi) nats."""
+    likely = SETTINGS.model_copy(update={"likelihood": Likelihood(samples=400)})
+    found = measure(rounds, "rf1", "data", "likely/rf1", settings=likely)
+    assert found["nll"] == pytest.approx(1 + math.log(2 * math.pi), abs=0.15)
+    assert "nll/floor" not in found and "bits_per_dim" not in found  # the law is not recorded

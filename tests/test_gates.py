@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from fmcore.bench import Evaluate
 from fmcore.coupling import About, finish, gaussian_noise, table, write_shard
 from fmcore.coupling.checks import measure
-from fmcore.evaluate import Evaluate
 from fmcore.gates import WORDS, Gates, Level, judge
 from tests.chains import gaussian_data
 

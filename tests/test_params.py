@@ -28,7 +28,11 @@ CASES = [
     ("steps: 4000", "steps: many", r"rounds.rf2.train.steps: .*valid integer.*got 'many'"),
     ("steps: 4000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
     ("steps: 4000", "stpes: 4000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
-    ("lr: 1.0e-3}\n\ncoup", "lr: .nan}\n\ncoup", r"rounds.rf2.train.lr: .*finite.*got nan"),
+    (
+        "steps: 4000, batch: 256, lr: 1.0e-3",
+        "steps: 4000, lr: .nan",
+        r"rounds.rf2.train.lr: .*finite.*got nan",
+    ),
     (
         "init: rf1",
         "init: rf9",

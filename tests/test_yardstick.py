@@ -8,7 +8,7 @@ import torch
 
 from fmcore import yardstick
 from fmcore.coupling import About, finish, open_coupling, read, table, write_shard
-from fmcore.dataset import Digits
+from fmcore.dataset import Digits, EightGaussians
 from fmcore.metrics.features import (
     FeatureSettings,
     extract,
@@ -125,8 +125,38 @@ def test_vectors_get_transport_distances_with_their_floor(tmp_path):
     collapsed = made.measure(torch.tensor([2.0, -1.0]) + 0 * x)
     assert set(good) >= {"fd_identity", "w2", "sliced_w2", "energy", "w2_sd"}
     for name, floor in made.about["floor"].items():
-        if not name.endswith("_sd"):
-            assert abs(good[name]) < abs(floor) + 0.1
-            assert collapsed[name] > 0.5
+        if name.endswith("_sd"):
+            continue
+        assert abs(good[name] - floor) < abs(floor) + 0.1
+        if name in {"recall", "coverage"}:
+            assert collapsed[name] < 0.1
+        elif name not in {"precision", "density", "nearest_train"}:  # one good point pleases these
+            assert collapsed[name] > 0.3
     assert collapsed["fd_identity"] == pytest.approx(1 + 0.25, rel=0.1)
     assert torch.equal(extract(None, x), x)
+
+
+def test_a_class_that_is_wrong_shows_in_its_own_distance(digits, fitted):
+    pairs = read(open_coupling(digits))
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(len(pairs), generator=generator)[: fitted.samples // 2].repeat(2)
+    x, label = pairs.target[order], pairs.label[order]
+    good = fitted.measure(x, label)
+    noisy = torch.where((label == 3)[:, None, None, None], torch.randn(x.shape).clamp(-1, 1), x)
+    bad = fitted.measure(noisy, label)
+    names = [f"fd_clf_class_{k}" for k in range(10)]
+    assert set(names) <= set(good) and set(names) <= set(fitted.about["floor"])
+    assert bad["fd_clf_class_3"] > 5 * good["fd_clf_class_3"]
+    assert all(bad[n] == good[n] for n in names if n != "fd_clf_class_3")
+    assert not any("class" in name for name in fitted.measure(x))
+
+
+def test_eight_gaussians_have_modes(tmp_path):
+    folder = tmp_path / "data"
+    law = EightGaussians(name="eight_gaussians", samples=2000)
+    prepare(folder, law, seed=0)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=500, splits=1)
+    made = yardstick.fit(folder, settings, seed=0, log=silent)
+    assert made.about["floor"]["mode_share"] > 0.97
+    one = made.measure(law.modes()[:1].float().repeat(500, 1))
+    assert one["mode_weights_tv"] == pytest.approx(7 / 8)

@@ -13,6 +13,7 @@ from fmcore.dataset.densities import (
     Gaussian,
     TwoMoons,
     draw,
+    log_density,
 )
 from fmcore.dataset.files import Array, Images, read_array, read_images
 from fmcore.dataset.public import CIFAR10, Digits, Emoji, FashionMNIST, MNIST5k
@@ -34,6 +35,7 @@ __all__ = [
     "Samples",
     "TwoMoons",
     "load",
+    "log_density",
 ]
 
 Dataset = Annotated[

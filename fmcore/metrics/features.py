@@ -1,7 +1,8 @@
 """Features in which generated and real samples are compared.
 
-A small classifier trained on the data itself gives `fd_clf`: comparable only between equal
-fingerprints, and never called FID, which is the name of one Inception network's features.
+A small classifier trained on the data itself gives `fd_clf`, EfficientNet-Lite0 `fd_lite0`, samples
+as they are `fd_identity`: comparable only between equal fingerprints. `fid` is the name of one
+network's features, the Inception of 2015, and of no other's.
 """
 
 import hashlib
@@ -15,13 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fmcore.metrics.pretrained import INCEPTION_SHA256, Inception2015, Lite0
 from fmcore.settings import Log, ReflowError, Settings, derive_seed
 
 
 class FeatureSettings(Settings):
-    """`classifier` for images with labels, `identity` for vectors."""
+    """`classifier` for images with labels, `identity` for vectors, `lite0` for RGB images.
 
-    kind: Literal["classifier", "identity"] = "classifier"
+    `inception` reads the file `weights`, whose hash has to be `sha256`.
+    """
+
+    kind: Literal["classifier", "lite0", "inception", "identity"] = "classifier"
+    weights: str | None = None
+    sha256: str = Field(default=INCEPTION_SHA256, pattern="^[0-9a-f]{64}$")
     epochs: int = Field(default=30, gt=0)
     batch: int = Field(default=128, gt=0)
     lr: float = Field(default=1e-3, gt=0)
@@ -56,9 +63,32 @@ class Extractor(nn.Module):
         return cast(Tensor, self.head(self.features(images)))
 
 
+Features = Extractor | Lite0 | Inception2015
+"""What has `features(images)` and a `config`; None stands for the samples themselves."""
+
+
+def suffix(settings: FeatureSettings) -> str:
+    """Return what stands for the features in names of metrics: clf, lite0, inception, identity."""
+    return "clf" if settings.kind == "classifier" else settings.kind
+
+
 def metric_name(settings: FeatureSettings) -> str:
-    """Return the name of the Frechet distance in these features: fd_clf or fd_identity."""
-    return {"classifier": "fd_clf", "identity": "fd_identity"}[settings.kind]
+    """Return the name of the Frechet distance: fd_clf, ...; fid with the weights of that name."""
+    if settings.kind == "inception" and settings.sha256 == INCEPTION_SHA256:
+        return "fid"
+    return f"fd_{suffix(settings)}"
+
+
+def pretrained(settings: FeatureSettings) -> Features:
+    """Return the network that `kind` lite0 or inception names. Raises ReflowError."""
+    if settings.kind == "lite0":
+        return Lite0()
+    if settings.weights is None:
+        raise ReflowError(
+            "yardstick.features.weights: inception needs the path of its weights,"
+            " weights-inception-2015-12-05-6726825d.pth; nothing is downloaded"
+        )
+    return Inception2015(settings.weights, settings.sha256)
 
 
 def quantise(images: Tensor) -> Tensor:
@@ -93,14 +123,14 @@ def fit_classifier(
 
 
 @torch.no_grad()
-def extract(extractor: Extractor | None, x: Tensor, *, batch: int = 1000) -> Tensor:
-    """Return features [N, d]: the classifier's, or the flattened samples for None."""
+def extract(extractor: Features | None, x: Tensor, *, batch: int = 500) -> Tensor:
+    """Return features [N, d]: the network's, or the flattened samples for None."""
     if extractor is None:
         return x.flatten(1)
     return torch.cat([extractor.features(part) for part in x.split(batch)])
 
 
-def fingerprint(extractor: Extractor | None) -> str:
+def fingerprint(extractor: Features | None) -> str:
     """Return a sha256 over weights and config: distances compare only where it is equal."""
     digest = hashlib.sha256()
     if extractor is not None:
@@ -111,19 +141,23 @@ def fingerprint(extractor: Extractor | None) -> str:
     return digest.hexdigest()
 
 
-def save_extractor(path: Path, extractor: Extractor) -> None:
-    """Write the classifier to the folder `path`."""
+def save_extractor(path: Path, extractor: Features) -> None:
+    """Write the classifier to the folder `path`; of a pretrained network which one it is."""
     path.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.contiguous() for k, v in extractor.state_dict().items()}, path / "model.safetensors"
-    )
+    if isinstance(extractor, Extractor):
+        weights = {k: v.contiguous() for k, v in extractor.state_dict().items()}
+        save_file(weights, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(extractor.config, sort_keys=True) + "\n")
 
 
-def load_extractor(path: Path) -> Extractor:
-    """Read a classifier written by `save_extractor`."""
+def load_extractor(path: Path) -> Features:
+    """Read what `save_extractor` wrote."""
     try:
         config = json.loads((path / "config.json").read_text())
+        if config.get("kind") == "lite0":
+            return Lite0(config["size"])
+        if config.get("kind") == "inception":
+            return Inception2015(config["weights"], config["sha256"])
         extractor = Extractor(tuple(config["shape"]), config["classes"], config["width"])
         extractor.load_state_dict(load_file(path / "model.safetensors"))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """Frechet distance of two Gaussians fitted to features, in float64 throughout."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,15 +43,40 @@ class GaussianStats:
         """Return the unbiased covariance [d, d]."""
         return self.m2 / (self.n - 1)
 
+    @cached_property
+    def root(self) -> Tensor:
+        """Return the symmetric square root of the covariance [d, d]."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return root
+
 
 def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982).
 
-    The trace of the root is taken from the eigenvalues of R S2 R with R = S1^(1/2): symmetric,
-    hence real, and right also with fewer samples than dimensions.
+    The trace of the root is taken from the eigenvalues of R S1 R with R = S2^(1/2): symmetric,
+    hence real, and right also with fewer samples than dimensions. `b` is the reference, whose root
+    is kept.
     """
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace()
     return float(((a.mean - b.mean).square().sum() + traces - 2 * cross).clamp(min=0))
+
+
+def frechet_infinity(features: Tensor, reference: GaussianStats, *, sizes: int = 5) -> float:
+    """Return the distance of features [N, d] extrapolated to infinitely many samples.
+
+    The bias of a Frechet distance is linear in 1/N (Chong and Forsyth 2020): a line is fitted to
+    the distances of the first N/2 ... N samples. The reference stays finite, and so does its bias.
+    """
+    n = len(features)
+    counts = torch.linspace(max(2, n // 2), n, sizes).long().unique()
+    if len(counts) < 2:
+        return frechet_distance(GaussianStats.from_features(features), reference)
+    distances = [
+        frechet_distance(GaussianStats.from_features(features[:count]), reference)
+        for count in counts.tolist()
+    ]
+    x, y = 1 / counts.double(), torch.tensor(distances, dtype=torch.float64)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return float(y.mean() - slope * x.mean())

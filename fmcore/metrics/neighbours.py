@@ -1,0 +1,80 @@
+"""What a Frechet distance does not see: kernels, and who lies beside whom in feature space.
+
+Few distinct samples repeated often score a good Frechet distance and a poor coverage: that is how a
+flow that remembers its pairs shows.
+"""
+
+import torch
+from torch import Tensor
+
+NEAREST = 5
+"""The k of precision, recall, density and coverage."""
+
+
+def _far(a: Tensor, b: Tensor) -> Tensor:
+    far: Tensor = torch.cdist(a.double(), b.double())
+    return far
+
+
+def kernel_distance(fake: Tensor, real: Tensor) -> float:
+    """Return the squared maximum mean discrepancy of features [N, d], [M, d].
+
+    The kernel is (a.b / d + 1)^3 (Binkowski et al. 2018), the estimate unbiased: around 0 for one
+    law. Features are divided by the root mean square of the real ones around their mean: without it
+    the cube of unbounded features is a number that says nothing.
+    """
+    x, y = fake.double(), real.double()
+    y_mean = y.mean(0)
+    scale = (y - y_mean).square().mean().sqrt().clamp(min=1e-12)
+    x, y = x / scale, y / scale
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return ((a @ b.T) / a.shape[1] + 1).pow(3)
+
+    def within(a: Tensor) -> Tensor:
+        k = kernel(a, a)
+        return (k.sum() - k.diagonal().sum()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str, float]:
+    """Return precision, recall, density and coverage of features [N, d] against [M, d].
+
+    Precision and recall: the share of fake (real) within the k-th neighbour's distance of some real
+    (fake) sample (Kynkaanniemi et al. 2019). Density counts such balls, over k; coverage is the
+    share of real samples whose ball holds a fake one (Naeem et al. 2020).
+    """
+    k = min(k, len(real) - 1, len(fake) - 1)
+    between = _far(fake, real)
+    real_ball = _far(real, real).kthvalue(k + 1, dim=1).values  # the first neighbour is itself
+    fake_ball = _far(fake, fake).kthvalue(k + 1, dim=1).values
+    inside = between <= real_ball
+    return {
+        "precision": float(inside.any(1).double().mean()),
+        "recall": float((between <= fake_ball[:, None]).any(0).double().mean()),
+        "density": float(inside.sum(1).double().mean() / k),
+        "coverage": float((between.min(0).values <= real_ball).double().mean()),
+    }
+
+
+def nearest_train(fake: Tensor, real: Tensor) -> float:
+    """Return the mean distance of features [N, d] to the nearest of the training data [M, d].
+
+    Well below its floor (real data that is not among the M): the training data comes back.
+    """
+    return float(_far(fake, real).min(1).values.mean())
+
+
+def mode_scores(x: Tensor, modes: Tensor, std: float) -> dict[str, float]:
+    """Return how points [N, d] sit on equal Gaussian modes [K, d].
+
+    `mode_share` is the share within three standard deviations of a mode, `mode_weights_tv` the
+    total variation distance of the shares of the modes from 1/K.
+    """
+    far, nearest = _far(x.flatten(1), modes).min(1)
+    shares = torch.bincount(nearest, minlength=len(modes)).double() / len(x)
+    return {
+        "mode_share": float((far <= 3 * std).double().mean()),
+        "mode_weights_tv": float((shares - 1 / len(modes)).abs().sum() / 2),
+    }
