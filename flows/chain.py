@@ -4,9 +4,9 @@ Prefect's own cache stays off: DVC alone decides what is up to date, and such a 
 as Cached. Set the environment (`home.configure`) before importing this file.
 """
 
+import contextlib
+from collections.abc import Iterator
 from contextvars import ContextVar
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, runtime, task
@@ -19,13 +19,13 @@ from prefect.logging.handlers import APILogWorker
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import artifacts, dag, records
-from flows.schedule import RETRIES, RETRY_DELAYS, Session, may_pass, select
+from flows import artifacts, records, service, zombies
+from flows.schedule import RETRIES, RETRY_DELAYS, Session, may_pass
 from flows.server import serving
 from fmcore.settings import ReflowError
 
 # One thread per stage and more: a task that waits for another occupies one.
-_threads: Any = ThreadPoolTaskRunner(max_workers=256)
+threads: Any = ThreadPoolTaskRunner(max_workers=256)
 
 _session: ContextVar[Session] = ContextVar("session")
 
@@ -54,43 +54,67 @@ def stage(name: str) -> Any:
     return Completed(message=f"ran, because: {'; '.join(outcome.reasons)}")
 
 
-@flow(name="reflow-chain", task_runner=_threads)
-def chain(root: str, targets: list[str] | None = None) -> None:
-    """Bring every stage of dvc.yaml up to date, or only `targets` and what they depend on."""
-    session = _session.get(None)
-    if session is None:  # started by a Prefect deployment, not by `reflow run`
-        session = Session(Path(root), select(dag.read(Path(root)), targets))
-        session.closing = partial(records.close, session.root, say=get_run_logger().info)
-        _session.set(session)
+def perform(session: Session) -> None:
+    """Run a session's stages as tasks of the flow run that is under way."""
     session.flow_run = str(runtime.flow_run.id or "")
     futures: dict[str, PrefectFuture[Any]] = {}
-    try:
-        for name, described in session.stages.items():
-            upstream = [futures[up] for up in described.upstream]
-            futures[name] = stage.submit(name, wait_for=upstream, return_state=False)
-        wait(list(futures.values()))
-        session.close()
-    except BaseException:
-        session.processes.stop()
-        raise
+    with zombies.alive(session.root, session.flow_run):
+        try:
+            for name, described in session.stages.items():
+                upstream = [futures[up] for up in described.upstream]
+                futures[name] = stage.submit(name, wait_for=upstream, return_state=False)
+            wait(list(futures.values()))
+            session.close()
+        except BaseException:
+            session.processes.stop()
+            raise
     report = session.report()
     if not report.ok:
         raise ReflowError("\n".join(report.errors) or "the run was stopped")
 
 
-def run(session: Session) -> None:
-    """Run the flow for a session; what became of the stages is in the session afterwards."""
+@contextlib.contextmanager
+def entered(session: Session) -> Iterator[None]:
+    """Let the tasks of the block find the session."""
     token = _session.set(session)
     try:
-        with serving(session.root):
+        yield
+    finally:
+        _session.reset(token)
+
+
+@flow(name=zombies.FLOW, task_runner=threads)
+def chain(root: str, targets: list[str] | None = None) -> None:
+    """Bring every stage of dvc.yaml up to date, or only `targets` and what they depend on."""
+    perform(_session.get())
+
+
+def run(session: Session) -> bool:
+    """Run the flow for a session; what became of the stages is in the session afterwards.
+
+    False when the server went away meanwhile: what it was not told is in the session's notes, and
+    stages may be left to run.
+    """
+    with entered(session), serving(session.root) as url:
+        for name in zombies.bury(session.root):
+            session.notes.append(f"Prefect: the run {name} had died; it is marked as crashed")
+        try:
             state = chain(str(session.root), list(session.stages), return_state=True)
             # The last lines and events go out in the background: before the server goes.
             APILogWorker.drain_all(timeout=10)
             EventsWorker.drain_all(timeout=10)
-    finally:
-        _session.reset(token)
+        except Exception:
+            if service.answers(f"{url}/health"):
+                raise
+            session.notes.append(
+                "Prefect's server went away: what came after was not reported to it; the work goes"
+                " on without"
+            )
+            return False
     if session.report().ok or session.report().errors:
-        return
+        return True
+    if not service.answers(f"{url}/health"):
+        return False
     if isinstance(state.data, BaseException):
         raise state.data
     raise ReflowError(f"Prefect ended the run: {state.name}: {state.message}")

@@ -171,6 +171,7 @@ app.command()(library_cli.couple)
 app.command()(library_cli.estimate)
 app.command()(service_cli.ui)
 app.command()(service_cli.env)
+app.command()(service_cli.deploy)
 
 
 def main() -> None:

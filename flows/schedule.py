@@ -41,6 +41,7 @@ class Report:
 
     stages: dict[str, StageReport]
     flow_run: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -66,6 +67,7 @@ class Session:
     cores: Cores = field(default_factory=Cores)
     reports: dict[str, StageReport] = field(default_factory=dict)
     flow_run: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def perform(self, name: str, emit: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date once; report and tell the observers."""
@@ -102,7 +104,7 @@ class Session:
         """Return what became of every stage; those that never started are blocked."""
         blocked = StageReport("blocked")
         stages = {name: self.reports.get(name, blocked) for name in self.stages}
-        return Report(stages, self.flow_run)
+        return Report(stages, self.flow_run, tuple(self.notes))
 
 
 def select(stages: dict[str, dag.Stage], targets: list[str] | None) -> dict[str, dag.Stage]:

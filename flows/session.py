@@ -99,6 +99,8 @@ def run_chain(
             )  # fmt: skip
     finally:
         settle()
+    for note in report.notes:
+        say(note)
     _failures(report, out)
     if report.ok:
         _where(root, report.flow_run, out)

@@ -1,0 +1,173 @@
+"""What a run from Prefect's pages is asked for, and the worktree that it works in.
+
+A scheduled run never touches the user's workspace: it has a git worktree of its own, on a branch of
+its own, with the project's DVC cache; it leaves a commit, which `git log reflow/...` shows.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ruamel.yaml import YAML
+
+from flows import home
+from flows.guard import locked
+from flows.params import FILE, load
+from fmcore.settings import ReflowError
+
+BRANCH = "reflow/"
+
+
+class Order(BaseModel):
+    """A run of the chain. Prefect makes its form from these fields; empty ones change nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rev: str = Field(default="HEAD", description="The commit, branch or tag to run.")
+    params_file: str = Field(
+        default=FILE, description="The parameter file: params/eight_gaussians.yaml, say."
+    )
+    seed: int | None = Field(default=None, ge=0, description="Replaces the seed of the file.")
+    rounds: list[str] | None = Field(
+        default=None, description="Evaluate these rounds alone, and what they depend on."
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Values by their place: {"rounds.rf2.train.steps": 2000}.',
+    )
+
+    def targets(self) -> list[str] | None:
+        """Return the stages to run; None for all."""
+        return None if self.rounds is None else [f"evaluate@{name}" for name in self.rounds]
+
+
+def workspace(root: Path, order: Order, name: str) -> Path:
+    """Return the worktree of the run `name` with the parameters of the order, made or found again.
+
+    A run that crashed finds its own again, with all that it finished. Raises ReflowError, and
+    leaves nothing behind, if the order makes no sense.
+    """
+    folder = home.state(root, "worktrees", slug(name))
+    if (folder / ".git").exists():
+        return folder
+    with locked(root, "worktrees", patience=60):
+        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), order.rev)
+    try:
+        settle(root, folder, order)
+    except BaseException:
+        discard(root, name)
+        git(root, "branch", "-q", "-D", branch(name))
+        raise
+    return folder
+
+
+def settled_in_passing(root: Path, order: Order) -> None:
+    """Check an order as its run would, in a worktree that goes again. Raises ReflowError."""
+    folder = home.state(root, "worktrees", f"check-{os.getpid()}")
+    with locked(root, "worktrees", patience=60):
+        git(root, "worktree", "add", "-q", "--detach", str(folder), order.rev)
+    try:
+        settle(root, folder, order)
+    finally:
+        git(root, "worktree", "remove", "--force", str(folder))
+
+
+def settle(root: Path, folder: Path, order: Order) -> None:
+    """Write the parameters of the order into a worktree, and let it share the project's cache."""
+    given = folder / order.params_file
+    if not given.resolve().is_relative_to(folder.resolve()):
+        raise ReflowError(f"params_file: {order.params_file}: expected a file of the project")
+    load(given)
+    changes = dict(order.overrides)
+    if order.seed is not None:
+        changes["seed"] = order.seed
+    yaml = YAML(typ="rt")
+    tree = yaml.load(given.read_text())
+    for place, value in changes.items():
+        override(tree, place, value)
+    with (folder / FILE).open("w") as file:
+        yaml.dump(tree, file)
+    known = load(folder / FILE).rounds
+    if unknown := [name for name in order.rounds or () if name not in known]:
+        raise ReflowError(f"rounds: no round {unknown[0]!r}; {FILE} has: {', '.join(known)}")
+    own = root / ".dvc" / "config.local"  # remotes and credentials that git does not have
+    if own.exists():
+        shutil.copy(own, folder / ".dvc")
+    dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
+
+
+def override(tree: Any, place: str, value: Any) -> None:
+    """Replace the value at `a.b.c`, which has to be there or beside known keys."""
+    *way, last = place.split(".")
+    at = tree
+    for key in way:
+        if not isinstance(at, Mapping) or key not in at:
+            known = ", ".join(map(str, at)) if isinstance(at, Mapping) else "none"
+            raise ReflowError(f"overrides: {place}: no {key!r}; there are: {known}")
+        at = at[key]
+    if not isinstance(at, Mapping):
+        raise ReflowError(f"overrides: {place}: {way[-1]} holds a value, not a section")
+    at[last] = value  # type: ignore[index]
+
+
+def keep(root: Path, name: str, *, done: bool) -> str:
+    """Commit what a run left in its worktree on its branch; remove the worktree of a done one.
+
+    Returns the commit. The data are in DVC's cache, which the project shares.
+    """
+    folder = home.state(root, "worktrees", slug(name))
+    git(folder, "add", "-A")
+    said = f"reflow run {name}" if done else f"reflow run {name}, not finished"
+    if git(folder, "status", "--porcelain"):
+        who = ["-c", "user.name=reflow", "-c", "user.email=reflow@localhost"]
+        git(folder, *who, "commit", "-q", "--no-verify", "-m", said)
+    commit = git(folder, "rev-parse", "--short", "HEAD")
+    if done:
+        discard(root, name)
+    return commit
+
+
+def discard(root: Path, name: str) -> None:
+    """Remove the worktree of a run; its branch stays."""
+    with contextlib.suppress(ReflowError):
+        git(root, "worktree", "remove", "--force", str(home.state(root, "worktrees", slug(name))))
+
+
+def branch(name: str) -> str:
+    """Return the branch of a run."""
+    return BRANCH + slug(name)
+
+
+def slug(name: str) -> str:
+    """Return a name that git takes for a branch and every file system for a folder.
+
+    >>> slug("nightly run/3: a")
+    'nightly-run-3-a'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder and return what it prints. Raises ReflowError with git's own line."""
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+        raise ReflowError(f"git {words[0]}: {said[-1].removeprefix('fatal: ')}")
+    return done.stdout.strip()
+
+
+def dvc(folder: Path, *words: str) -> str:
+    """Run DVC's command in a folder and return what it prints. Raises ReflowError."""
+    command = [sys.executable, "-m", "dvc", *words]
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ReflowError(f"dvc {words[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return done.stdout.strip()
