@@ -92,12 +92,13 @@ def chain(root: str, targets: list[str] | None = None) -> None:
 def run(session: Session) -> bool:
     """Run the flow for a session; what became of the stages is in the session afterwards.
 
-    False when the server went away meanwhile: what it was not told is in the session's notes, and
-    stages may be left to run.
+    False when the server went away meanwhile: it was said, and stages may be
+    left to run.
     """
     with entered(session), serving(session.root) as url:
-        for name in zombies.bury(session.root):
-            session.notes.append(f"Prefect: the run {name} had died; it is marked as crashed")
+        with records.best_effort(session.say, "Prefect: runs that died were not looked for"):
+            for name in zombies.bury(session.root):
+                session.say(f"Prefect: the run {name} had died; it is marked as crashed")
         try:
             state = chain(str(session.root), list(session.stages), return_state=True)
             # The last lines and events go out in the background: before the server goes.
@@ -106,7 +107,7 @@ def run(session: Session) -> bool:
         except Exception:
             if service.answers(f"{url}/health"):
                 raise
-            session.notes.append(
+            session.say(
                 "Prefect's server went away: what came after was not reported to it; the work goes"
                 " on without"
             )

@@ -82,10 +82,11 @@ def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> N
         )  # fmt: skip
         return
     remote: Any = scheduled.from_source(source=str(root), entrypoint=ENTRYPOINT)
-    remote.deploy(
-        name=wanted.name, work_pool_name=wanted.pool, concurrency_limit=limit,
-        job_variables={"env": limits}, print_next_steps=False, **shared,
-    )  # fmt: skip
+    # Not remote.deploy(), which then asks for the pool's workers in a way that servers refuse.
+    remote.to_deployment(
+        name=wanted.name, concurrency_limit=limit, work_pool_name=wanted.pool,
+        job_variables={"env": limits}, **shared,
+    ).apply()  # fmt: skip
     say(f"deployed {where}; start a worker here: prefect worker start --pool {wanted.pool}")
 
 

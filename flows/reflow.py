@@ -18,6 +18,7 @@ from flows.schedule import (
     Observer,
     OnLine,
     Report,
+    Say,
     Session,
     may_pass,
     select,
@@ -33,6 +34,7 @@ def run(
     observer: Observer | None = None,
     on_line: OnLine | None = None,
     closing: Closing | None = None,
+    say: Say = lambda _: None,
 ) -> Report:
     """Bring the chain up to date, or only `targets` and what they depend on.
 
@@ -43,7 +45,7 @@ def run(
     root = root.resolve()
     home.configure(root)
     stages = select(dag.read(root), targets)
-    session = Session(root, stages, observer, on_line, closing)
+    session = Session(root, stages, observer, on_line, closing, say=say)
     with _ends_its_processes(session.processes):
         if prefect:
             from flows import chain  # imports Prefect: slow, and only after home.configure

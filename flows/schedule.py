@@ -20,6 +20,9 @@ OnLine = Callable[[str, str], None]
 Closing = Callable[["Report"], None]
 """Called once when no stage is left to run, in the flow run if there is one: keeps the records."""
 
+Say = Callable[[str], object]
+"""Told of what a person should know of the run besides its stages, a line at a time."""
+
 RETRIES = 2
 RETRY_DELAYS = (2.0, 10.0)
 """Seconds before each retry of a stage that was killed, out of memory, or locked out."""
@@ -41,7 +44,6 @@ class Report:
 
     stages: dict[str, StageReport]
     flow_run: str = ""
-    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -67,7 +69,7 @@ class Session:
     cores: Cores = field(default_factory=Cores)
     reports: dict[str, StageReport] = field(default_factory=dict)
     flow_run: str = ""
-    notes: list[str] = field(default_factory=list)
+    say: Say = lambda _: None
 
     def perform(self, name: str, emit: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date once; report and tell the observers."""
@@ -104,7 +106,7 @@ class Session:
         """Return what became of every stage; those that never started are blocked."""
         blocked = StageReport("blocked")
         stages = {name: self.reports.get(name, blocked) for name in self.stages}
-        return Report(stages, self.flow_run, tuple(self.notes))
+        return Report(stages, self.flow_run)
 
 
 def select(stages: dict[str, dag.Stage], targets: list[str] | None) -> dict[str, dag.Stage]:

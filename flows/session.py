@@ -95,12 +95,10 @@ def run_chain(
         with screen.bars:
             report = reflow.run(
                 root, targets=targets, prefect=prefect, observer=done, on_line=line,
-                closing=closing,
+                closing=closing, say=say,
             )  # fmt: skip
     finally:
         settle()
-    for note in report.notes:
-        say(note)
     _failures(report, out)
     if report.ok:
         _where(root, report.flow_run, out)

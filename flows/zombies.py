@@ -16,6 +16,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.sorting import TaskRunSort
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -138,7 +139,7 @@ def _bury(client: SyncPrefectClient, flow_run: UUID) -> list[str]:
     said: State[None] = Crashed(message="its process is gone: killed, or the machine died")
     client.set_flow_run_state(flow_run, said)
     its = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
-    for task_run in client.read_task_runs(flow_run_filter=its, limit=200):
+    for task_run in client.read_task_runs(flow_run_filter=its, sort=TaskRunSort.ID_DESC, limit=200):
         if _unfinished(task_run.state):
             client.set_task_run_state(task_run.id, said, force=True)
     return [found.name]
