@@ -37,8 +37,8 @@ format: setup  ## format the code and mend what can be mended
 test: setup  ## all tests, one real chain included
 	$(run) pytest
 
-ui: setup  ## MLflow's pages on http://127.0.0.1:5000 and Prefect's on http://127.0.0.1:4200
-	@$(run) bash scripts/ui.sh
+ui: setup  ## Prefect's and MLflow's pages of this project on loopback, until Ctrl-C
+	@$(run) reflow ui
 
 clean:  ## remove machine-local state (runs, logs, checkpoints); DVC's cache and outputs stay
 	rm -rf .reflow/prefect .reflow/mlflow .reflow/scratch .reflow/locks .reflow/timings.json
