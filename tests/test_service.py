@@ -12,9 +12,11 @@ from base64 import b64encode
 
 import pytest
 
+from tests.conftest import SOURCE
 from tests.real_chain import Chain
 
 pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def wait_for(what, seconds=90, every=0.5):
@@ -209,3 +211,50 @@ def test_a_pool_gets_the_deployment_with_its_schedule(ui):
     assert [s["schedule"]["cron"] for s in found["schedules"]] == ["0 2 * * *"]
     assert found["global_concurrency_limit"]["limit"] == 1
     assert ui.chain.root.samefile(found["pull_steps"][0].popitem()[1]["directory"])
+
+
+@pytest.fixture
+def tab(ui):
+    from playwright.sync_api import sync_playwright
+
+    password = (ui.chain.root / ".reflow/prefect/auth").read_text().strip()
+    coded = b64encode(password.encode()).decode()
+    with sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(60_000)
+        tab.add_init_script(f"localStorage.setItem('prefect-password', '{coded}')")
+        yield tab
+        browser.close()
+
+
+def shot(tab, name):
+    folder = SOURCE / ".reflow" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    tab.screenshot(path=folder / f"{name}.png")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_prefects_pages_show_the_run_and_its_stages(ui, tab):
+    ui.chain.reflow("run")
+    run = ui.ask("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    tab.goto(f"{ui.urls['prefect']}/runs/flow-run/{run['id']}")
+    tab.get_by_text(run["name"]).first.wait_for()
+    tab.get_by_text("train@rf1").first.wait_for()
+    tab.wait_for_timeout(2000)
+    shot(tab, "prefect_run")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_mlflows_pages_compare_two_rounds(ui, tab):
+    code = (
+        "import json; f = lambda n: t.find(reflow__kind='round', reflow__round=n)[0].info.run_id;"
+        "print(json.dumps([t.experiment, f('rf1'), f('rf2')]))"
+    )
+    experiment, *runs = json.loads(ui.chain.mlflow(code))
+    query = f'?runs={json.dumps(runs)}&experiments=["{experiment}"]'
+    tab.goto(f"{ui.urls['mlflow']}/#/compare-runs{query}")
+    for name in ("rf1", "rf2", "straightness_rel"):
+        tab.get_by_text(name).first.wait_for()
+    tab.wait_for_timeout(2000)
+    shot(tab, "mlflow_compare")
