@@ -87,6 +87,7 @@ def on_ray(address: str | None, parcel: Parcel, count: int) -> Started:
             count = max(1, int(ray.cluster_resources().get(share, 1) / (gpus or threads)))
         else:
             ray.init(
+                "local",  # not a cluster that happens to run here
                 num_cpus=count * threads,
                 include_dashboard=False,
                 log_to_driver=False,
