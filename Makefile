@@ -7,10 +7,10 @@ bin := $(VENV)/bin
 run := PATH="$(abspath $(bin)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain check format test ui clean lock
+.PHONY: help setup demo chain check format test test-all ui clean lock
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/.installed: requirements.lock pyproject.toml scripts/setup.sh
 	bash scripts/setup.sh
@@ -34,7 +34,10 @@ format: setup  ## format the code and mend what can be mended
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-test: setup  ## all tests, one real chain included
+test: setup  ## the tests, one real chain included
+	$(run) pytest -m "not servers"
+
+test-all: setup  ## all tests: also real servers, deployments, and their pages in Chromium
 	$(run) pytest
 
 ui: setup  ## Prefect's and MLflow's pages of this project on loopback, until Ctrl-C

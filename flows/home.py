@@ -59,6 +59,8 @@ def configure(root: Path) -> None:
         # The command line shows the stages itself; the run's log in Prefect keeps every line.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        # A server that goes away in the middle of a run: one line of ours, no page for each event.
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
         # The server that Prefect starts for one run logs a CancelledError per open connection
         # when it is stopped at the end: harmless, and 160 lines long.
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",

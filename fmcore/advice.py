@@ -25,8 +25,8 @@ def ship(rounds: Rounds, metric: str) -> dict[str, Choice]:
 
     The rule is the least distance; where two rounds tie, the earlier one.
 
-    >>> rows = [{"round": "rf1", "fd": {"1": 9.0, "8": 1.0}},
-    ...         {"round": "rf2", "fd": {"1": 2.0, "8": 1.5}}]
+    >>> rows = [{"round": "rf1", "fd": {"1": 9.0, "4": 1.0}},
+    ...         {"round": "rf2", "fd": {"1": 2.0, "4": 1.5}}]
     >>> {k: v.round for k, v in ship(rows, "fd").items()}
     {'one_step': 'rf2', 'few_step': 'rf1', 'best': 'rf1'}
     """

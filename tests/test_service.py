@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import SOURCE
 from tests.real_chain import Chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
