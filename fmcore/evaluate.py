@@ -17,7 +17,7 @@ from fmcore import pictures
 from fmcore.bench import Bench, Evaluate, bench_of, likelihood, reconstruction
 from fmcore.carrier import Carrier, carried
 from fmcore.compute import Compute
-from fmcore.coupling import open_coupling, read
+from fmcore.coupling import Coupling, open_coupling, read
 from fmcore.executor import IN_PROCESS, Executor, crew
 from fmcore.flow import Flow
 from fmcore.flow_matching import held_out_losses
@@ -78,10 +78,7 @@ def evaluate(
     t, gap = bend.straightness_curve(path)
     _csv(curves[0], rows)
     _csv(curves[1], [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)])
-    out.mkdir(parents=True, exist_ok=True)
-    examples = read(real, limit=2000).target[: SHOWN if real.about.image else 2000]
-    pictures.samples_by_nfe(out / "samples.png", shown, image=real.about.image, reference=examples)
-    pictures.trajectories(out / "trajectories.png", path)
+    _draw(out, shown, path, real)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(result, indent=2) + "\n")
     accept(result)
@@ -192,6 +189,13 @@ def _budget(bench: Bench, about: dict[str, Any], coupling: Path, path: Tensor) -
     loss = losses["held_out_loss"] * path[0, 0].numel()
     defect = (before - after - bend.straightness(path) - loss) / before
     return {**found, "budget_defect": defect, **losses}
+
+
+def _draw(out: Path, shown: dict[int, Tensor], path: Tensor, real: Coupling) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    examples = read(real, limit=2000).target[: SHOWN if real.about.image else 2000]
+    pictures.samples_by_nfe(out / "samples.png", shown, image=real.about.image, reference=examples)
+    pictures.trajectories(out / "trajectories.png", path)
 
 
 def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
