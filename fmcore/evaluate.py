@@ -130,7 +130,9 @@ def _flat(rows: list[dict[str, float]], measure: Yardstick) -> dict[str, float]:
         for name, value in row.items()
         if name != "nfe"
     }
-    floors = {f"{name}/floor": value for name, value in measure.about["floor"].items()}
+    floors = {
+        f"{name}/floor": value for name, value in measure.about["floor"].items() if name in rows[0]
+    }
     return {**flat, **floors}
 
 

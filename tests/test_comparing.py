@@ -72,7 +72,7 @@ def test_gates_and_advice_are_on_the_chains_run(chain):
     ship = table(chain)["ship"]
     for use, choice in ship.items():
         assert tags[f"reflow.{use}"] == choice["round"]
-    assert any(name.startswith("spent/") for name in metrics)
+    assert any(name.startswith("round/spent/") for name in metrics)
 
 
 def test_revisions_and_seeds_are_compared_with_mean_and_spread(chain):
