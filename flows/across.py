@@ -17,7 +17,7 @@ from rich.table import Table
 from flows import dag
 from flows.tracking.about import Read, describe, read_file
 from flows.tracking.records import chain, flat
-from flows.versions import git
+from flows.versions import git, resolve
 from fmcore.settings import ReflowError
 
 WORKSPACE = "workspace"
@@ -70,12 +70,13 @@ def workspace(root: Path) -> Record:
 
 
 def revision(root: Path, rev: str) -> Record:
-    """Return the chain of a git revision; its files come from DVC's cache or a remote."""
+    """Return the chain of a git revision or an experiment; its files come from DVC."""
     try:
-        commit = git(root, "rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}").strip()
+        commit = resolve(root, rev).ref
     except ReflowError:
         raise ReflowError(
-            f"--rev {rev}: no such commit, branch or tag here; `git branch -a` lists the branches"
+            f"--rev {rev}: no such commit, branch, tag or experiment here; `git branch -a` and"
+            " `dvc exp list -A` list them"
         ) from None
     return _record(root, commit, rev, commit, dag.files_at(root, commit))
 

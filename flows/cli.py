@@ -40,14 +40,21 @@ def run(
         str | None,
         typer.Option(help="Who samples: processes:4, ray, dask, ray://HOST:PORT, tcp://HOST:PORT."),
     ] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Take what others ran before from the DVC remote.")
+    ] = False,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
+    from flows import versions
     from flows.machines import choose
     from flows.session import run_chain
 
     with one_line_errors():
         choose(executor)
-        ok = run_chain(project(), targets, prefect=prefect, mlflow=mlflow, out=out)
+        root = project()
+        if pull:
+            versions.pull_what_others_ran(root)
+        ok = run_chain(root, targets, prefect=prefect, mlflow=mlflow, out=out)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -79,6 +86,18 @@ def publish() -> None:
         f" {len(done.skipped)} not published (chain run {done.parent})"
     )
     raise typer.Exit(1 if done.skipped else 0)
+
+
+@app.command()
+def push() -> None:
+    """Send all that was ever run to the default DVC remote, for `reflow run --pull` elsewhere."""
+    from flows import dag
+
+    with one_line_errors():
+        root = project()
+        remote = dag.default_remote(root)
+        sent, runs = dag.push_runs(root, remote)
+    out.print(f"remote {remote}: {sent} objects sent; it has {runs} stages that ran", markup=False)
 
 
 @app.command()

@@ -31,6 +31,9 @@ MAY_PASS = re.compile(
 KILLED = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 """Signals that come from outside; a process that crashes by itself will do so again."""
 
+PULL = "REFLOW_PULL"
+"""Set: stages that anyone ran before come from the default remote, with its run cache."""
+
 HINTS = ("To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Use `dvc ")
 
 
@@ -184,8 +187,9 @@ def _skipped(line: str, name: str) -> bool:
 
 
 def _command(name: str) -> list[str]:
-    dvc = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
-    return [sys.executable, "-P", str(leash.__file__), str(os.getpid()), *dvc]
+    repro = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
+    repro += ["--pull"] if os.environ.get(PULL) else []
+    return [sys.executable, "-P", str(leash.__file__), str(os.getpid()), *repro]
 
 
 def _environment() -> dict[str, str]:

@@ -39,7 +39,7 @@ def compare(
     yardstick: Path,
     out: Path,
 ) -> None:
-    """Write rounds.json, rounds.csv, rounds.md and the figures of all rounds to the folder `out`.
+    """Write rounds.json, .csv, .md, the curves and figures of all rounds to the folder `out`.
 
     `metrics` holds what the stages measured (evaluate/<round>.json, train, couple), `curves` the
     straightness/<round>.csv, and `yardstick` the floor that every distance is read against.
@@ -64,8 +64,9 @@ def compare(
     (out / "rounds.md").write_text(_markdown(frame, whole))
     distances = {r["round"]: {int(k): v for k, v in r[name].items()} for r in table}
     pictures.fd_over_nfe(out / "fd_over_nfe.png", distances, floor, name)
-    gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
+    gaps = {r.name: pd.read_csv(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", gaps)
+    _curves(out, distances, floor, gaps)
 
 
 def _verdicts(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[dict[str, Any]]:
@@ -133,8 +134,13 @@ def _markdown(frame: pd.DataFrame, whole: dict[str, Any]) -> str:
     return body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def _gap(file: Path) -> tuple[Any, Any]:
-    frame = pd.read_csv(file)
-    import torch
-
-    return torch.tensor(frame["t"].to_numpy()), torch.tensor(frame["gap"].to_numpy())
+def _curves(
+    out: Path, distances: dict[str, dict[int, float]], floor: float, gaps: dict[str, pd.DataFrame]
+) -> None:
+    """Write the curves of all rounds, a line for each point, for `dvc plots` and for anyone."""
+    rows = [(name, nfe, d) for name, by_nfe in distances.items() for nfe, d in by_nfe.items()]
+    rows += [("floor", nfe, floor) for nfe in sorted({nfe for _, nfe, _ in rows})]
+    over_nfe = pd.DataFrame(rows, columns=["round", "nfe", "distance"])
+    over_t = pd.concat([f[["t", "gap"]].assign(round=name) for name, f in gaps.items()])
+    for name, frame in (("distance", over_nfe), ("straightness", over_t)):
+        frame.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")

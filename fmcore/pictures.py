@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -132,12 +133,13 @@ def trajectories(path: Path, trajectory: Tensor) -> None:
     _save(figure, path)
 
 
-def straightness_over_t(path: Path, gaps: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Draw the mean squared gap between chord and velocity over t, a line per round."""
+def straightness_over_t(path: Path, gaps: "Mapping[str, pd.DataFrame]") -> None:
+    """Draw the mean squared gap of chord and velocity over t (columns gap, t), a line per round."""
     figure = _figure(6.4, 4.0)
     axes = figure.add_subplot()
-    for i, (name, (t, gap)) in enumerate(gaps.items()):
-        axes.plot(t, gap.clamp(min=1e-12), color=COLOURS[i % len(COLOURS)], linewidth=2, label=name)
+    for i, (name, curve) in enumerate(gaps.items()):
+        gap, colour = curve["gap"].clip(lower=1e-12), COLOURS[i % len(COLOURS)]
+        axes.plot(curve["t"], gap, color=colour, linewidth=2, label=name)
     axes.set_yscale("log")
     axes.set_xlabel("t  (0 = data, 1 = noise)", color=INK)
     axes.set_ylabel("E‖(Z₁ − Z₀) − v‖²", color=INK)

@@ -81,8 +81,22 @@ def test_pandas_and_pyarrow_read_the_coupling(chain):
 def test_dvc_draws_and_diffs_what_the_stages_wrote(chain):
     shown = chain.sh("dvc", "metrics", "show", "--json").stdout
     assert "metrics/evaluate/rf2.json" in shown
-    chain.sh("dvc", "plots", "show", "-o", str(chain.root / ".reflow" / "plots"))
-    assert (chain.root / ".reflow" / "plots" / "index.html").exists()
+    shown = chain.sh("dvc", "plots", "show", "-o", str(chain.root / ".reflow" / "plots")).stderr
+    assert "failed" not in shown
+    page = (chain.root / ".reflow" / "plots" / "index.html").read_text()
+    assert "distance to the data over NFE" in page and '"type": "log", "base": 2' in page
+    points = pd.read_csv(chain.root / "comparison" / "distance.csv")
+    assert set(points["round"]) == {"rf1", "rf2", "floor"} and set(points["nfe"]) == {1, 4, 16}
+    assert set(pd.read_csv(chain.root / "comparison/straightness.csv")["round"]) == {"rf1", "rf2"}
+
+
+def test_dvc_hands_out_a_coupling_and_a_model_by_name(chain, tmp_path):
+    for name, path in (("coupling-rf1", "couplings/rf1"), ("rf2", "models/rf2")):
+        chain.sh("git", "tag", "-a", f"{name}@v1.0.0", "-m", "kept")
+        out = tmp_path / name
+        chain.sh("dvc", "artifacts", "get", ".", name, "--rev", "v1.0.0", "-o", str(out))
+        names = {file.name for file in out.iterdir()}
+        assert names == {file.name for file in (chain.root / path).iterdir()}
 
 
 def test_mlflow_holds_a_run_per_round_below_one_chain(chain):

@@ -1,5 +1,6 @@
 """Pictures: they are drawn, and their bytes are a function of the numbers."""
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -22,8 +23,9 @@ def draw_all(folder):
     pictures.samples_by_nfe(folder / "line.png", {1: rand(500, 1)}, image=False, reference=None)
     for dim in (1, 2, 64):
         pictures.trajectories(folder / f"paths{dim}.png", rand(9, 64, dim))
-    t = torch.linspace(0, 1, 8)
-    pictures.straightness_over_t(folder / "gap.png", {"rf1": (t, t + 1), "rf2": (t, 0 * t)})
+    curves = {"rf1": pd.DataFrame({"t": [0.0, 1], "gap": [1.0, 2]})}
+    curves["rf2"] = pd.DataFrame({"t": [0.0, 1], "gap": [0.0, 0]})
+    pictures.straightness_over_t(folder / "gap.png", curves)
     pictures.fd_over_nfe(folder / "fd.png", {"rf1": {1: 600.0, 8: 9.0}}, 5.0, "fd_clf")
 
 

@@ -135,6 +135,34 @@ def outputs(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+def test_what_anyone_ran_is_not_run_again_on_another_machine(lab, finished, server, tmp_path):
+    done = lab.sh("env", *words(server), "python", "-m", "flows.cli", "push")
+    assert "stages that ran" in done.stdout and "store" in done.stdout
+    clone = second_machine(lab, server, tmp_path / "third")
+    (clone.root / "dvc.lock").unlink()
+    shutil.rmtree(clone.root / "metrics")
+    done = clone.reflow("run", "--pull", "--no-prefect", "--no-mlflow").stdout
+    ran = {line.split()[1] for line in done.splitlines() if line.strip().startswith("done")}
+    assert not ran, done
+    assert outputs(clone.root) == outputs(finished)
+    assert dag.lock_entries(clone.root) == dag.lock_entries(finished)
+
+
+def test_pulling_without_an_answer_is_one_line_before_anything_runs(library, server):
+    library.sh("dvc", "remote", "default", "-q", "bucket", "--local")
+    library.sh("dvc", "remote", "modify", "--local", "bucket", "endpointurl", "http://127.0.0.1:9")
+    env = ["env", *words(server), "python", "-m", "flows.cli", "run", "--pull"]
+    done = library.sh(*env, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: remote bucket (s3://couplings/small): ")
+    assert done.stderr.count("\n") == 1
+    library.sh("dvc", "remote", "default", "-q", "--unset", "--local")
+    library.sh("dvc", "remote", "default", "-q", "--unset")
+    done = library.reflow("run", "--pull", check=False)
+    assert done.stderr == "error: no default remote; `dvc remote add -d NAME URL` makes one\n"
+
+
+@pytest.mark.slow
 def test_a_clone_on_a_second_machine_evaluates_without_training(lab, finished, server, tmp_path):
     clone = second_machine(lab, server, tmp_path / "second")
     clone.sh("dvc", "pull", "-q")

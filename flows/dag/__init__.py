@@ -15,9 +15,11 @@ from flows.dag.store import (
     WORKSPACE,
     bring,
     cached_file,
+    default_remote,
     hash_of,
     held,
     in_workspace,
+    push_runs,
     remotes,
 )
 
@@ -33,6 +35,7 @@ __all__ = [
     "bring",
     "cached_file",
     "changed",
+    "default_remote",
     "digest",
     "entries",
     "files_at",
@@ -44,6 +47,7 @@ __all__ = [
     "lineage",
     "lock_entries",
     "plan",
+    "push_runs",
     "read",
     "remotes",
 ]

@@ -31,6 +31,15 @@ def remotes(root: Path) -> dict[str, str]:
         return dict(sorted(found.items(), key=lambda item: item[0] != default))
 
 
+def default_remote(root: Path) -> str:
+    """Return the name of the default remote. Raises ReflowError if there is none."""
+    with _repo(root) as repo:
+        name = repo.config["core"].get("remote")
+    if not name:
+        raise ReflowError("no default remote; `dvc remote add -d NAME URL` makes one")
+    return str(name)
+
+
 def in_workspace(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """Hash the outputs `paths` of the workspace, as far as they are there; cached by DVC."""
     with opened(root) as project:
@@ -63,6 +72,24 @@ def bring(root: Path, place: str, md5: str, folder: Path) -> None:
                 raise ReflowError(f"{place}: {'/'.join(parts)} would lie outside of the folder")
             file.parent.mkdir(parents=True, exist_ok=True)
             odb.fs.get_file(odb.oid_to_path(info.value), str(file))
+
+
+def push_runs(root: Path, place: str) -> tuple[int, int]:
+    """Send the run cache and all that its runs made to a remote, so that nobody runs them again.
+
+    `dvc push --run-cache` leaves out metrics and curves, which git keeps; without them no stage
+    can be brought back. Returns how many objects were sent, and how many runs were known.
+    """
+    with _repo(root) as repo, _answers(repo, place):
+        runs = repo.stage_cache.push(place)
+        sent = 0
+        for objects in repo.stage_cache.get_used_objs(runs).values():
+            here = {obj for obj in objects if _exists(repo.cache.local, obj.value)}
+            done = repo.cloud.push(here, remote=place)
+            if done.failed:
+                raise OSError(f"{len(done.failed)} objects were not sent")
+            sent += len(done.transferred)
+        return sent, len(runs)
 
 
 def hash_of(root: Path, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Where each version is stored, and the table of it all."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -9,8 +10,12 @@ from typing import Any
 from rich.table import Table
 
 from flows import dag
+from flows.execute import PULL
 from flows.versions.history import Version
 from fmcore.settings import ReflowError
+
+NOBODYS = "0" * 32 + ".dir"
+"""A hash that nothing has, to see whether a remote answers."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,15 @@ def _ask(root: Path, name: str, md5s: Sequence[str]) -> Place:
         return Place(name, frozenset(dag.held(root, name, md5s)))
     except ReflowError as error:
         return Place(name, frozenset(), str(error))
+
+
+def pull_what_others_ran(root: Path) -> None:
+    """Have the stages of this process bring back what anyone ran before, from the default remote.
+
+    Raises ReflowError now, not in each stage, if there is none or it does not answer.
+    """
+    dag.held(root, dag.default_remote(root), [NOBODYS])
+    os.environ[PULL] = "1"
 
 
 def stored(version: Version, asked: Sequence[Place]) -> list[str]:
