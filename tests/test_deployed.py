@@ -136,7 +136,9 @@ def test_a_crashed_workers_run_is_continued_by_another(ui):
     known = [w.removeprefix("export ").replace("'", "") for w in words if w.startswith("export ")]
     prefect = ("env", *known, "python", "-m", "prefect")
     ui.chain.sh(*prefect, "work-pool", "create", "reflow", "--type", "process")
-    ui.chain.sh(*prefect, "--no-prompt", "deploy", "--all")
+    # Prefect 3.8 registers it, and then asks for the pool's workers in a way that servers refuse.
+    done = ui.chain.sh(*prefect, "--no-prompt", "deploy", "--all", check=False)
+    assert "Deployment 'reflow-chain/chain' successfully" in done.stdout, done.stdout + done.stderr
     found = ui.ask("/deployments/name/reflow-chain/chain")
     assert found["work_pool_name"] == "reflow" and found["entrypoint"].endswith(":scheduled")
     doomed = ui.start("worker.log", *prefect, "worker", "start", "--pool", "reflow")
