@@ -18,6 +18,7 @@ import prefect
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     get_current_settings,
     temporary_settings,
 )
@@ -63,7 +64,12 @@ def serving(root: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def client_of(root: Path, url: str) -> Iterator[str]:
     """Let Prefect's clients in this block talk to a server of this project."""
-    known = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: service.auth_string(root)}
+    known = {
+        PREFECT_API_URL: url,
+        PREFECT_API_AUTH_STRING: service.auth_string(root),
+        # Fourteen seconds for each call, where a server of this machine has gone; not a minute.
+        PREFECT_CLIENT_MAX_RETRIES: 3,
+    }
     with temporary_settings(updates=known):
         yield url
 

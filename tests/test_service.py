@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from contextlib import suppress
 
+import numpy as np
+import psutil
 import pytest
 
 from tests import servers
@@ -88,6 +92,56 @@ def test_a_run_that_was_killed_is_crashed_at_the_next(ui):
     assert "had died; it is marked as crashed" in done.stdout, done.stdout + done.stderr
     assert not ui.ask("/flow_runs/filter", {"flow_runs": state})
     assert "CRASHED" in {r["state_type"] for r in ui.ask("/flow_runs/filter", {})}
+
+
+def test_a_run_finishes_when_its_servers_die_midway(finished):
+    chain = servers.copy(finished, "away")
+    chain.edit("params.yaml", "steps: 200,", "steps: 4000,")
+    ui = servers.Ui(chain)
+    run = ui.start("away.log", "reflow", "run")
+    log = chain.root.parent / "away.log"
+    wait_for(lambda: "train@rf2 " in log.read_text())
+    for process in psutil.Process(ui.process.pid).children(recursive=True):
+        process.kill()
+    assert ui.process.wait(60) == 2 and "server ended by itself" in ui.log.read_text()
+    assert run.wait(300) == 0, log.read_text()
+    said = log.read_text()
+    assert "Prefect's server went away" in said and "`reflow publish` records it later" in said
+    assert "Traceback" not in said
+    assert set(chain.plan().values()) == {"unchanged"}
+    assert "train@rf2: published" in chain.reflow("publish").stdout
+    assert ": 0 logged" in chain.reflow("publish").stdout
+
+
+def test_mlflow_serves_what_the_registry_says_to_ship(ui):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("models", "serve", "-m", "models:/reflow-gaussian@one_step", "--env-manager", "local")
+    tracking = f"MLFLOW_TRACKING_URI={ui.urls['mlflow']}"
+    process = ui.start("serve.log", "env", tracking, "mlflow", *words, "-p", str(port), "-w", "1")
+    url = f"http://127.0.0.1:{port}"
+
+    def up():
+        with suppress(OSError):
+            return urllib.request.urlopen(f"{url}/ping", timeout=5).status == 200
+        return False
+
+    def ask(**body):
+        kind = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{url}/invocations", json.dumps(body).encode(), kind)
+        return json.loads(urllib.request.urlopen(asked, timeout=60).read())["predictions"]
+
+    try:
+        wait_for(up)
+        assert len(ask(inputs=[[0.0, 1.0], [1.0, 1.0]], params={"nfe": 2})) == 2
+        drawn = ask(inputs=[], params={"seed": 0, "count": 3})
+        file = ui.chain.root.parent / "served.npy"
+        ui.chain.reflow("sample", "rf2", str(file), "-n", "3")
+        np.testing.assert_allclose(drawn, np.load(file), atol=1e-5)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.fixture
