@@ -160,12 +160,17 @@ def use(
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a params.yaml that git does not have.")
     ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Cut nothing down where there is no GPU.")
+    ] = False,
 ) -> None:
     """Make FILE the params.yaml of the project, after checking it; git keeps the old one."""
     from flows.versions import use_params
 
     with one_line_errors():
-        use_params(find_root(Path.cwd()), file, force=force)
+        said = use_params(find_root(Path.cwd()), file, force=force, whole=whole)
+    if said:
+        out.print(f"{said}; --whole keeps its size", markup=False, soft_wrap=True)
     out.print(f"params.yaml is now {file}; `reflow plan` says what that changes", markup=False)
 
 

@@ -12,7 +12,6 @@ import torch
 from rich.table import Table
 
 from flows.params import FILE, Params, Round, load
-from flows.reduced import sized
 from fmcore import dataset
 from fmcore.coupling import About, finish, gaussian_noise, open_coupling, table, write_shard
 from fmcore.fit import fit, new_state
@@ -52,7 +51,7 @@ def estimate(
     trained ones, except under an adaptive solver, whose NFE depends on the field. `begin` is told
     what is probed next.
     """
-    params = sized(load(root / FILE))
+    params = load(root / FILE)
     params.compute.start()
     found: list[Cost] = []
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:

@@ -10,16 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from ruamel.yaml import YAML
 
 from flows import home
+from flows.edit import edited
 from flows.guard import locked
 from flows.params import FILE, load
+from flows.reduced import fitted
 from fmcore.settings import ReflowError
 
 BRANCH = "reflow/"
@@ -84,16 +84,11 @@ def settle(root: Path, folder: Path, order: Order) -> None:
     given = folder / order.params_file
     if not given.resolve().is_relative_to(folder.resolve()):
         raise ReflowError(f"params_file: {order.params_file}: expected a file of the project")
-    load(given)
+    text, _ = fitted(given)
     changes = dict(order.overrides)
     if order.seed is not None:
         changes["seed"] = order.seed
-    yaml = YAML(typ="rt")
-    tree = yaml.load(given.read_text())
-    for place, value in changes.items():
-        override(tree, place, value)
-    with (folder / FILE).open("w") as file:
-        yaml.dump(tree, file)
+    (folder / FILE).write_text(edited(text, changes))
     known = load(folder / FILE).rounds
     if unknown := [name for name in order.rounds or () if name not in known]:
         raise ReflowError(f"rounds: no round {unknown[0]!r}; {FILE} has: {', '.join(known)}")
@@ -101,20 +96,6 @@ def settle(root: Path, folder: Path, order: Order) -> None:
     if own.exists():
         shutil.copy(own, folder / ".dvc")
     dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
-
-
-def override(tree: Any, place: str, value: Any) -> None:
-    """Replace the value at `a.b.c`, which has to be there or beside known keys."""
-    *way, last = place.split(".")
-    at = tree
-    for key in way:
-        if not isinstance(at, Mapping) or key not in at:
-            known = ", ".join(map(str, at)) if isinstance(at, Mapping) else "none"
-            raise ReflowError(f"overrides: {place}: no {key!r}; there are: {known}")
-        at = at[key]
-    if not isinstance(at, Mapping):
-        raise ReflowError(f"overrides: {place}: {way[-1]} holds a value, not a section")
-    at[last] = value  # type: ignore[index]
 
 
 def keep(root: Path, name: str, *, done: bool) -> str:

@@ -40,7 +40,7 @@ class CouplingOf(Couple):
 
 
 class WithoutGpu(Settings):
-    """How a chain sized for a GPU is cut down where there is none.
+    """How `reflow use` cuts down a chain sized for a GPU where there is none.
 
     `share` of the steps, pairs and samples is done; the batch is at most `batch`; `network` takes
     the place of the chain's own.
@@ -51,17 +51,11 @@ class WithoutGpu(Settings):
     network: Network | None = None
 
 
-class Machine(Compute):
-    """Where the arithmetic runs, and what becomes of the chain without a GPU."""
-
-    without_gpu: WithoutGpu | None = None
-
-
 class Params(Settings):
     """Everything that decides a chain. Sections that stages depend on have to be there: for DVC."""
 
     seed: int = Field(ge=0)
-    compute: Machine
+    compute: Compute
     data: Dataset
     network: Network
     yardstick: YardstickSettings
@@ -69,6 +63,7 @@ class Params(Settings):
     gates: Gates
     rounds: dict[str, Round] = Field(min_length=1)
     couplings: dict[str, CouplingOf] = Field(default_factory=dict)
+    without_gpu: WithoutGpu | None = None  # no stage depends on it
 
 
 def load(path: Path) -> Params:

@@ -15,7 +15,6 @@ from flows.guard import shared
 from flows.machines import chosen
 from flows.params import FILE, load
 from flows.progress import Reporter
-from flows.reduced import sized
 from flows.report import paths
 from fmcore.couple import couple_shards, missing_shards, shard_count
 from fmcore.settings import ReflowError, derive_seed
@@ -68,7 +67,7 @@ def finalize(root: Path, key: str, emit: Emit) -> Outcome:
 @contextmanager
 def _inputs(root: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield what the verb is called with, inside the stage's lock, shared with other jobs."""
-    params = sized(load(root / FILE))
+    params = load(root / FILE)
     if key not in params.couplings:
         known = ", ".join(params.couplings) or "none"
         raise ReflowError(f"no coupling {key!r}; params.yaml has: {known}")

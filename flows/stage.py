@@ -17,7 +17,6 @@ from flows.leash import die_with_parent
 from flows.machines import chosen
 from flows.params import FILE, Params, load, maker
 from flows.progress import Reporter
-from flows.reduced import said, sized
 from fmcore.gates import judge
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.team import rank, started
@@ -149,10 +148,7 @@ def main(arguments: list[str]) -> int:
         verb, key = words[0], words[1] if len(words) > 1 else ""
         root = find_root(Path.cwd())
         configure(root)
-        whole = load(root / FILE)
-        params = sized(whole)
-        if whole.compute.without_gpu and params is not whole and not rank():
-            print(said(whole.compute.without_gpu), flush=True)
+        params = load(root / FILE)
         name = f"{verb}@{key}" if key else verb
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():

@@ -1,11 +1,16 @@
 """params.yaml: one clear line for each mistake, with its place and the mend."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from flows.edit import edited
 from flows.params import WithoutGpu, load
-from flows.reduced import reduced, said
+from flows.reduced import fitted, reductions
+from flows.versions import use_params
 from fmcore.settings import ReflowError
 
 ROOT = Path(__file__).parent.parent
@@ -90,21 +95,56 @@ def test_a_mistake_gets_one_line_with_place_and_mend(tmp_path, before, after, me
 
 def test_without_a_gpu_a_chain_can_be_a_share_of_its_size():
     whole = load(ROOT / "params" / "fashion_mnist.yaml")
-    part = reduced(whole, WithoutGpu(share=0.01, batch=64))
-    assert (whole.rounds["rf1"].train.steps, part.rounds["rf1"].train.steps) == (30000, 300)
-    assert part.couplings["rf1"].pairs == 3000 and part.yardstick.samples == 256
-    assert part.evaluate.trajectories == 256 and part.rounds["rf1"].train.batch == 64
-    assert part.rounds["rf1"].train.warmup == 5
-    assert part.rounds["rf1"].train.ema == pytest.approx(0.95)
-    assert part.network == whole.network
-    assert reduced(whole, WithoutGpu(share=1.0)) == whole
+    part = reductions(whole, WithoutGpu(share=0.01, batch=64))
+    assert part["rounds.rf1.train.steps"] == 300 and whole.rounds["rf1"].train.steps == 30000
+    assert part["couplings.rf1.pairs"] == 3000 and part["yardstick.samples"] == 256
+    assert part["evaluate.trajectories"] == 256 and part["rounds.rf1.train.batch"] == 64
+    assert part["rounds.rf1.train.warmup"] == 5 and part["rounds.rf1.train.ema"] == 0.95
+    assert "network" not in part
 
 
-def test_another_network_may_take_its_place_without_a_gpu():
-    whole = load(ROOT / "params" / "fashion_mnist.yaml")
-    cut = whole.compute.without_gpu
-    assert reduced(whole, cut).network == cut.network != whole.network
-    assert said(cut).startswith(f"no GPU: {cut.share:g} of steps, pairs and samples, batch")
+def test_a_share_of_one_changes_nothing():
+    path = ROOT / "params" / "fashion_mnist.yaml"
+    whole = load(path)
+    same = edited(path.read_text(), reductions(whole, WithoutGpu(share=1.0)))
+    assert YAML(typ="safe").load(same)["rounds"] == YAML(typ="safe").load(path)["rounds"]
+
+
+def test_what_is_cut_down_is_what_the_file_says(tmp_path):
+    """No stage chooses a size of its own: DVC and MLflow would record another than was run."""
+    text = (ROOT / "params" / "fashion_mnist.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("device: auto", "device: cpu"))  # also on a machine with a GPU
+    cut = load(path).without_gpu
+    found, said = fitted(path)
+    assert said.startswith(f"no GPU: {cut.share:g} of steps, pairs and samples, batch")
+    assert said in found.splitlines()[0] and "# the standard levels" in found
+    path.write_text(found)
+    small = load(path)
+    assert small.network == cut.network and small.rounds["rf1"].train.steps == 600
+    assert small.without_gpu is None and fitted(path) == (found, "")
+
+
+def test_use_takes_the_size_of_the_machine_and_loses_no_edits(tmp_path):
+    (tmp_path / "params").mkdir()
+    file, current = tmp_path / "params" / "big.yaml", tmp_path / "params.yaml"
+    text = (ROOT / "params" / "fashion_mnist.yaml").read_text()
+    file.write_text(text.replace("device: auto", "device: cpu"))
+    shutil.copy(ROOT / "params.yaml", current)
+    for words in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *who, "commit", "-qm", "a"], cwd=tmp_path, check=True)
+    assert "0.02 of steps" in use_params(tmp_path, file, force=False, whole=False)
+    assert load(current).rounds["rf1"].train.steps == 600
+    assert use_params(tmp_path, file, force=False, whole=True) == ""  # no edit of a person is lost
+    assert current.read_text() == file.read_text()
+    current.write_text(current.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(ReflowError, match="edits that git does not have"):
+        use_params(tmp_path, file, force=False, whole=False)
+    assert load(current).seed == 1
+    use_params(tmp_path, file, force=True, whole=False)
+    assert load(current).rounds["rf1"].train.steps == 600
 
 
 def test_a_third_round_and_a_branch_are_data(tmp_path):
