@@ -49,7 +49,7 @@ def ship(rounds: Rounds, metric: str) -> dict[str, Choice]:
 def next_round(rounds: Rounds, metric: str, floor: float) -> list[str]:
     """Say for every last round of a branch whether another rectification pays, and why."""
     by_name = {row["round"]: row for row in rounds}
-    parents = {row.get("parent") for row in rounds}
+    parents = {row.get("parent") for row in rounds if not row.get("student")}
     return [
         f"after {row['round']}: {_verdict(row, by_name.get(str(row.get('parent'))), metric, floor)}"
         for row in rounds

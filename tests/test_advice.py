@@ -49,3 +49,12 @@ def test_branches_are_judged_apart_and_students_not_at_all():
     ]
     lines = next_round(rows, "fd", 5.0)
     assert [line.split(":")[0] for line in lines] == ["after a", "after b"]
+
+
+def test_a_round_that_only_a_student_learned_from_is_still_a_last_one():
+    rows = [
+        row("rf1", (600, 40, 5)),
+        row("rf2", (13, 7, 5), rel=0.02, parent="rf1"),
+        row("one", (9, 300, 500), parent="rf2", student=True),
+    ]
+    assert [line.split(":")[0] for line in next_round(rows, "fd", 5.0)] == ["after rf2"]
