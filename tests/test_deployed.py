@@ -114,9 +114,12 @@ def test_a_schedule_starts_runs_by_itself(ui):
         process.wait(60)
 
 
-def test_a_run_cancelled_in_the_pages_stops_and_retry_goes_on(ui, served):
+def test_runs_go_one_at_a_time_and_one_cancelled_in_the_pages_goes_on_by_retry(ui, served):
     run = ui.order(served["id"], LONG, "long")
-    wait_for(lambda: trained(ui, run, 1500), 240)
+    wait_for(lambda: trained(ui, run, 500), 240)
+    other = ui.order(served["id"], {}, "other")
+    wait_for(lambda: trained(ui, run, 6000), 240)
+    assert ui.state(other) in ("SCHEDULED", "PENDING")
     folder = ui.chain.root / ".reflow/worktrees" / f"long-{run[:8]}"
     assert working_in(folder)
     ui.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
@@ -124,6 +127,7 @@ def test_a_run_cancelled_in_the_pages_stops_and_retry_goes_on(ui, served):
     wait_for(lambda: not working_in(folder), 30)
     assert folder.exists()
     assert not trained(ui, run, 12000)
+    assert ui.ended(other) == "COMPLETED"
     again = {"type": "SCHEDULED", "name": "AwaitingRetry"}
     ui.ask(f"/flow_runs/{run}/set_state", {"state": again, "force": True})
     assert ui.ended(run) == "COMPLETED", "\n".join(ui.logs(run))
