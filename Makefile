@@ -34,8 +34,8 @@ format: setup  ## format the code and mend what can be mended
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-test: setup  ## the tests, one real chain included
-	$(run) pytest -m "not servers"
+test: setup  ## the tests, one real chain included; two files of them at a time
+	$(run) pytest -m "not servers" -n 2 --dist loadfile
 
 test-all: setup  ## all tests: also real servers, deployments, and their pages in Chromium
 	$(run) pytest

@@ -88,8 +88,6 @@ def test_a_bucket_that_does_not_exist_is_not_taken_for_an_empty_one(library, ser
         dag.held(library.root, "typo", ["0" * 32 + ".dir"])
 
 
-@pytest.mark.slow
-@pytest.mark.servers
 def test_a_remote_that_is_away_is_a_note_in_the_list_and_an_error_in_get(library, server):
     library.sh("dvc", "remote", "modify", "--local", "bucket", "endpointurl", "http://127.0.0.1:9")
     env = ["env", *words(server), "python", "-m", "flows.cli", "couplings"]
@@ -137,7 +135,6 @@ def outputs(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.servers
 def test_what_anyone_ran_is_not_run_again_on_another_machine(lab, finished, server, tmp_path):
     done = lab.sh("env", *words(server), "python", "-m", "flows.cli", "push")
     assert "stages that ran" in done.stdout and "store" in done.stdout
@@ -151,8 +148,6 @@ def test_what_anyone_ran_is_not_run_again_on_another_machine(lab, finished, serv
     assert dag.lock_entries(clone.root) == dag.lock_entries(finished)
 
 
-@pytest.mark.slow
-@pytest.mark.servers
 def test_pulling_without_an_answer_is_one_line_before_anything_runs(library, server):
     library.sh("dvc", "remote", "default", "-q", "bucket", "--local")
     library.sh("dvc", "remote", "modify", "--local", "bucket", "endpointurl", "http://127.0.0.1:9")
