@@ -1,1 +1,1 @@
-"""Orchestration: parameters, stages, Prefect flow, MLflow records and the `reflow` command."""
+"""Orchestration: the only home of Prefect, MLflow, DVC and YAML. Each folder is a room."""

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from fmcore import yardstick
+from fmcore.measure import yardstick
+from fmcore.measure.yardstick import YardstickSettings
 from fmcore.settings import Log
-from fmcore.yardstick import YardstickSettings
 
 
 def calibrate(data: Path, out: Path, settings: YardstickSettings, *, seed: int, log: Log) -> None:

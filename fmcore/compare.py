@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from fmcore import pictures
-from fmcore.advice import next_round, ship
-from fmcore.gates import Gates, judge
 from fmcore.settings import ReflowError, Settings
+from fmcore.verdict import pictures
+from fmcore.verdict.advice import next_round, ship
+from fmcore.verdict.gates import Gates, judge
 
 PLAIN = (
     "straightness", "straightness_rel", "transport_cost", "held_out_loss", "held_out_ratio",

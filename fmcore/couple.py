@@ -11,13 +11,12 @@ from pathlib import Path
 import pyarrow.ipc
 import torch
 
-from fmcore.compute import Compute
-from fmcore.coupling import finish, write_shard
 from fmcore.coupling.checks import measure
-from fmcore.coupling.write import is_whole, shard_name
-from fmcore.executor import IN_PROCESS, Executor, crew
-from fmcore.sampler import Couple, Sampler, sampler_of
+from fmcore.coupling.write import finish, is_whole, shard_name, write_shard
+from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
 from fmcore.settings import Accept, Log
+from fmcore.work.compute import Compute
+from fmcore.work.executor import IN_PROCESS, Executor, start_workers
 
 SHARDS = "shards"
 """The folder in a stage's scratch where shards gather."""
@@ -102,7 +101,7 @@ def shard_count(settings: Couple) -> int:
 
 
 def _fill(
-    sampler: Sampler, folder: Path, shards: Iterable[int], executor: Executor, log: Log
+    sampler: PairSampler, folder: Path, shards: Iterable[int], executor: Executor, log: Log
 ) -> None:
     """Sample those of the shards that are not there yet."""
     about, settings = sampler.about, sampler.settings
@@ -116,7 +115,7 @@ def _fill(
         log({}, done)
     if not wanted:
         return
-    with crew(executor, sampler, sampler.device) as run:
+    with start_workers(executor, sampler, sampler.device) as run:
         for index, (packed, nfe) in run(wanted):
             if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")

@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmcore import pictures
-from fmcore.bench import Bench, Evaluate, bench_of, likelihood, reconstruction
-from fmcore.carrier import Carrier, carried
-from fmcore.compute import Compute
-from fmcore.coupling import Coupling, open_coupling, read
-from fmcore.executor import IN_PROCESS, Executor, crew
-from fmcore.flow import Flow
-from fmcore.flow_matching import held_out_losses
-from fmcore.interpolant import Linear
-from fmcore.metrics import straightness as bend
-from fmcore.metrics.transport import transport_cost, transport_cost_l1, transport_cost_l4
-from fmcore.network import load
+from fmcore.coupling.read import Coupling, open_coupling, read
+from fmcore.matching.interpolant import Linear
+from fmcore.measure import straightness as bend
+from fmcore.measure.harness import Evaluate, Harness, harness_of, likelihood, reconstruction
+from fmcore.measure.transport import transport_cost, transport_cost_l1, transport_cost_l4
+from fmcore.measure.yardstick import Yardstick
+from fmcore.measure.yardstick import load as load_yardstick
+from fmcore.network.store import load
+from fmcore.sampling.flow import Flow
+from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.settings import Accept, Log
-from fmcore.solver import Solver
-from fmcore.yardstick import Yardstick
-from fmcore.yardstick import load as load_yardstick
+from fmcore.solve.solver import Solver
+from fmcore.training.held_out import held_out_losses
+from fmcore.verdict import pictures
+from fmcore.work.compute import Compute
+from fmcore.work.executor import IN_PROCESS, Executor, start_workers
 
 SHOWN = 16
 """How many samples a picture shows for each NFE."""
@@ -59,21 +59,21 @@ def evaluate(
     loaded = load(model, device=str(device))
     measure = load_yardstick(yardstick)
     real = open_coupling(data)
-    bench = bench_of(
+    harness = harness_of(
         Flow.of(loaded, compute), data, measure.samples, settings, seed=seed, device=device
     )
-    rows, shown = _by_nfe(bench, measure, log, executor)
-    count = min(settings.trajectories, len(bench.noise))
-    path = bench.samples(settings.solver, count=count, keep=True).trajectory
+    rows, shown = _by_nfe(harness, measure, log, executor)
+    count = min(settings.trajectories, len(harness.noise))
+    path = harness.samples(settings.solver, count=count, keep=True).trajectory
     assert path is not None
     result = {
         **_flat(rows, measure),
-        **_by_churn(bench, measure),
+        **_by_churn(harness, measure),
         **_paths(path),
-        **_known(bench, data, path),
-        **reconstruction(bench, data, path[-1]),
-        **likelihood(bench, data),
-        **_budget(bench, loaded.config, coupling, path),
+        **_known(harness, data, path),
+        **reconstruction(harness, data, path[-1]),
+        **likelihood(harness, data),
+        **_budget(harness, loaded.config, coupling, path),
     }
     t, gap = bend.straightness_curve(path)
     _csv(curves[0], rows)
@@ -86,20 +86,22 @@ def evaluate(
 
 
 def _by_nfe(
-    bench: Bench, measure: Yardstick, log: Log, executor: Executor
+    harness: Harness, measure: Yardstick, log: Log, executor: Executor
 ) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
     """Return a row of distances for each NFE, and some samples of each to look at."""
     rows: list[dict[str, float]] = []
     shown: dict[int, Tensor] = {}
-    batch, guidance = bench.settings.batch, bench.settings.guidance
-    with crew(executor, Carrier(bench.flow, guidance, bench.device), bench.device) as run:
-        for done, steps in enumerate(sorted(set(bench.settings.nfe)), start=1):
+    batch, guidance = harness.settings.batch, harness.settings.guidance
+    with start_workers(
+        executor, SampleJob(harness.flow, guidance, harness.device), harness.device
+    ) as run:
+        for done, steps in enumerate(sorted(set(harness.settings.nfe)), start=1):
             solver = Solver(name="euler", steps=steps)
             found = []
-            for one in bench.seeds():
-                x = carried(run, one.noise, solver, batch=batch, label=bench.label)
-                found.append(measure.measure(x, bench.label))
-                if one is bench:
+            for one in harness.seeds():
+                x = sampled(run, one.noise, solver, batch=batch, label=harness.label)
+                found.append(measure.measure(x, harness.label))
+                if one is harness:
                     shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
             rows.append({"nfe": steps, **_over_seeds(found, measure.name)})
             log({measure.name: rows[-1][measure.name]}, done)
@@ -114,11 +116,11 @@ def _over_seeds(found: list[dict[str, float]], name: str) -> dict[str, float]:
     return {**means, f"{name}_seed_sd": pstdev(one[name] for one in found)}
 
 
-def _by_churn(bench: Bench, measure: Yardstick) -> dict[str, float]:
+def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
     """Return distances of samples by the reverse SDE, for a velocity that is a score."""
     found: dict[str, float] = {}
-    for sde in bench.settings.sde if bench.flow.score else ():
-        values = measure.measure(bench.diffused(sde), bench.label)
+    for sde in harness.settings.sde if harness.flow.score else ():
+        values = measure.measure(harness.diffused(sde), harness.label)
         found |= {f"{k}/churn_{sde.churn:g}_steps_{sde.steps}": v for k, v in values.items()}
     return found
 
@@ -150,12 +152,12 @@ def _paths(path: Tensor) -> dict[str, float]:
     }
 
 
-def _known(bench: Bench, data: Path, path: Tensor) -> dict[str, float]:
+def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     """Measure the start of the path, and the path's energy where W2 is known (Gaussian data)."""
-    label = None if bench.label is None else bench.label[: path.shape[1]].to(bench.device)
-    velocity = bench.flow.velocity(label, guidance=bench.settings.guidance)
-    source = path[0].to(bench.device)
-    start = velocity(source, torch.ones(len(source), device=bench.device)).cpu()
+    label = None if harness.label is None else harness.label[: path.shape[1]].to(harness.device)
+    velocity = harness.flow.velocity(label, guidance=harness.settings.guidance)
+    source = path[0].to(harness.device)
+    start = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
     found = {"ivd": bend.initial_velocity_delta(start, path)}
     settings = open_coupling(data).about.data or {}
     if settings.get("name") == "gaussian":
@@ -166,21 +168,27 @@ def _known(bench: Bench, data: Path, path: Tensor) -> dict[str, float]:
     return found
 
 
-def _budget(bench: Bench, about: dict[str, Any], coupling: Path, path: Tensor) -> dict[str, float]:
+def _budget(
+    harness: Harness, about: dict[str, Any], coupling: Path, path: Tensor
+) -> dict[str, float]:
     """Check cost(k-1) - cost(k) = S + V: a defect far from 0 says under-fitted or over-fitted.
 
     Holds for a velocity on the straight interpolant at all times; V is the held-out loss summed
     over dimensions.
     """
     student = about.get("time", {}).get("name") in {"point", "grid"}
-    if student or not isinstance(bench.flow.interpolant, Linear) or bench.settings.guidance != 1:
+    if (
+        student
+        or not isinstance(harness.flow.interpolant, Linear)
+        or harness.settings.guidance != 1
+    ):
         return {}
     losses = held_out_losses(
-        bench.flow,
+        harness.flow,
         coupling,
-        seed=bench.seed,
-        device=bench.device,
-        limit=2 * bench.settings.trajectories,
+        seed=harness.seed,
+        device=harness.device,
+        limit=2 * harness.settings.trajectories,
     )
     pairs = read(open_coupling(coupling), limit=20000)
     before = transport_cost(pairs.source, pairs.target)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from fmcore.coupling import open_coupling
-from fmcore.network import Network, build, save
+from fmcore.coupling.read import open_coupling
+from fmcore.network.build import Network, build
+from fmcore.network.store import save
 
 
 def initialise(data: Path, out: Path, settings: Network, *, seed: int) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmcore.coupling import About, finish, table, write_shard
-from fmcore.dataset import Dataset, load
+from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.dataset.kinds import Dataset, load
 from fmcore.settings import derive_seed
 
 SHARD_ROWS = 16384

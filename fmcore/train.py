@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmcore.checkpoint import History, State, finite, load_state, save_state
-from fmcore.compute import Compute
-from fmcore.coupling import Coupling, open_coupling
-from fmcore.fit import Train, fit, new_state
-from fmcore.flow import Flow
-from fmcore.flow_matching import held_out_losses
-from fmcore.network import Model, load, save, with_spans
+from fmcore.coupling.read import Coupling, open_coupling
+from fmcore.network.build import with_spans
+from fmcore.network.store import Model, load, save
+from fmcore.sampling.flow import Flow
 from fmcore.settings import Accept, Log, ReflowError
-from fmcore.team import Team, joined
+from fmcore.training.checkpoint import History, State, finite, load_state, save_state
+from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.held_out import held_out_losses
+from fmcore.training.processes import Group, training_group
+from fmcore.work.compute import Compute
 
 
 def train(
@@ -44,12 +45,12 @@ def train(
     opened = open_coupling(coupling)
     _check(opened, start, init, settings)
     network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
-    with joined(settings.processes, settings.batch, device) as (team, own):
+    with training_group(settings.processes, settings.batch, device) as (group, own):
         state = new_state(network.to(own), settings)
-        if load_state(scratch, state) and team.leads:
+        if load_state(scratch, state) and group.leads:
             log({"resumed": 1.0}, state.step)
-        _run(state, coupling, settings, team, seed=seed, compute=compute, scratch=scratch, log=log)
-        if not team.leads:
+        _run(state, coupling, settings, group, seed=seed, compute=compute, scratch=scratch, log=log)
+        if not group.leads:
             return
     final = _held_out(state, coupling, settings, seed=seed, limit=16 * settings.batch)
     accept(final)
@@ -76,7 +77,7 @@ def _run(
     state: State,
     coupling: Path,
     settings: Train,
-    team: Team,
+    group: Group,
     *,
     seed: int,
     compute: Compute | None,
@@ -85,7 +86,7 @@ def _run(
 ) -> None:
     """Drive `fit`: average the loss between logs, watch it, checkpoint."""
     losses: list[Tensor] = []
-    for done in fit(state, coupling, settings, seed=seed, compute=compute, team=team):
+    for done in fit(state, coupling, settings, seed=seed, compute=compute, group=group):
         losses.append(done.loss)
         last = done.step == settings.steps
         logged = done.step % settings.log_every == 0 or last
@@ -100,7 +101,7 @@ def _run(
         }
         _watch(row, state, settings, scratch)
         losses.clear()
-        if not team.leads:
+        if not group.leads:
             continue
         if kept:
             held = _held_out(state, coupling, settings, seed=seed, limit=4 * settings.batch)

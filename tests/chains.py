@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmcore.coupling import About, finish, gaussian_noise, table, write_shard
-from fmcore.network import MLP, build, save
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.network.build import build
+from fmcore.network.mlp import MLP
+from fmcore.network.store import save
 
 CPU = torch.device("cpu")
 SMALL = MLP(width=32, depth=2, time_features=16)

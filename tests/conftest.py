@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import home
+from flows.project import environment
 
 SOURCE = Path(__file__).resolve().parents[1]
 
@@ -138,7 +138,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "DVC_NO_ANALYTICS"):
         monkeypatch.setenv(name, "")  # so that what configure sets is undone after the test
         monkeypatch.delenv(name)
-    home.configure(tmp_path)
+    environment.configure(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     project = Project(tmp_path)
     project.sh("git", "init", "-q")
@@ -162,7 +162,7 @@ def project(empty: Project) -> Project:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A real Prefect server with a data base of its own, once for all tests."""
-    home.configure(tmp_path_factory.mktemp("prefect"))
+    environment.configure(tmp_path_factory.mktemp("prefect"))
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

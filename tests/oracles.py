@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmcore.interpolant import Linear, Schedule, expand
+from fmcore.matching.interpolant import Linear, Schedule, expand
 
 
 def gaussian_velocity(

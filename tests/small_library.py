@@ -42,7 +42,8 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
-from fmcore.coupling import About, finish, gaussian_noise, table, write_shard
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.write import About, finish, table, write_shard
 
 words = dict(word.split("=") for word in sys.argv[1:])
 params = YAML(typ="safe").load(Path("params.yaml").read_text())

@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from flows import cli, stage
-from fmcore.solver import STEPS
+from flows.cli import main
+from flows.stage import verbs
+from fmcore.solve.solver import STEPS
 from tests.conftest import SOURCE
 from tests.real_chain import Chain
 
@@ -53,7 +54,7 @@ def test_the_make_targets_of_the_documents_exist():
 
 
 def test_every_command_is_in_the_readme_with_its_help():
-    for command in cli.app.registered_commands:
+    for command in main.app.registered_commands:
         assert f"`reflow {command.callback.__name__}" in README
         assert command.callback.__doc__
 
@@ -73,7 +74,7 @@ def test_every_path_of_the_file_map_exists():
             assert (SOURCE / top / name).exists(), (top, name)
 
 
-@pytest.mark.parametrize("name", [*STEPS, *stage.VERBS])
+@pytest.mark.parametrize("name", [*STEPS, *verbs.VERBS])
 def test_every_solver_and_stage_is_in_the_documents(name):
     assert re.search(rf"\b{name}\b", README + DOCS)
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.params import SCRATCH, Params, load
+from flows.params.load import SCRATCH, Params, load
 from fmcore.calibrate import calibrate
 from fmcore.couple import couple
 from fmcore.dataset.public import EMOJI_FONT, FASHION_FOLDERS
 from fmcore.evaluate import evaluate
 from fmcore.initialise import initialise
 from fmcore.prepare import prepare
-from fmcore.solver import Solver
+from fmcore.solve.solver import Solver
 from fmcore.train import train
 from tests.chains import CPU, silent
 

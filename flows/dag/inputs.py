@@ -1,70 +1,215 @@
-"""The inputs of a stage and their fingerprint, by DVC's own hashes and its cache of them."""
+"""The stage `inputs`: what the other stages depend on outside of DVC's graph, by its meaning.
 
-from dataclasses import dataclass
+It writes a small JSON file for each stage, on which that stage depends:
+
+    code   the meaning of each module of fmcore that the stage's verb imports
+    own    the meaning of the user's own classes that its parameters name
+    files  the content of the files and folders that its parameters name, with count and bytes
+
+So an edited comment reruns nothing, an edited function reruns the stages that reach it, and a data
+file that was replaced is another input, here and on any machine. Nothing in here imports torch or
+DVC: the stage runs every time.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dvc.stage import PipelineStage, create_stage
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from flows.dag.lineage import digest
-from flows.dag.project import (
-    Params,
-    command,
-    data_deps,
-    in_one_line,
-    md5,
-    open_repo,
-    opened,
-    params_of,
-)
+from flows.project.meaning import Code
+from flows.project.seen import Seen
+from fmcore.settings import ReflowError
 
+STAGE = "inputs"
+FOLDER = "inputs"
+OWN = re.compile(r"[\w.]+:\w+")
 
-@dataclass(frozen=True)
-class Inputs:
-    """Everything that a stage's result depends on: command, md5 by dependency, parameters."""
+NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
+    ("data", "images"): ("root", None),
+    ("data", "array"): ("path", None),
+    ("data", "cifar10"): ("root", None),
+    ("data", "fashion_mnist"): ("root", "/usr/share/datasets/fashion-mnist"),
+    ("data", "emoji"): ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
+    ("yardstick.features", "inception"): ("weights", None),
+}
+"""By place and name (or kind) of settings: the key that names a file or a folder, its default."""
 
-    cmd: str
-    deps: dict[str, str]
-    params: Params
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the inputs, known before the stage runs."""
-        return digest({"cmd": self.cmd, "deps": self.deps, "params": self.params})
-
-
-def inputs(root: Path, name: str) -> Inputs:
-    """Hash what the stage depends on, with DVC's own hashes and its cache of them."""
-    with opened(root) as project:
-        return _inputs(project.stage(name))
+READS = {
+    "prepare": ("data",),
+    "initialise": ("network",),
+    "calibrate": ("yardstick",),
+    "train": ("network", "rounds.{key}.train"),
+    "couple": ("network", "couplings.{key}", "rounds.{round}.train.interpolant"),
+    "evaluate": ("network", "evaluate", "yardstick", "data", "rounds.{key}.train.interpolant"),
+    "compare": (),
+}
+"""By verb: the places of params.yaml whose files and own classes it reads."""
 
 
-def again(root: Path, earlier: Inputs) -> Inputs:
-    """Hash the same dependencies and parameters as `earlier` once more.
+def compute(root: Path) -> dict[str, str]:
+    """Return what the files of the stage `inputs` hold now, by their paths in the project.
 
-    dvc.yaml is not read again: DVC does not either when a command ends, and a half-edited
-    dvc.yaml must not fail a stage that has been training for hours.
+    Raises ReflowError where params.yaml cannot be read.
     """
-    root = root.resolve()
-    with in_one_line(root), open_repo(root) as repo:
-        stage = create_stage(
-            PipelineStage,
-            repo,
-            path=str(root / "dvc.yaml"),
-            name="again",
-            wdir=str(root),
-            cmd=earlier.cmd,
-            deps=list(earlier.deps),
-            params=[{file: list(values)} for file, values in earlier.params.items()],
-        )
-        return _inputs(stage)
+    params = _params(root)
+    found = {}
+    with Seen(root) as seen:
+        code = Code({"fmcore": _package()}, seen, folder=root)
+        closures = {verb: code.closure(f"fmcore.{verb}") for verb in READS}
+        for path, verb, words in _stages(params):
+            places = [place.format_map(words) for place in READS[verb]]
+            chosen = {place: _at(params, place) for place in places}
+            entry = {
+                "code": closures[verb],
+                "own": {name: code.closure(name.partition(":")[0]) for name in _own(chosen)},
+                "files": dict(_files(root, seen, chosen)),
+            }
+            found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
+    return found
 
 
-def fingerprint(root: Path, name: str) -> str:
-    """Return the sha256 of the stage's command, the hashes of its dependencies, its parameters."""
-    return inputs(root, name).fingerprint
+def write(root: Path) -> None:
+    """Write the files of the stage `inputs`; one that holds the same already is left alone."""
+    found = compute(root)
+    for path, text in found.items():
+        file = root / path
+        if not file.is_file() or file.read_text() != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    for file in (root / FOLDER).rglob("*.json"):
+        if file.relative_to(root).as_posix() not in found:
+            file.unlink()
 
 
-def _inputs(stage: Any) -> Inputs:
-    deps = {dep.def_path: md5(dep, stage.name) for dep in data_deps(stage)}
-    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True))
+def changes(before: str | None, after: str | None) -> list[str]:
+    """Say in words what differs between two versions of a stage's file."""
+    if after is None:
+        return ["params.yaml no longer has it"]
+    if before is None:
+        return ["the record of its code and files is another"]
+    old, new = json.loads(before), json.loads(after)
+    said = [f"code of {name} changed" for name in _different(old["code"], new["code"])]
+    said += [f"your class {name} changed" for name in _different(old["own"], new["own"])]
+    for place in _different(old["files"], new["files"]):
+        said.append(f"{place}: {_content(old['files'].get(place), new['files'].get(place))}")
+    return said
+
+
+def md5(text: str) -> str:
+    """Return the hash by which DVC knows a file of this content."""
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def own_classes(params: Any) -> set[str]:
+    """Return the `module:Class` of every `name: custom` anywhere in some parameters."""
+    if isinstance(params, Mapping):
+        found = {name for value in params.values() for name in own_classes(value)}
+        path = params.get("path")
+        if params.get("name") == "custom" and isinstance(path, str) and OWN.fullmatch(path):
+            found.add(path)
+        return found
+    if isinstance(params, list | tuple):
+        return {name for value in params for name in own_classes(value)}
+    return set()
+
+
+def _own(chosen: Mapping[str, Any]) -> list[str]:
+    return sorted(own_classes(list(chosen.values())))
+
+
+def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+
+
+def _content(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str:
+    if new is None or old is None:
+        return "is named no longer" if new is None else "is named now"
+    if new.get("missing") or old.get("missing"):
+        return "the file is missing" if new.get("missing") else "the file is there now"
+    sizes = [f"{x['files']:,} files, {x['bytes']:,} bytes" for x in (old, new)]
+    return "its content changed" + (f" ({sizes[0]} -> {sizes[1]})" if sizes[0] != sizes[1] else "")
+
+
+def _params(root: Path) -> Mapping[str, Any]:
+    file = root / "params.yaml"
+    try:
+        params = YAML(typ="safe").load(file.read_text())
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(f"params.yaml: cannot be read ({reason}); mend it") from None
+    if not isinstance(params, Mapping):
+        raise ReflowError("params.yaml: expected a mapping of settings; mend it")
+    return params
+
+
+def _stages(params: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield (path of its file, verb, words of its places) of every stage."""
+    rounds, couplings = (_mapping(params.get(k)) for k in ("rounds", "couplings"))
+    for verb in READS:
+        if verb in ("train", "evaluate"):
+            for key in rounds:
+                yield f"{FOLDER}/{verb}/{key}.json", verb, {"key": key}
+        elif verb == "couple":
+            for key, value in couplings.items():
+                made_by = str(_mapping(value).get("round", ""))
+                yield f"{FOLDER}/{verb}/{key}.json", verb, {"key": key, "round": made_by}
+        else:
+            yield f"{FOLDER}/{verb}.json", verb, {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _at(params: Mapping[str, Any], place: str) -> Any:
+    value: Any = params
+    for key in place.split("."):
+        value = _mapping(value).get(key)
+    return value
+
+
+def _files(root: Path, seen: Seen, chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (place, content) of the files and folders that some parameters name."""
+    for (place, name), (key, default) in NAMED_FILES.items():
+        top, _, inner = place.partition(".")
+        settings = chosen.get(top)
+        if inner:
+            settings = _mapping(settings).get(inner)
+        settings = _mapping(settings)
+        if name in (settings.get("name"), settings.get("kind")):
+            path = settings.get(key) or default
+            if isinstance(path, str):
+                yield f"{place}.{key}", content(root / path, seen)
+
+
+def content(path: Path, seen: Seen) -> dict[str, Any]:
+    """Return the sha256 of a file or of all files of a folder, with their count and bytes."""
+    if path.is_dir():
+        files = [f for f in sorted(path.rglob("*")) if f.is_file()]
+    elif path.is_file():
+        files = [path]
+    else:
+        return {"missing": True}
+    whole, size = hashlib.sha256(), 0
+    for file in files:
+        name = file.relative_to(path).as_posix()
+        whole.update(f"{name}\0{seen.text(file, 'sha256', _sha256)}\n".encode())
+        size += file.stat().st_size
+    return {"sha256": whole.hexdigest(), "files": len(files), "bytes": size}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _package() -> Path:
+    """Return the folder of fmcore, wherever it is installed."""
+    spec = find_spec("fmcore")
+    return Path(next(iter((spec and spec.submodule_search_locations) or ["fmcore"])))

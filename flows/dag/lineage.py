@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.dag.project import data_deps, md5, opened, overlap, params_of
+from flows.dag import inputs
+from flows.dag.graph import data_deps, md5, opened, overlap, params_of
 from fmcore.settings import ReflowError
 
 
@@ -22,8 +23,13 @@ def entries(root: Path) -> dict[str, dict[str, Any]]:
         for name, stage in project.stages.items():
             deps = []
             for dep in data_deps(stage):
-                source = not any(overlap(dep.def_path, out) for out in made)
-                deps.append({"path": dep.def_path, "md5": md5(dep, name) if source else None})
+                path = dep.def_path
+                if path in project.inputs:
+                    known: str | None = inputs.md5(project.inputs[path])
+                else:
+                    source = not any(overlap(path, out) for out in made)
+                    known = md5(dep, name) if source else None
+                deps.append({"path": path, "md5": known})
             outs = [{"path": out.def_path} for out in stage.outs]
             found[name] = {
                 "cmd": stage.cmd,
@@ -46,7 +52,12 @@ def lineage(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     key = sha256(command, parameters, md5 of the files no stage makes, keys of the stages that
     make the others), so that it is known before anything runs and is the same on any machine.
     """
-    made = [(out["path"], name) for name, entry in entries.items() for out in entry.get("outs", [])]
+    made = [
+        (out["path"], name)
+        for name, entry in entries.items()
+        for out in entry.get("outs", [])
+        if name != inputs.STAGE  # its files are leaves: they hold what lies outside of the graph
+    ]
     keys: dict[str, str] = {}
 
     def key(name: str, path: tuple[str, ...]) -> str:

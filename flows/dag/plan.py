@@ -12,9 +12,11 @@ from typing import Any, Literal
 from dvc.exceptions import DvcException
 from dvc.stage import PipelineStage, create_stage
 from dvc.stage.loader import StageLoader
+from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
-from flows.dag.project import Project, data_deps, opened, overlap, param_deps
+from flows.dag import inputs
+from flows.dag.graph import Project, Stage, data_deps, opened, overlap, param_deps, stages_of
 
 Future = dict[str, tuple[str, Any, bool]]
 """By output that will change on the disk: the stage that makes it, its hash afterwards (None:
@@ -41,25 +43,42 @@ def changed(root: Path, name: str) -> list[str]:
 
 def plan(root: Path) -> list[Planned]:
     """Return what a run of the whole chain will do, in the order in which it will."""
-    planned = []
     with opened(root) as project:
-        future: Future = {}
-        states: dict[str, State] = {}
-        for name, stage in project.stages.items():
-            above = [up for up in project.upstream[name] if states[up] in ("run", "downstream")]
-            own = list(_reasons(project, stage, future))
-            later = [f"depends on {up}, which will run" for up in above]
-            later += _unforeseen(stage, future, above)
-            state: State = "run" if own else "downstream" if later else "unchanged"
-            restored = _restored(project, stage, future) if own and not later else None
-            if restored is not None:
-                state = "cached"
-            if state != "unchanged":
-                for out in stage.outs:
-                    after = restored[out.def_path] if restored else None
-                    future[out.def_path] = (name, after, after != out.hash_info)
-            states[name] = state
-            planned.append(Planned(name, state, (*own, *later)))
+        return _plan(project)
+
+
+def read_and_plan(root: Path) -> tuple[dict[str, Stage], list[Planned]]:
+    """Return the stages of dvc.yaml and what a run will do to them; DVC's project is opened once.
+
+    A stage that is `unchanged` stays so while the run lasts: nothing above it will change.
+    """
+    with opened(root) as project:
+        return stages_of(project), _plan(project)
+
+
+def _plan(project: Project) -> list[Planned]:
+    planned = []
+    future: Future = {}
+    states: dict[str, State] = {}
+    for name, stage in project.stages.items():
+        above = [
+            up
+            for up in project.upstream[name]
+            if states[up] in ("run", "downstream") and up != inputs.STAGE
+        ]
+        own = list(_reasons(project, stage, future))
+        later = [f"depends on {up}, which will run" for up in above]
+        later += _unforeseen(stage, future, above)
+        state: State = "run" if own else "downstream" if later else "unchanged"
+        restored = _restored(project, stage, future) if own and not later else None
+        if restored is not None:
+            state = "cached"
+        if state != "unchanged" and name != inputs.STAGE:
+            for out in stage.outs:
+                after = restored[out.def_path] if restored else None
+                future[out.def_path] = (name, after, after != out.hash_info)
+        states[name] = state
+        planned.append(Planned(name, state, (*own, *later)))
     return planned
 
 
@@ -69,13 +88,16 @@ def _reasons(project: Project, stage: Any, future: Future) -> Iterator[str]:
         return
     if stage.cmd_changed:
         yield "command changed"
-    if stage.always_changed or stage.is_callback:
+    if stage.name == inputs.STAGE:
+        if _on_disk(project) != project.inputs:
+            yield "code, or a file that params.yaml names, changed"
+    elif stage.always_changed or stage.is_callback:
         yield "runs every time (always_changed, or neither dependencies nor outputs)"
     if not stage.frozen:
         for dep in param_deps(stage):
             yield from _param_reasons(dep)
         for dep in data_deps(stage):
-            yield from _dep_reasons(dep, future)
+            yield from _dep_reasons(project, dep, future)
     for out in stage.outs:
         yield from _out_reasons(out)
 
@@ -110,7 +132,18 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _dep_reasons(dep: Any, future: Future) -> Iterator[str]:
+def _on_disk(project: Project) -> dict[str, str]:
+    """Return what the files of the stage `inputs` hold on the disk, by path."""
+    files = sorted((project.root / inputs.FOLDER).rglob("*.json"))
+    return {file.relative_to(project.root).as_posix(): file.read_text() for file in files}
+
+
+def _dep_reasons(project: Project, dep: Any, future: Future) -> Iterator[str]:
+    if dep.def_path.startswith(f"{inputs.FOLDER}/") and project.inputs:
+        before, after = dep.hash_info.value, project.inputs.get(dep.def_path)
+        if after is None or inputs.md5(after) != before:
+            yield from inputs.changes(project.cached_text(before), after)
+        return
     foretold, hash_info = _foretell(dep.def_path, future)
     if foretold:
         if hash_info is not None and hash_info != dep.hash_info:
@@ -187,6 +220,10 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
     for dep in param_deps(stage):
         dep.hash_info = dep.get_hash()
     for dep in data_deps(stage):
+        if dep.def_path in project.inputs:
+            dep.hash_info = HashInfo("md5", inputs.md5(project.inputs[dep.def_path]))
+            dep.meta = Meta()
+            continue
         foretold, hash_info = _foretell(dep.def_path, future)
         if foretold and hash_info is None:
             return None

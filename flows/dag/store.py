@@ -4,16 +4,18 @@ A folder is named by its hash, as dvc.lock has it (`md5`, ending in `.dir`). DVC
 of a folder to a remote after all of its files, so that a remote which has the one has the others.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
-from flows.dag.project import in_one_line, open_repo, opened
+from flows.dag.graph import in_one_line, open_repo, opened
 from fmcore.settings import ReflowError
 
 CACHE, WORKSPACE = "cache", "workspace"
@@ -109,6 +111,25 @@ def cached_file(root: Path, md5: str, name: str) -> bytes | None:
             return Path(odb.oid_to_path(inside[(name,)])).read_bytes()
         except (OSError, KeyError):
             return None
+
+
+def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:
+    """Return a function that reads a file of a revision; None where nothing holds its bytes.
+
+    Raises ReflowError where there is no such revision.
+    """
+    root = root.resolve()
+    with in_one_line(root):
+        files = DVCFileSystem(str(root), rev=rev)
+
+    def read(path: str) -> bytes | None:
+        try:
+            found: bytes = files.read_bytes(path)
+        except (OSError, DvcException):
+            return None
+        return found
+
+    return read
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flows.home import configure
-from flows.tracking.records import Chain, Round, flat, settings_of
+from flows.dag.chain import Chain, Round, flat, settings_of
+from flows.project.environment import configure
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
 for _name, _value in (

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.dag import entries
-from flows.progress import parse
+from flows.dag.chain import chain
+from flows.dag.lineage import entries
+from flows.stage.progress import parse
 from flows.tracking.client import Tracker
-from flows.tracking.records import chain
 
 FLUSH_SECONDS = 5.0
 Item = tuple[str, str]

@@ -25,7 +25,7 @@ def log_model(mlflow: Any, run: str, folder: Path) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from fmcore.network import load
+    from fmcore.network.store import load
 
     shape = load(folder).shape
     float32 = np.dtype("float32")

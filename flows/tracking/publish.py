@@ -7,22 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.dag import digest, lock_entries
-from flows.guard import locked
-from flows.tracking.about import describe, read_file
+from flows.dag.about import describe, read_file
+from flows.dag.chain import Chain, Entry, Round, arguments, chain, md5_of
+from flows.dag.lineage import digest, lock_entries
+from flows.dag.receipts import comparison, curve, metrics, spent
+from flows.project.locks import locked
 from flows.tracking.client import Tracker
-from flows.tracking.records import (
-    Chain,
-    Entry,
-    Round,
-    arguments,
-    chain,
-    comparison,
-    curve,
-    md5_of,
-    metrics,
-    spent,
-)
 from flows.tracking.registry import register
 from fmcore.settings import ReflowError
 

@@ -6,8 +6,8 @@ was published last. A version names its chain, round and commit, so older chains
 
 from typing import Any
 
+from flows.dag.chain import Chain
 from flows.tracking.client import CHAIN, Tracker
-from flows.tracking.records import Chain
 from fmcore.settings import ReflowError
 
 USES = ("one_step", "few_step", "best")

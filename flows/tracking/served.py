@@ -9,11 +9,11 @@ import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from torch import Tensor
 
-from fmcore.coupling import gaussian_noise
-from fmcore.flow import Flow
-from fmcore.network import load
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.network.store import load
+from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, derive_seed
-from fmcore.solver import Solver
+from fmcore.solve.solver import Solver
 
 
 class Sampler(PythonModel):

@@ -1,0 +1,5 @@
+"""`python -m flows.cli` is the command `reflow`."""
+
+from flows.cli.main import main
+
+main()

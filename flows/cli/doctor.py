@@ -1,0 +1,105 @@
+"""`reflow doctor`: what is installed, which device, what is wrong and how to mend it."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from flows.params.load import FILE, load
+from fmcore.settings import ReflowError
+
+PACKAGES = ("torch", "prefect", "mlflow", "dvc", "pandas", "pyarrow", "pydantic")
+TOO_NEW = {"fastapi": (0, 155), "sqlalchemy": (2, 1)}
+"""From these on Prefect 3.8 starts and then schedules nothing; `pip check` does not see it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    state: Literal["ok", "warn", "bad"]
+    what: str
+    found: str
+    mend: str = ""
+
+
+def examine(root: Path) -> Iterator[Check]:
+    """Yield the checks of the installation, the machine and the project."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield Check("ok" if sys.version_info >= (3, 11) else "bad", "python", python, "")
+    yield from _packages()
+    yield _device()
+    yield _disk(root)
+    yield _git(root)
+    yield _params(root)
+    yield _lock(root)
+    for name in ("PREFECT_HOME", "MLFLOW_TRACKING_URI"):
+        yield Check("ok", name, os.environ.get(name, "not set"))
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield Check("warn", "PREFECT_API_URL", f"{url}: runs report to this server")
+
+
+def _packages() -> Iterator[Check]:
+    for name in PACKAGES:
+        try:
+            yield Check("ok", name, version(name))
+        except PackageNotFoundError:
+            yield Check("bad", name, "not installed", "make setup")
+    for name, limit in TOO_NEW.items():
+        have = tuple(int(n) for n in version(name).split(".")[:2] if n.isdigit())
+        if have >= limit:
+            shown = ".".join(map(str, limit))
+            yield Check("bad", name, version(name), f"Prefect needs {name}<{shown}: make setup")
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("ok", "device", torch.cuda.get_device_name())
+    if shutil.which("nvidia-smi"):
+        return Check(
+            "warn",
+            "device",
+            f"cpu, although there is a GPU: torch {torch.__version__} has no CUDA that fits it",
+            "make setup TORCH_INDEX=<the index of a CUDA build>",
+        )
+    return Check("ok", "device", f"cpu, {os.cpu_count()} cores")
+
+
+def _disk(root: Path) -> Check:
+    free = shutil.disk_usage(root).free / 2**30
+    mend = "free some space: models and couplings are kept twice, in the workspace and the cache"
+    return Check(
+        "ok" if free > 2 else "bad", "disk", f"{free:.1f} GiB free", "" if free > 2 else mend
+    )
+
+
+def _git(root: Path) -> Check:
+    inside = (root / ".git").exists()
+    mend = "" if inside else "git init && git add -A && git commit -m start"
+    return Check("ok" if inside else "warn", "git", "a repository" if inside else "none", mend)
+
+
+def _params(root: Path) -> Check:
+    try:
+        params = load(root / FILE)
+    except ReflowError as error:
+        return Check("bad", FILE, str(error).splitlines()[0], "edit that line")
+    return Check("ok", FILE, f"rounds {', '.join(params.rounds)} on {params.data.name}")
+
+
+def _lock(root: Path) -> Check:
+    from flows.dag import plan
+
+    try:
+        waiting = [p.stage for p in plan.plan(root) if p.state in {"run", "downstream"}]
+    except ReflowError as error:
+        return Check("bad", "dvc", str(error), "mend dvc.yaml, or `git checkout dvc.yaml`")
+    if waiting:
+        return Check("warn", "chain", f"{len(waiting)} stages to run", "reflow run")
+    return Check("ok", "chain", "up to date")

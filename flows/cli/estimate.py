@@ -1,0 +1,183 @@
+"""What a chain will cost: its own networks and solvers, probed for seconds on this machine."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from flows.params.load import FILE, Params, Round, load
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.read import open_coupling
+from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.dataset.kinds import load as load_data
+from fmcore.network.build import build, with_spans
+from fmcore.sampling.flow import Flow
+from fmcore.sampling.pairs import Couple, sampler_of
+from fmcore.settings import derive_seed
+from fmcore.solve.solver import Adaptive
+from fmcore.training.fit import fit, new_state
+
+SECONDS = 1.0
+"""How long each probe goes on, after a first call that is not counted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage takes: `rate` is pairs or steps a second of one worker, `nfe` is a pair's."""
+
+    stage: str
+    unit: str
+    amount: int
+    nfe: float | None
+    rate: float
+    hours: float
+    bytes: int | None
+
+
+def estimate(
+    root: Path,
+    *,
+    pairs: int | None = None,
+    seconds: float = SECONDS,
+    begin: Callable[[str], object] = str,
+) -> list[Cost]:
+    """Return the cost of every training and coupling of params.yaml; runs no stage.
+
+    `pairs` replaces the size of every coupling. Networks that are not trained yet are as fast as
+    trained ones, except under an adaptive solver, whose NFE depends on the field. `begin` is told
+    what is probed next.
+    """
+    params = load(root / FILE)
+    params.compute.start()
+    found: list[Cost] = []
+    with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
+        data = _data(root, params, Path(folder) / "data")
+        for name, round_ in params.rounds.items():
+            begin(f"train@{name}")
+            found.append(_training(params, name, round_, data, seconds))
+            for key, coupling in params.couplings.items():
+                if coupling.round == name:
+                    begin(f"couple@{key}")
+                    model = root / "models" / name
+                    if not (model / "config.json").exists():
+                        model = _untrained(params, round_, data, Path(folder) / name)
+                    wanted = coupling.pairs if pairs is None else pairs
+                    found.append(_coupling(params, key, coupling, model, data, wanted, seconds))
+    return found
+
+
+def _data(root: Path, params: Params, folder: Path) -> Path:
+    """Return the independent coupling if it is prepared, else some noise of its shape."""
+    prepared = root / "couplings" / "independent"
+    if (prepared / "manifest.json").exists():
+        return prepared
+    samples = load_data(params.data, seed=derive_seed(params.seed, "target"))
+    shape = tuple(samples.target.shape[1:])
+    ids = np.arange(min(1024, len(samples.target)))
+    about = About(
+        kind="independent", shape=list(shape), image=samples.image, pairs=len(ids), seed=0
+    )
+    label = None if samples.label is None else samples.label[: len(ids)]
+    write_shard(folder, 0, table(about, ids, gaussian_noise(0, ids, shape), label=label))
+    finish(folder, about, 1)
+    return folder
+
+
+def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
+    from fmcore.network.store import save
+
+    network = build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+    interpolant = round_.train.interpolant.model_dump()
+    save(folder, network, about={"round": folder.name, "interpolant": interpolant})
+    return folder
+
+
+def _training(params: Params, name: str, round_: Round, data: Path, seconds: float) -> Cost:
+    settings, device = round_.train, params.compute.start()
+    network = build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+    if settings.objective == "mean_flow":
+        network = with_spans(network)
+    batch = settings.batch // settings.processes
+    # On a CPU a step takes a time proportional to its rows: some of them are enough.
+    rows = min(batch, network.tile) if device.type == "cpu" else batch
+    some = settings.model_copy(update={"drop_longest": 0.0, "steps": 10**9, "batch": rows})
+    steps = fit(new_state(network.to(device), some), data, some, seed=0, compute=params.compute)
+    rate = rows / batch / _seconds_each(lambda: float(next(steps).loss), seconds)
+    hours = settings.steps / rate / 3600
+    return Cost(f"train@{name}", "steps", settings.steps, None, rate, hours, None)
+
+
+def _coupling(
+    params: Params, key: str, settings: Couple, model: Path, data: Path, pairs: int, seconds: float
+) -> Cost:
+    device = params.compute.start()
+    sampler = sampler_of(model, data, settings, 0, device, params.compute)
+    flow: Flow = sampler.flow
+    rows = min(settings.batch, flow.tile if device.type == "cpu" else settings.batch)
+    noise = gaussian_noise(0, np.arange(rows), tuple(sampler.about.shape))
+    label = torch.zeros(rows, dtype=torch.int64) if flow.classes else None
+    solver = settings.solver
+    fixed = not isinstance(solver, Adaptive)
+    if not isinstance(solver, Adaptive):
+        solver = solver.model_copy(update={"steps": min(solver.steps, 2), "times": None})
+    spent: list[float] = []
+
+    def carry() -> None:
+        found = flow.sample(
+            noise, solver, device=device, batch=rows, label=label, guidance=settings.guidance
+        )
+        own = found.evaluations
+        spent.append(found.nfe if own is None else float(own.double().mean()))
+
+    each = _seconds_each(carry, seconds)
+    nfe = float(sampler.about.nfe) if fixed and sampler.about.nfe else spent[-1]
+    audit = 1 + 2 / settings.audit_every  # an audited pair is solved again with twice the steps
+    rate = rows / (each * nfe / spent[-1] * audit)
+    size = 8 * math.prod(sampler.about.shape) + 12 + 8 * bool(flow.classes)
+    return Cost(f"couple@{key}", "pairs", pairs, nfe, rate, pairs / rate / 3600, pairs * size)
+
+
+def _seconds_each(call: Callable[[], object], seconds: float) -> float:
+    """Return the seconds that a call takes, over some `seconds` of them."""
+    call()
+    start, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - start < seconds:
+        call()
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def cost_table(costs: list[Cost]) -> Table:
+    """Return the costs as a table, their sum at the foot."""
+    shown = Table("stage", *("size", "NFE", "rate", "time", "disk"), show_footer=False)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for cost in costs:
+        shown.add_row(
+            cost.stage,
+            f"{cost.amount:,} {cost.unit}",
+            "" if cost.nfe is None else f"{cost.nfe:g}",
+            f"{cost.rate:.3g} {cost.unit}/s",
+            duration(cost.hours),
+            "" if cost.bytes is None else f"{cost.bytes / 1e6:,.3g} MB",
+        )
+    return shown
+
+
+def duration(hours: float) -> str:
+    """Return a time as a person says it.
+
+    >>> duration(0.001), duration(0.5), duration(30)
+    ('4 s', '30 min', '30 h')
+    """
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    if hours < 2:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.0f} h" if hours < 96 else f"{hours / 24:.0f} days"

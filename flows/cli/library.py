@@ -1,0 +1,117 @@
+"""The commands of the library of couplings: `reflow couplings`, `... get`, and `reflow couple`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.console import AsJson, err, one_line_errors, out, project, say
+from fmcore.settings import ReflowError
+
+app = typer.Typer(help="The library of couplings: list every version, fetch one.")
+
+
+@app.callback(invoke_without_command=True)
+def couplings(
+    context: typer.Context,
+    as_json: AsJson = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the remotes.")] = False,
+) -> None:
+    """List every version of every coupling: commit, hash, solver, gap, pairs, where it is."""
+    from flows.library import history, places
+
+    if context.invoked_subcommand:
+        return
+    with one_line_errors():
+        root = project()
+        found = history.versions(root)
+        asked = places.places(root, found, ask_remotes=not offline)
+        for silent in [place for place in asked if place.error]:
+            err.print(f"note: {silent.error}", markup=False)
+        if as_json:
+            print(json.dumps(places.rows(found, asked), indent=2))
+        else:
+            out.print(places.versions_table(found, asked))
+
+
+@app.command("get")
+def get_coupling(
+    rev: Annotated[
+        str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The coupling, rf1 for one; needed where there are several.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to; default: in .reflow/couplings.")
+    ] = None,
+    remote: Annotated[
+        str | None, typer.Option(help="Ask this remote; default: the cache, then each remote.")
+    ] = None,
+) -> None:
+    """Fetch one version of a coupling and verify every byte; never overwrites anything."""
+    from flows.library.fetch import fetch
+
+    with one_line_errors():
+        found = fetch(project(), rev, name=name, folder=folder, remote=remote)
+    shown = os.path.relpath(found.folder)
+    whence = "was there" if found.place == "there" else f"from {found.place}"
+    out.print(
+        f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {whence}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def couple(
+    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, rf1 for one.")],
+    shards: Annotated[
+        str | None, typer.Option(help="Sample these shards, a:b, beside other jobs; no other.")
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finalize", help="Check all shards and let DVC record the stage.")
+    ] = False,
+) -> None:
+    """Sample a coupling by many jobs: some shards each; with no option, say which are missing."""
+    from flows.stage import shards as parts
+
+    with one_line_errors():
+        if shards is not None and finish:
+            raise ReflowError("--shards and --finalize: one at a time; finalize when all are there")
+        root = project()
+        if shards is not None:
+            done = parts.sample(root, key, shards)
+            said = f"shards {done.start}:{done.stop} are there"
+        elif finish:
+            said = parts.finalize(root, key, lambda line: out.print(line, markup=False)).state
+        else:
+            said = str(parts.state(root, key))
+    out.print(f"couple@{key}: {said}", markup=False, soft_wrap=True)
+
+
+def estimate(
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="As if every coupling had this many pairs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the chain of params.yaml will take on this machine, from a probe of seconds."""
+    from dataclasses import asdict
+
+    from flows.cli.estimate import cost_table, duration
+    from flows.cli.estimate import estimate as probe
+
+    with one_line_errors():
+        root = project()
+        with err.status("probing") as status:
+            costs = probe(
+                root, pairs=pairs, begin=lambda name: status.update(f"probing {name} ...")
+            )
+    if as_json:
+        print(json.dumps([asdict(cost) for cost in costs], indent=2))
+        return
+    out.print(cost_table(costs))
+    total = duration(sum(cost.hours for cost in costs))
+    say(f"{total} by one worker; N workers of `couple` take an N-th of its time (docs/scaling.md)")

@@ -1,0 +1,207 @@
+"""The `reflow` command: thin; each verb of it calls one function of `flows`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli import library, servers
+from flows.cli.console import AsJson, one_line_errors, out, project
+from flows.project.environment import configure, find_root
+
+app = typer.Typer(
+    help=(
+        "Reflow chains: prepare data, train a rectified flow, sample its coupling, train the next"
+        " round on it, measure and compare the rounds. Start with `reflow run`."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Settings and rounds: params.yaml. The stages: dvc.yaml. Records: MLflow, by `publish`.",
+)
+app.add_typer(library.app, name="couplings")
+Targets = Annotated[
+    list[str] | None, typer.Argument(help="Stages to bring up to date; default: all of dvc.yaml.")
+]
+
+
+@app.command()
+def run(
+    targets: Targets = None,
+    prefect: Annotated[
+        bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow, or in threads.")
+    ] = True,
+    mlflow: Annotated[
+        bool,
+        typer.Option("--mlflow/--no-mlflow", help="Record live curves and publish at the end."),
+    ] = True,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Who samples: processes:4, ray, dask, ray://HOST:PORT, tcp://HOST:PORT."),
+    ] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Take what others ran before from the DVC remote.")
+    ] = False,
+) -> None:
+    """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
+    from flows.library.places import pull_what_others_ran
+    from flows.project.executor import choose
+    from flows.run.start import start
+
+    with one_line_errors():
+        choose(executor)
+        root = project()
+        if pull:
+            pull_what_others_ran(root)
+        ok = start(root, targets, prefect=prefect, mlflow=mlflow, out=out)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def plan(as_json: AsJson = False) -> None:
+    """Say which stages will run and why, those downstream included. Runs nothing."""
+    from dataclasses import asdict
+
+    from flows.cli.tables import plan_table
+    from flows.dag import plan
+
+    with one_line_errors():
+        planned = plan.plan(project())
+        if as_json:
+            print(json.dumps([asdict(p) for p in planned], indent=2))
+        else:
+            out.print(plan_table(planned))
+
+
+@app.command()
+def publish() -> None:
+    """Bring MLflow up to date with dvc.lock and the receipts; a second call does nothing."""
+    from flows.tracking.publish import publish as publish_runs
+
+    with one_line_errors():
+        done = publish_runs(project(), lambda line: out.print(line, markup=False))
+    out.print(
+        f"MLflow: {len(done.logged)} logged, {len(done.unchanged)} there already,"
+        f" {len(done.skipped)} not published (chain run {done.parent})"
+    )
+    raise typer.Exit(1 if done.skipped else 0)
+
+
+@app.command()
+def push() -> None:
+    """Send all that was ever run to the default DVC remote, for `reflow run --pull` elsewhere."""
+    from flows.dag import store
+
+    with one_line_errors():
+        root = project()
+        remote = store.default_remote(root)
+        sent, runs = store.push_runs(root, remote)
+    out.print(f"remote {remote}: {sent} objects sent; it has {runs} stages that ran", markup=False)
+
+
+@app.command()
+def compare(
+    rev: Annotated[
+        list[str] | None,
+        typer.Option(help="A chain of another commit, branch or tag; several times for several."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every chain that MLflow holds.")] = False,
+    as_json: AsJson = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a report, one page with its pictures.")
+    ] = None,
+) -> None:
+    """Show rounds side by side: of this chain, of other commits, or of all chains in MLflow."""
+    from flows.compare.show import show
+
+    with one_line_errors():
+        show(project(), rev or [], published=every, as_json=as_json, csv=csv, html=html, out=out)
+
+
+@app.command()
+def sample(
+    round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, rf2 for one.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
+    nfe: Annotated[int, typer.Option(min=1, help="Euler steps from noise to data.")] = 1,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    churn: Annotated[
+        float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
+    ] = 0.0,
+    label: Annotated[int | None, typer.Option(help="The class, of a flow with classes.")] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Pull towards the class.")] = 1.0,
+) -> None:
+    """Draw samples from a round: a picture (.png) or an array (.npy)."""
+    from flows.cli.sample import Draw, draw
+
+    with one_line_errors():
+        wanted = Draw(nfe, count, seed, churn, label, guidance)
+        draw(project(), round_, file, wanted)
+    out.print(f"{count} samples of {round_} at NFE {nfe}: {file}", markup=False)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A coupling: couplings/rf1 for one.")],
+) -> None:
+    """Read every byte of a coupling and name a shard that is truncated, altered, or foreign."""
+    from fmcore.coupling.read import verify as check
+
+    with one_line_errors():
+        about = check(folder).about
+    out.print(f"{folder}: whole; {about.pairs} pairs, {about.kind}", markup=False)
+
+
+@app.command()
+def use(
+    file: Annotated[Path, typer.Argument(help="A parameter file: params/eight_gaussians.yaml.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a params.yaml that git does not have.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Cut nothing down where there is no GPU.")
+    ] = False,
+) -> None:
+    """Make FILE the params.yaml of the project, after checking it; git keeps the old one."""
+    from flows.params.use import use_params
+
+    with one_line_errors():
+        said = use_params(find_root(Path.cwd()), file, force=force, whole=whole)
+    if said:
+        out.print(f"{said}; --whole keeps its size", markup=False, soft_wrap=True)
+    out.print(f"params.yaml is now {file}; `reflow plan` says what that changes", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation and the project: what is there, what is wrong, how to mend it."""
+    from flows.cli.doctor import examine
+
+    with one_line_errors():
+        configure(find_root(Path.cwd()))
+        wrong = 0
+        for check in examine(find_root(Path.cwd())):
+            mark = {"ok": "[green]ok[/]  ", "warn": "[yellow]note[/]", "bad": "[red]bad[/] "}
+            out.print(f"{mark[check.state]} {check.what}: {check.found}", highlight=False)
+            if check.mend:
+                out.print(f"     -> {check.mend}", markup=False)
+            wrong += check.state == "bad"
+    raise typer.Exit(2 if wrong else 0)
+
+
+app.command()(library.couple)
+app.command()(library.estimate)
+app.command()(servers.ui)
+app.command()(servers.env)
+app.command()(servers.deploy)
+
+
+def main() -> None:
+    """Entry point of the `reflow` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`reflow sample`: draw samples from a round into a picture or an array."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.compare.tables import paths
+from fmcore.settings import ReflowError, derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What to draw: Euler or, with churn, the reverse SDE; a class and its guidance."""
+
+    nfe: int = 1
+    count: int = 64
+    seed: int = 0
+    churn: float = 0.0
+    label: int | None = None
+    guidance: float = 1.0
+
+
+def draw(root: Path, round_: str, file: Path, wanted: Draw) -> None:
+    """Write samples of a round to a .png or .npy file."""
+    if file.suffix not in {".png", ".npy"}:
+        raise ReflowError(f"{file}: expected a name that ends in .png or .npy")
+    import numpy as np
+
+    from fmcore.verdict import pictures
+
+    x = _samples(paths(root, f"train@{round_}")["out"], wanted)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".npy":
+            np.save(file, x.numpy())
+        else:
+            pictures.samples_by_nfe(file, {wanted.nfe: x}, image=x.ndim == 4, reference=None)
+    except OSError as error:
+        raise ReflowError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def _samples(model: Path, wanted: Draw) -> "Tensor":
+    import numpy as np
+    import torch
+
+    from fmcore.coupling.noise import gaussian_noise
+    from fmcore.network.store import load
+    from fmcore.sampling.flow import Flow
+    from fmcore.sampling.reverse_sde import diffuse
+    from fmcore.solve.sde import Sde
+    from fmcore.solve.solver import Solver
+
+    loaded = load(model)
+    flow, ids, cpu = Flow.of(loaded), np.arange(wanted.count), torch.device("cpu")
+    noise = gaussian_noise(derive_seed(wanted.seed, "sample"), ids, loaded.shape)
+    if wanted.label is None and wanted.guidance != 1:
+        raise ReflowError("--guidance pulls towards a class; say which by --label")
+    if wanted.label is not None and not 0 <= wanted.label < flow.classes:
+        has = f"classes 0 to {flow.classes - 1}" if flow.classes else "no classes"
+        raise ReflowError(f"--label {wanted.label}: the model has {has}")
+    label = None if wanted.label is None else torch.full((wanted.count,), wanted.label)
+    if wanted.churn:
+        sde = Sde(steps=wanted.nfe, churn=wanted.churn)
+        found = diffuse(
+            flow, noise, sde, ids, seed=wanted.seed, device=cpu, label=label,
+            guidance=wanted.guidance,
+        )  # fmt: skip
+    else:
+        solver = Solver(name="euler", steps=wanted.nfe)
+        found = flow.sample(noise, solver, device=cpu, label=label, guidance=wanted.guidance)
+    return found.x

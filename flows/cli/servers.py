@@ -1,0 +1,67 @@
+"""The commands that keep servers and schedules: `reflow ui`, `reflow env`, `reflow deploy`."""
+
+import json
+import shlex
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.console import one_line_errors, project, say
+from fmcore.settings import ReflowError
+
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free port.")]
+
+
+def ui(prefect_port: Port = None, mlflow_port: Port = None) -> None:
+    """Serve Prefect's and MLflow's pages of this project on loopback until Ctrl-C."""
+    with one_line_errors():
+        root = project()
+        from flows.servers import (
+            serve as pages,  # imports Prefect, which reads the environment then
+        )
+
+        pages.serve(root, prefect_port=prefect_port, mlflow_port=mlflow_port, say=say)
+
+
+def env() -> None:
+    """Print what points `prefect` and `mlflow` at this project: eval "$(reflow env)"."""
+    with one_line_errors():
+        root = project()
+        from flows.project.servers import environment
+
+        for name, value in environment(root).items():
+            print(f"export {name}={shlex.quote(value)}")
+
+
+def deploy(
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "chain",
+    cron: Annotated[str | None, typer.Option(help="When: '0 2 * * *' for two at night.")] = None,
+    every: Annotated[int | None, typer.Option(min=30, help="Or each so many seconds.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time: one a GPU.")] = 1,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed run is tried again.")] = 1,
+    timeout: Annotated[int | None, typer.Option(min=1, help="Seconds that a run may take.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="Register for this process work pool; do not serve here.")
+    ] = None,
+    order: Annotated[
+        str, typer.Option(help='Parameters of its runs, JSON: {"seed": 1, "rev": "main"}.')
+    ] = "{}",
+) -> None:
+    """Register the chain with Prefect, to run on a schedule or from its pages, in worktrees."""
+    with one_line_errors():
+        root = project()
+        from flows.deploy.register import Wanted
+        from flows.deploy.register import deploy as register
+
+        wanted = Wanted(name, cron, every, limit, timeout, retries, pool)
+        register(root, wanted, _json(order), say)
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise ReflowError(f'--order: not JSON ({error}); for one: {{"seed": 1}}') from None
+    if not isinstance(given, dict):
+        raise ReflowError(f"--order: expected a mapping, got {text[:80]}")
+    return given

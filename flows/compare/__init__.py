@@ -1,0 +1,1 @@
+"""Chains side by side: tables, charts, the page."""

@@ -1,0 +1,98 @@
+"""Line charts as SVG for a page: text in the page's own colour, so that light and dark both fit."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fmcore.verdict.pictures import COLOURS
+
+INK = "#010203"
+"""Drawn in this colour, then replaced by `currentColor`."""
+
+SERIES = (*COLOURS[:-1], "#808080")
+"""As in the pictures; the last is a gray that shows on white and on black."""
+
+LABELS: Any = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "reflow"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line: its name, its points, and the spread around them where it is known."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    sd: Sequence[float] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the axes say and how they are scaled."""
+
+    x: str
+    y: str
+    log_x: bool = False
+    log_y: bool = True
+    ticks: Sequence[float] = ()
+    tick_names: Sequence[str] = ()
+    floor: float | None = None
+
+
+def chart(lines: Sequence[Line], axes: Axes) -> str:
+    """Draw the lines; the bytes are a function of the numbers."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(LABELS):
+        figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+        FigureCanvasSVG(figure)
+        plot = figure.add_subplot()
+        for i, line in enumerate(lines):
+            y = [max(v, 1e-12) for v in line.y] if axes.log_y else list(line.y)
+            colour, marker = SERIES[i % len(SERIES)], "o-" if len(y) < 20 else "-"
+            plot.plot(line.x, y, marker, color=colour, linewidth=2, markersize=4, label=line.name)
+            if line.sd:
+                low = [max(v - s, v / 10) for v, s in zip(y, line.sd, strict=True)]
+                high = [v + s for v, s in zip(y, line.sd, strict=True)]
+                plot.fill_between(line.x, low, high, color=colour, alpha=0.2, linewidth=0)
+        if axes.floor:
+            plot.axhline(axes.floor, color=INK, linestyle="--", linewidth=1, label="floor")
+        if axes.log_x:
+            plot.set_xscale("log", base=2)
+        if axes.log_y:
+            plot.set_yscale("log")
+        if axes.ticks:
+            plot.set_xticks(axes.ticks, axes.tick_names or [f"{t:g}" for t in axes.ticks])
+            plot.minorticks_off()
+        plot.set_xlabel(axes.x, color=INK)
+        plot.set_ylabel(axes.y, color=INK)
+        plot.legend(frameon=False, labelcolor=INK)
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.spines[["left", "bottom"]].set_color(INK)
+        plot.tick_params(which="both", colors=INK)
+        plot.grid(color="#808080", alpha=0.25, linewidth=0.8)
+        plot.set_axisbelow(True)
+        figure.patch.set_alpha(0)
+        plot.patch.set_alpha(0)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return _inline(text.getvalue(), f"{axes.y} over {axes.x}")
+
+
+def _inline(svg: str, label: str) -> str:
+    """Make a figure part of a page: no prolog, no fixed size, ids of its own, a label."""
+    from hashlib import sha256
+    from html import escape
+
+    body = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    own = f"c{sha256(body.encode()).hexdigest()[:8]}"
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{own}-", body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", body)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    size = re.compile(r'<svg([^>]*?) (?:width|height)="[^"]*"')
+    while size.search(body):
+        body = size.sub(r"<svg\1", body, count=1)
+    return body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

@@ -1,0 +1,57 @@
+"""`reflow compare`: one chain or many, as a table, JSON, csv and a page."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.compare.chains import as_json as groups_as_json
+from flows.compare.chains import frame, gather, grouped, notes, tables
+from flows.compare.tables import comparison, rounds_table
+from fmcore.settings import ReflowError
+
+
+def show(
+    root: Path,
+    revs: list[str],
+    *,
+    published: bool,
+    as_json: bool,
+    csv: Path | None,
+    html: Path | None,
+    out: Console,
+) -> None:
+    """Print the comparison asked for, and write it to the files asked for."""
+    alone = not revs and not published
+    groups = grouped(gather(root, revs, published=published)) if csv or html or not alone else []
+    if csv:
+        _write(csv, ".csv", frame(groups).to_csv(index=False, lineterminator="\n"))
+    if html:
+        from flows.compare.page import page
+
+        _write(html, ".html", page(groups))
+    if as_json:
+        print(json.dumps(comparison(root) if alone else groups_as_json(groups), indent=2))
+        return
+    if alone:
+        found = comparison(root)
+        out.print(rounds_table(found))
+        for use, choice in found["ship"].items():
+            out.print(f"{use:<9} {choice['round']} at NFE {choice['nfe']}", highlight=False)
+    for table in tables(groups) if not alone else []:
+        out.print(table)
+    for note in notes(groups):
+        out.print(note, markup=False, highlight=False, soft_wrap=True)
+    for file in (csv, html):
+        if file:
+            out.print(f"written: {file}", markup=False, highlight=False)
+
+
+def _write(file: Path, ending: str, text: str) -> None:
+    if file.suffix != ending:
+        raise ReflowError(f"{file}: expected a name that ends in {ending}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    except OSError as error:
+        raise ReflowError(f"{file}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,93 @@
+"""The inputs of a stage and their fingerprint, by DVC's own hashes and its cache of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dvc.stage import PipelineStage, create_stage
+
+from flows.dag import inputs as meanings
+from flows.dag.graph import (
+    Params,
+    command,
+    data_deps,
+    in_one_line,
+    md5,
+    open_repo,
+    opened,
+    params_of,
+)
+from flows.dag.lineage import digest
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a stage's result depends on: command, md5 by dependency, parameters."""
+
+    cmd: str
+    deps: dict[str, str]
+    params: Params
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the inputs, known before the stage runs."""
+        return digest({"cmd": self.cmd, "deps": self.deps, "params": self.params})
+
+
+def inputs(root: Path, name: str) -> Inputs:
+    """Hash what the stage depends on, with DVC's own hashes and its cache of them.
+
+    Its file of the stage `inputs` counts as that stage would write it now: by the meaning of the
+    present code and the content of the present files.
+    """
+    with opened(root) as project:
+        return _inputs(project.stage(name), project.inputs)
+
+
+def again(root: Path, earlier: Inputs) -> Inputs:
+    """Hash the same dependencies and parameters as `earlier` once more.
+
+    dvc.yaml is not read again: DVC does not either when a command ends, and a half-edited
+    dvc.yaml must not fail a stage that has been training for hours.
+    """
+    root = root.resolve()
+    with in_one_line(root), open_repo(root) as repo:
+        stage = create_stage(
+            PipelineStage,
+            repo,
+            path=str(root / "dvc.yaml"),
+            name="again",
+            wdir=str(root),
+            cmd=earlier.cmd,
+            deps=list(earlier.deps),
+            params=[{file: list(values)} for file, values in earlier.params.items()],
+        )
+        watched = any(path.startswith(f"{meanings.FOLDER}/") for path in earlier.deps)
+        return _inputs(stage, meanings.compute(root) if watched else {})
+
+
+def stale(root: Path, found: Inputs) -> list[str]:
+    """Say in words how the files of the stage `inputs` on the disk are not of the present code."""
+    said: list[str] = []
+    now = meanings.compute(root) if any(f"{meanings.FOLDER}/" in p for p in found.deps) else {}
+    for path in found.deps:
+        if path not in now:
+            continue
+        text = (root / path).read_text() if (root / path).is_file() else None
+        if text != now[path]:
+            said += meanings.changes(text, now[path])
+    return said
+
+
+def fingerprint(root: Path, name: str) -> str:
+    """Return the sha256 of the stage's command, the hashes of its dependencies, its parameters."""
+    return inputs(root, name).fingerprint
+
+
+def _inputs(stage: Any, computed: Mapping[str, str]) -> Inputs:
+    deps = {}
+    for dep in data_deps(stage):
+        text = computed.get(dep.def_path)
+        deps[dep.def_path] = md5(dep, stage.name) if text is None else meanings.md5(text)
+    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True))

@@ -1,0 +1,258 @@
+"""An open DVC project: its stages in topological order, its dvc.lock, its errors in one line."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx
+from dvc.dependency import ParamsDependency
+from dvc.dvcfile import load_file
+from dvc.exceptions import CyclicGraphError, DvcException
+from dvc.repo import Repo
+from dvc.repo.index import Index
+
+from flows.dag import inputs
+from fmcore.settings import ReflowError
+
+Params = dict[str, dict[str, object]]
+"""Parameters by file: `{"params.yaml": {"rounds.rf1.train": {...}}}`."""
+
+
+_CHECKING = threading.RLock()
+"""DVC checks its files by voluptuous, which compiles its validators in place: one thread a time."""
+
+
+COMMAND = re.compile(r"python -m flows\.stage (?P<words>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a `cmd` of dvc.yaml asks for: a verb, its round or coupling, its paths by name."""
+
+    verb: str
+    key: str
+    paths: dict[str, str]
+
+    @classmethod
+    def parse(cls, cmd: str) -> "Command | None":
+        """Read a command; None for one that is not `python -m flows.stage ...`.
+
+        >>> Command.parse("python -m flows.stage couple rf1 out=couplings/rf1").paths
+        {'out': 'couplings/rf1'}
+        >>> Command.parse("python prep.py")
+        """
+        match = COMMAND.fullmatch(cmd.strip())
+        words = match["words"].split() if match else []
+        names = [word for word in words if "=" not in word]
+        if not names:
+            return None
+        paths = dict(word.split("=", 1) for word in words if "=" in word)
+        return cls(names[0], " ".join(names[1:]), paths)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml. Paths are relative to the project; `upstream` are names of stages.
+
+    `paths` are those of its command by name; empty for a command that is not one of ours.
+    """
+
+    name: str
+    cmd: str
+    paths: dict[str, str]
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    params: Params
+    upstream: tuple[str, ...]
+
+
+class Project:
+    """An open DVC project: the stages of its dvc.yaml by name, in topological order."""
+
+    def __init__(self, repo: Any, root: Path) -> None:
+        self.repo = repo
+        self.lock = load_file(repo, str(root / "dvc.yaml")).lockfile_contents
+        index = Index.from_file(repo, str(root / "dvc.yaml"))
+        graph = index.graph.reverse(copy=True)
+        order = list(networkx.lexicographical_topological_sort(graph, key=lambda s: s.name))
+        self.stages: dict[str, Any] = {stage.name: stage for stage in order}
+        self.upstream: dict[str, tuple[str, ...]] = {
+            stage.name: tuple(sorted(up.name for up in graph.predecessors(stage)))
+            for stage in order
+        }
+        self.root = root
+        self.repro_order = [stage.name for stage in networkx.dfs_postorder_nodes(index.graph)]
+        for stage in order:
+            if Path(stage.wdir) != root:
+                wdir = os.path.relpath(stage.wdir, root)
+                raise ReflowError(
+                    f"dvc.yaml: stage {stage.name} has wdir {wdir}, expected none:"
+                    " write its paths relative to dvc.yaml and remove wdir"
+                )
+
+    def stage(self, name: str) -> Any:
+        """Return DVC's stage, or say which names there are."""
+        if name not in self.stages:
+            known = ", ".join(self.stages) or "none"
+            raise ReflowError(f"dvc.yaml has no stage {name!r}; its stages: {known}")
+        return self.stages[name]
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """What the files of the stage `inputs` hold now, by path; empty without that stage."""
+        return inputs.compute(self.root) if inputs.STAGE in self.stages else {}
+
+    def cached_text(self, md5: str | None) -> str | None:
+        """Return the text of a small file that DVC's cache has under this hash."""
+        try:
+            return Path(self.repo.cache.local.oid_to_path(md5)).read_text() if md5 else None
+        except (OSError, ValueError):
+            return None
+
+    def locked(self, name: str) -> dict[str, Any]:
+        """Return what dvc.lock says about a stage; empty when it never ran."""
+        entries: dict[str, Any] = self.lock.get("stages") or {}
+        return entries.get(name) or {}
+
+
+@contextmanager
+def opened(root: Path, rev: str | None = None) -> Iterator[Project]:
+    """Open the project in the folder `root`; DVC's errors become one line each."""
+    root = root.resolve()
+    with in_one_line(root), open_repo(root, rev) as repo:
+        with _CHECKING:
+            project = _patiently(lambda: Project(repo, Path(repo.root_dir)))
+        yield project
+
+
+@contextmanager
+def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
+    """Open DVC's repository; safe in threads side by side."""
+    with _CHECKING:
+        repo = Repo(str(root), rev=rev)
+    with repo:
+        yield repo
+
+
+def read(root: Path) -> dict[str, Stage]:
+    """Return the stages of dvc.yaml by name, each after those that it depends on."""
+    with opened(root) as project:
+        return stages_of(project)
+
+
+def stages_of(project: Project) -> dict[str, Stage]:
+    """Return the stages of an open project, as `read` does."""
+    if not project.stages:
+        raise ReflowError(
+            "dvc.yaml has no stages, expected at least one; note that DVC drops the items of"
+            " a foreach whose keys are integers: write rf1, not 1"
+        )
+    return {name: _describe(project, name) for name in project.stages}
+
+
+def sort_lock(root: Path) -> None:
+    """Put dvc.lock into the order in which `dvc repro` writes it, whichever stage ended first."""
+    with opened(root) as project, project.repo.lock:
+        file = project.root / "dvc.lock"
+        if not file.exists():
+            return
+        head, *blocks = re.split(r"^(?=  \S)", file.read_text(), flags=re.MULTILINE)
+        place = {name: i for i, name in enumerate(project.repro_order)}
+        last = len(place)
+        blocks.sort(key=lambda block: place.get(block.strip().partition(":")[0], last))
+        text = head + "".join(blocks)
+        if text != file.read_text():
+            temporary = file.with_suffix(".lock.part")
+            temporary.write_text(text)
+            temporary.replace(file)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Say whether two paths are the same or one lies inside the other."""
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
+def data_deps(stage: Any) -> list[Any]:
+    """Return DVC's dependencies of a stage that are files or folders."""
+    return [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+
+
+def param_deps(stage: Any) -> list[Any]:
+    """Return DVC's dependencies of a stage that are parameters, one per file."""
+    return [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+
+
+def _describe(project: Project, name: str) -> Stage:
+    stage = project.stages[name]
+    cmd = command(stage.cmd)
+    parsed = Command.parse(cmd)
+    return Stage(
+        name=name,
+        cmd=cmd,
+        paths=parsed.paths if parsed else {},
+        deps=tuple(dep.def_path for dep in data_deps(stage)),
+        outs=tuple(out.def_path for out in stage.outs),
+        params=params_of(stage, strict=False),
+        upstream=project.upstream[name],
+    )
+
+
+def command(cmd: str | list[str]) -> str:
+    """Return a stage's command as one text; DVC also allows a list of lines."""
+    return cmd if isinstance(cmd, str) else "\n".join(cmd)
+
+
+def params_of(stage: Any, *, strict: bool) -> Params:
+    """Read parameters; strict: one that is named in dvc.yaml and missing is DVC's error."""
+    return {
+        dep.def_path: dict(dep.get_hash().value if strict else dep.read_params())
+        for dep in param_deps(stage)
+    }
+
+
+def md5(dep: Any, name: str) -> str:
+    """Hash a dependency of the stage `name`; a folder's hash ends in `.dir`."""
+    if not dep.exists:
+        raise ReflowError(
+            f"stage {name}: dependency {dep.def_path} does not exist;"
+            " restore it or run the stage that makes it"
+        )
+    return str(dep.get_hash().value)
+
+
+@contextmanager
+def in_one_line(root: Path) -> Iterator[None]:
+    """Raise DVC's errors as one line each, with paths as seen from the project."""
+    try:
+        yield
+    except CyclicGraphError as error:
+        names = str(error).replace(f"{os.path.relpath(root)}/dvc.yaml:", "").rpartition(": ")[2]
+        raise ReflowError(f"dvc.yaml: stages depend on each other in a cycle: {names}") from error
+    except DvcException as error:
+        parts: list[str] = []
+        cause: BaseException | None = error
+        while cause is not None:
+            text = " ".join(str(cause).split()).replace(f"{os.path.relpath(root)}/", "")
+            if text and not any(text in part for part in parts):
+                parts.append(text)
+            cause = cause.__cause__
+        raise ReflowError(f"DVC: {': '.join(parts)}") from error
+
+
+def _patiently(load: Callable[[], Project], seconds: float = 3.0) -> Project:
+    """Try again while dvc.lock cannot be parsed: another stage is just writing it, in place."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return load()
+        except DvcException as error:
+            if "dvc.lock" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)

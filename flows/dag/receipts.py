@@ -1,0 +1,111 @@
+"""Receipts: the small outputs of stages, checked against dvc.lock; and what a round cost.
+
+A receipt is a metrics file (json) or a curve (csv). It holds nothing volatile, so it can be
+published at any time, anywhere, any number of times.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.dag.chain import Entry, Round, arguments, md5_of, settings_of
+from flows.dag.lineage import digest, lock_entries
+from fmcore.settings import ReflowError
+
+TIMINGS = "timings.json"
+
+
+def receipt(root: Path, entry: Entry, path: str) -> Path:
+    """Return a receipt's file after checking that it is the one dvc.lock speaks of."""
+    file = root / path
+    if not file.is_file():
+        raise ReflowError(f"{path}: missing; `dvc checkout` or `dvc pull` brings it back")
+    if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != md5_of(entry, path):
+        raise ReflowError(f"{path}: not the file that dvc.lock records; `dvc repro` first")
+    return file
+
+
+def metrics(root: Path, entry: Entry) -> dict[str, float]:
+    """Read the metrics receipt of a stage."""
+    found = json.loads(receipt(root, entry, arguments(entry["cmd"])["metrics"]).read_text())
+    return {k: float(v) for k, v in found.items()}
+
+
+def curve(root: Path, entry: Entry, name: str) -> list[dict[str, float]]:
+    """Read a curve receipt, by its name in the stage's command; empty cells are left out."""
+    with receipt(root, entry, arguments(entry["cmd"])[name]).open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def comparison(root: Path, entry: Entry) -> dict[str, Any]:
+    """Read the comparison of a chain's rounds."""
+    file = root / arguments(entry["cmd"])["out"] / "rounds.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except OSError:
+        raise ReflowError(
+            f"{file.relative_to(root)}: missing; `dvc checkout` or `dvc pull` brings it back"
+        ) from None
+    return found
+
+
+def spent(root: Path, round_: Round) -> dict[str, float]:
+    """Return what a round cost: network evaluations, and seconds where this machine ran it.
+
+    A training step evaluates the network once for each row of its batch; a coupling takes its NFE
+    for each pair, and twice as many again for each audited one.
+    """
+    from fmcore.training.fit import Train
+
+    found: dict[str, float] = {}
+    stages = {f"train@{round_.name}": round_.train, f"evaluate@{round_.name}": round_.evaluate}
+    stages |= {f"couple@{name}": entry for name, entry in round_.couples.items()}
+    clock = timings(root)
+    for stage, entry in stages.items():
+        if entry is None:
+            continue
+        kind = stage.split("@")[0]
+        if seconds := clock.get((stage, digest(entry))):
+            found[f"spent/{kind}_seconds"] = found.get(f"spent/{kind}_seconds", 0) + seconds
+        if kind == "train":
+            settings = settings_of(entry)[f"rounds.{round_.name}"]["train"]
+            rows = settings.get("batch", Train.model_fields["batch"].default)
+            found["spent/train_evaluations"] = metrics(root, entry)["steps"] * rows
+        if kind == "couple":
+            values = metrics(root, entry)
+            pairs = values["pairs"] + 2 * values["audited"]
+            name = "spent/couple_evaluations"
+            found[name] = found.get(name, 0) + pairs * values["nfe"]
+    return found
+
+
+def timings(root: Path) -> dict[tuple[str, str], float]:
+    """Return the seconds that stages took on this machine, by stage and digest of its entry."""
+    try:
+        found = json.loads((root / ".reflow" / TIMINGS).read_text())
+        return {(stage, row["entry"]): float(row["seconds"]) for stage, row in found.items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
+    """Remember how long stages took; kept out of every DVC output, because time is volatile.
+
+    Kept with the digest of the stage's entry in dvc.lock, so that it speaks of no other run.
+    """
+    if not seconds:
+        return
+    known = {s: {"entry": e, "seconds": t} for (s, e), t in timings(root).items()}
+    try:
+        entries = lock_entries(root)
+    except ReflowError:
+        return  # an interrupted run may leave dvc.lock half-written; what it says comes from others
+    new = {
+        s: {"entry": digest(entries[s]), "seconds": t} for s, t in seconds.items() if s in entries
+    }
+    path = root / ".reflow" / TIMINGS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**known, **new}, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Runs from the Prefect UI and on a schedule: registration, flow, order, worktree."""

@@ -1,0 +1,58 @@
+"""The flow that a deployment runs: `flows/deploy/flow.py:scheduled`, one worktree for each run.
+
+Prefect imports this file in a process of its own, started in the project's folder.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.project.environment import configure, find_root
+
+ROOT = find_root(Path.cwd())
+configure(ROOT)  # before Prefect is imported: it reads the environment then
+
+from prefect import flow, get_run_logger, runtime  # noqa: E402
+
+from flows.dag import graph  # noqa: E402
+from flows.deploy import worktree  # noqa: E402
+from flows.deploy.order import Order  # noqa: E402
+from flows.run import closing  # noqa: E402
+from flows.run.flow import entered, submit_stages, threads  # noqa: E402
+from flows.run.schedule import ChainRun, select  # noqa: E402
+from flows.servers import crashed  # noqa: E402
+
+# A deployment holds neither retries nor a time limit: `reflow deploy` gives them by environment.
+_RETRIES = int(os.environ.get("REFLOW_RETRIES", "1"))
+_TIMEOUT = int(os.environ.get("REFLOW_TIMEOUT", "0")) or None
+_runner: Any = threads
+
+
+@flow(
+    name=crashed.FLOW,
+    task_runner=_runner,
+    retries=_RETRIES,
+    retry_delay_seconds=30,
+    timeout_seconds=_TIMEOUT,
+)
+def scheduled(order: Order = Order()) -> None:  # noqa: B008  Prefect makes its form from it
+    """Run the chain of a commit with changed parameters, in a git worktree of its own.
+
+    What it leaves is a commit on the branch `reflow/<name of the run>`: parameters, dvc.lock and
+    metrics; couplings and models are in DVC's cache, which the worktree shares.
+    """
+    log = get_run_logger()
+    name = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
+    folder = worktree.make(ROOT, order, name)
+    log.info("worktree %s, branch %s", folder, worktree.branch(name))
+    done = False
+    try:
+        chain_run = ChainRun(folder, select(graph.read(folder), order.targets()))
+        chain_run.closing = partial(closing.close, folder, say=log.info)
+        with entered(chain_run):
+            submit_stages(chain_run)
+        done = True
+    finally:
+        commit = worktree.keep(ROOT, name, done=done)
+        log.info("branch %s is at %s", worktree.branch(name), commit)

@@ -1,0 +1,141 @@
+"""`reflow deploy`: the chain as a deployment of Prefect's, run on a schedule or from its pages."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+
+from flows.deploy import worktree
+from flows.deploy.order import Order
+from flows.project import servers
+from flows.servers import crashed, prefect_server
+from fmcore.settings import ReflowError
+
+ENTRYPOINT = "flows/deploy/flow.py:scheduled"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the deployment runs: its name, when, how many at a time, how long, how often again."""
+
+    name: str = "chain"
+    cron: str | None = None
+    every: int | None = None
+    limit: int = 1
+    timeout: int | None = None
+    retries: int = 1
+    pool: str | None = None
+
+
+def deploy(root: Path, wanted: Wanted, order: dict[str, Any], say: Any) -> None:
+    """Register the chain; without a pool also serve its runs here, until Ctrl-C.
+
+    Everything is checked before anything is registered. Raises ReflowError.
+    """
+    root = root.resolve()
+    checked = _order(order)
+    schedule = _schedule(wanted)
+    worktree.check(root, checked)
+    url, auth = _server(root)
+    os.environ["PREFECT_API_URL"] = url  # for the processes of the runs
+    if auth:
+        os.environ["PREFECT_API_AUTH_STRING"] = auth
+    with prefect_server.client_of(root, url) if auth else contextlib.nullcontext():
+        _put(root, wanted, checked, schedule, say)
+
+
+def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> None:
+    from flows.deploy.flow import scheduled
+
+    limits = {"REFLOW_RETRIES": str(wanted.retries), "REFLOW_TIMEOUT": str(wanted.timeout or 0)}
+    shared: dict[str, Any] = {
+        "schedule": schedule,
+        "tags": [crashed.DEPLOYED],
+        "parameters": {"order": order.model_dump(exclude_defaults=True)},
+        "description": scheduled.__doc__,
+        "enforce_parameter_schema": True,
+    }
+    limit = ConcurrencyLimitConfig(
+        limit=wanted.limit, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
+    )
+    with get_client(sync_client=True) as client:
+        crashed.register(client)
+        if wanted.pool is not None:
+            with contextlib.suppress(ObjectAlreadyExists):
+                client.create_work_pool(WorkPoolCreate(name=wanted.pool, type="process"))
+    where = f"{crashed.FLOW}/{wanted.name}"
+    if wanted.pool is None:
+        os.environ.update(limits)
+        say(f"serving {where}: start it from Prefect's pages; Ctrl-C stops")
+        scheduled.serve(
+            name=wanted.name, limit=wanted.limit, global_limit=limit, print_starting_message=False,
+            **shared,
+        )  # fmt: skip
+        return
+    remote: Any = scheduled.from_source(source=str(root), entrypoint=ENTRYPOINT)
+    # Not remote.deploy(), which then asks for the pool's workers in a way that servers refuse.
+    remote.to_deployment(
+        name=wanted.name, concurrency_limit=limit, work_pool_name=wanted.pool,
+        job_variables={"env": limits}, **shared,
+    ).apply()  # fmt: skip
+    say(f"deployed {where}; start a worker here: prefect worker start --pool {wanted.pool}")
+
+
+def _order(given: dict[str, Any]) -> Order:
+    try:
+        return Order.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        known = ", ".join(Order.model_fields)
+        raise ReflowError(f"order: {place}: {first['msg']}; parameters are: {known}") from None
+
+
+def _schedule(wanted: Wanted) -> CronSchedule | IntervalSchedule | None:
+    if wanted.cron and wanted.every:
+        raise ReflowError("--cron and --every: one of them, or none")
+    try:
+        if wanted.cron:
+            return CronSchedule(cron=wanted.cron, timezone=_timezone())
+        if wanted.every:
+            return IntervalSchedule(interval=timedelta(seconds=wanted.every))
+    except ValidationError:
+        raise ReflowError(
+            f"--cron: {wanted.cron!r} is no schedule; five fields expected: minute hour day month"
+            " weekday, '0 2 * * *' for two at night"
+        ) from None
+    return None
+
+
+def _timezone() -> str:
+    name = os.environ.get("TZ") or "UTC"
+    with contextlib.suppress(Exception):
+        return ZoneInfo(name).key
+    return "UTC"
+
+
+def _server(root: Path) -> tuple[str, str]:
+    """Return the API of the server to deploy to, and what it asks for; the user's own wins."""
+    settings = get_current_settings()
+    if url := settings.api.url:
+        if not servers.answers(f"{url.rstrip('/')}/health"):
+            raise ReflowError(f"PREFECT_API_URL: {url} does not answer; start that server")
+        return url, ""
+    kept = servers.living(root)
+    if kept is None or not kept.prefect:
+        raise ReflowError(
+            "a deployment needs a Prefect server that stays: start `reflow ui` in another shell,"
+            " or set PREFECT_API_URL"
+        )
+    return f"{kept.prefect}/api", servers.auth_string(root)

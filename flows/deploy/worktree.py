@@ -1,0 +1,127 @@
+"""The git worktree that a deployed run works in.
+
+A deployed run never touches the user's workspace: it has a worktree of its own, on a branch of its
+own, with the project's DVC cache; it leaves a commit, which `git log reflow/...` shows.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from flows.deploy.order import Order
+from flows.params.edit import edited
+from flows.params.load import FILE, load
+from flows.params.reduce import fitted
+from flows.project import environment
+from flows.project.git import git
+from flows.project.locks import locked
+from fmcore.settings import ReflowError
+
+BRANCH = "reflow/"
+
+
+def make(root: Path, order: Order, name: str) -> Path:
+    """Return the worktree of the run `name` with the parameters of the order, made or found again.
+
+    A run that crashed finds its own again, with all that it finished. Raises ReflowError, and
+    leaves nothing behind, if the order makes no sense.
+    """
+    folder = environment.local_path(root, "worktrees", slug(name))
+    if (folder / ".git").exists():
+        return folder
+    with locked(root, "worktrees", patience=60):
+        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), order.rev)
+    try:
+        settle(root, folder, order)
+    except BaseException:
+        discard(root, name)
+        git(root, "branch", "-q", "-D", branch(name))
+        raise
+    return folder
+
+
+def check(root: Path, order: Order) -> None:
+    """Check an order as its run would, in a worktree that goes again. Raises ReflowError."""
+    folder = environment.local_path(root, "worktrees", f"check-{os.getpid()}")
+    with locked(root, "worktrees", patience=60):
+        git(root, "worktree", "add", "-q", "--detach", str(folder), order.rev)
+    try:
+        settle(root, folder, order)
+    finally:
+        git(root, "worktree", "remove", "--force", str(folder))
+
+
+def settle(root: Path, folder: Path, order: Order) -> None:
+    """Write the parameters of the order into a worktree, and let it share the project's cache."""
+    given = folder / order.params_file
+    if not given.resolve().is_relative_to(folder.resolve()):
+        raise ReflowError(f"params_file: {order.params_file}: expected a file of the project")
+    text, _ = fitted(given)
+    changes = dict(order.overrides)
+    if order.seed is not None:
+        changes["seed"] = order.seed
+    (folder / FILE).write_text(edited(text, changes))
+    known = load(folder / FILE).rounds
+    if unknown := [name for name in order.rounds or () if name not in known]:
+        raise ReflowError(f"rounds: no round {unknown[0]!r}; {FILE} has: {', '.join(known)}")
+    own = root / ".dvc" / "config.local"  # remotes and credentials that git does not have
+    if own.exists():
+        shutil.copy(own, folder / ".dvc")
+    dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
+
+
+def keep(root: Path, name: str, *, done: bool) -> str:
+    """Commit what a run left in its worktree on its branch; remove the worktree of a done one.
+
+    Returns the commit. The data are in DVC's cache, which the project shares.
+    """
+    folder = environment.local_path(root, "worktrees", slug(name))
+    git(folder, "add", "-A")
+    said = f"reflow run {name}" if done else f"reflow run {name}, not finished"
+    if git(folder, "status", "--porcelain"):
+        who = ["-c", "user.name=reflow", "-c", "user.email=reflow@localhost"]
+        git(folder, *who, "commit", "-q", "--no-verify", "-m", said)
+    commit = git(folder, "rev-parse", "--short", "HEAD")
+    if done:
+        discard(root, name)
+    return commit
+
+
+def discard(root: Path, name: str) -> None:
+    """Remove the worktree of a run; its branch stays."""
+    with contextlib.suppress(ReflowError):
+        git(
+            root,
+            "worktree",
+            "remove",
+            "--force",
+            str(environment.local_path(root, "worktrees", slug(name))),
+        )
+
+
+def branch(name: str) -> str:
+    """Return the branch of a run."""
+    return BRANCH + slug(name)
+
+
+def slug(name: str) -> str:
+    """Return a name that git takes for a branch and every file system for a folder.
+
+    >>> slug("nightly run/3: a")
+    'nightly-run-3-a'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
+
+
+def dvc(folder: Path, *words: str) -> str:
+    """Run DVC's command in a folder and return what it prints. Raises ReflowError."""
+    command = [sys.executable, "-m", "dvc", *words]
+    env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ReflowError(f"dvc {words[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return done.stdout.strip()

@@ -1,0 +1,91 @@
+"""Where each version is stored, and the table of it all."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flows.dag import store
+from flows.library.history import Version
+from flows.run.repro import PULL
+from fmcore.settings import ReflowError
+
+NOBODYS = "0" * 32 + ".dir"
+"""A hash that nothing has, to see whether a remote answers."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place where couplings are kept: the hashes that it has, or why it could not be asked."""
+
+    name: str
+    md5s: frozenset[str]
+    error: str = ""
+
+
+def places(root: Path, found: Sequence[Version], *, ask_remotes: bool = True) -> list[Place]:
+    """Ask workspace, cache and every remote which of the versions they have, whole."""
+    md5s = [v.md5 for v in found]
+    here = store.in_workspace(root, {v.coupling for v in found})
+    remotes = list(store.remotes(root)) if ask_remotes else []
+    with ThreadPoolExecutor() as pool:  # a remote that does not answer holds up no other
+        asked = list(pool.map(lambda name: _ask(root, name, md5s), [store.CACHE, *remotes]))
+    return [Place(store.WORKSPACE, frozenset(here.values())), *asked]
+
+
+def _ask(root: Path, name: str, md5s: Sequence[str]) -> Place:
+    try:
+        return Place(name, frozenset(store.held(root, name, md5s)))
+    except ReflowError as error:
+        return Place(name, frozenset(), str(error))
+
+
+def pull_what_others_ran(root: Path) -> None:
+    """Have the stages of this process bring back what anyone ran before, from the default remote.
+
+    Raises ReflowError now, not in each stage, if there is none or it does not answer.
+    """
+    store.held(root, store.default_remote(root), [NOBODYS])
+    os.environ[PULL] = "1"
+
+
+def stored(version: Version, asked: Sequence[Place]) -> list[str]:
+    """Return the names of the places that have a version."""
+    return [place.name for place in asked if version.md5 in place.md5s]
+
+
+def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, Any]]:
+    """Return the versions for programs."""
+    return [{**asdict(v), "stored": stored(v, asked)} for v in found]
+
+
+def versions_table(found: Sequence[Version], asked: Sequence[Place]) -> Table:
+    """Lay out the versions: a row each."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("coupling", "commit", "date", "hash", "solver"):
+        table.add_column(column)
+    for column in ("gap", "pairs", "bytes"):
+        table.add_column(column, justify="right")
+    table.add_column("stored in")
+    for v in found:
+        table.add_row(
+            v.coupling,
+            f"{v.commit} ({v.experiment})" if v.experiment else v.commit,
+            v.date,
+            v.md5[:12],
+            _solver(v),
+            "" if v.solver_gap_rms is None else f"{v.solver_gap_rms:.2g}",
+            "" if v.pairs is None else f"{v.pairs:,}",
+            "" if v.bytes is None else f"{v.bytes:,}",
+            ", ".join(stored(v, asked)) or "nowhere",
+        )
+    return table
+
+
+def _solver(version: Version) -> str:
+    solver = version.solver or {}
+    return " ".join(str(solver[key]) for key in ("name", "steps", "rtol") if key in solver)

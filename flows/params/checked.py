@@ -1,0 +1,38 @@
+"""params.yaml checked as a whole, once for each text of it: a second check costs no import."""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+from flows.project.meaning import Code
+from flows.project.seen import Seen
+
+FILE = "params.yaml"
+
+
+def check(root: Path) -> None:
+    """Check params.yaml as `flows.params.load` does, unless the same text passed before.
+
+    Raises ReflowError with a line for each mistake.
+    """
+    packages = {name: _folder(name) for name in ("fmcore", "flows")}
+    with Seen(root) as seen:
+        code = Code(packages, seen, root).closure("flows.params.load")
+        rules = hashlib.sha256(repr(code).encode()).hexdigest()[:16]
+        if (root / FILE).is_file():
+            seen.text(root / FILE, f"checked by {rules}", _load)
+        else:
+            _load(root / FILE)
+
+
+def _load(file: Path) -> str:
+    from flows.params.load import load  # imports torch, for the settings of networks
+
+    load(file)
+    return "right"
+
+
+def _folder(package: str) -> Path:
+    """Return where a package lies, without importing its modules."""
+    spec = find_spec(package)
+    return Path(next(iter((spec and spec.submodule_search_locations) or [package])))

@@ -1,0 +1,61 @@
+"""The size of a chain on a machine without a GPU, as its parameter file says under `without_gpu`.
+
+What runs is always what params.yaml says: `reflow use` writes the smaller numbers into it. A size
+that stages chose by themselves would be in no record: DVC would take a small model for a whole one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from flows.params.edit import edited
+from flows.params.load import Params, WithoutGpu, load
+
+LEAST_SAMPLES = 256
+
+
+def fitted(path: Path) -> tuple[str, str]:
+    """Return the text of a parameter file as this machine should run it, and what was changed.
+
+    Without a GPU, and with `without_gpu` in the file, the chain is cut down; else the file stays as
+    it is, and "" was changed. Raises ReflowError if the file is wrong.
+    """
+    params = load(path)
+    cut = params.without_gpu
+    text = path.read_text()
+    if cut is None or params.compute.start().type != "cpu":
+        return text, ""
+    smaller = edited(text, reductions(params, cut), drop="without_gpu")
+    return f"# Cut down; {said(cut)}.\n{smaller}", said(cut)
+
+
+def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
+    """Return the values that change, by their place: {"rounds.rf1.train.steps": 600}."""
+    share = cut.share
+    changes: dict[str, Any] = {
+        "yardstick.samples": _part(params.yardstick.samples, share, LEAST_SAMPLES),
+        "evaluate.trajectories": _part(params.evaluate.trajectories, share, LEAST_SAMPLES),
+        "evaluate.reconstructions": _part(params.evaluate.reconstructions, share, LEAST_SAMPLES),
+    }
+    if cut.network:
+        changes["network"] = cut.network.model_dump(mode="json", exclude_unset=True)
+    for name, round_ in params.rounds.items():
+        train, place = round_.train, f"rounds.{name}.train"
+        changes[f"{place}.steps"] = _part(train.steps, share)
+        changes[f"{place}.warmup"] = _part(train.warmup, share, 0)  # its part of the training,
+        ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))  # and so the average's
+        changes[f"{place}.ema"] = round(ema, 6)
+        changes[f"{place}.batch"] = min(train.batch, cut.batch or train.batch)
+    for key, coupling in params.couplings.items():
+        changes[f"couplings.{key}.pairs"] = _part(coupling.pairs, share)
+    return changes
+
+
+def said(cut: WithoutGpu) -> str:
+    """Return in words what the reductions are."""
+    batch = f", batch {cut.batch} at most" if cut.batch else ""
+    network = f", a smaller {cut.network.name}" if cut.network else ""
+    return f"no GPU: {cut.share:g} of steps, pairs and samples{batch}{network}"
+
+
+def _part(number: int, share: float, least: int = 1) -> int:
+    return max(min(least, number), round(share * number))

@@ -1,0 +1,72 @@
+"""Where machine-local state lives: everything under `.reflow/`, nothing in the user's home."""
+
+import os
+from pathlib import Path
+
+from flows.project import servers
+from fmcore.settings import ReflowError
+
+
+def find_root(start: Path) -> Path:
+    """Return the project: the nearest folder at or above `start` with dvc.yaml and params.yaml."""
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            return folder
+    raise ReflowError(
+        f"no project here: expected dvc.yaml and params.yaml in {start} or a folder above it;"
+        " change into the project's folder"
+    )
+
+
+def local_path(root: Path, *parts: str) -> Path:
+    """Return the path `.reflow/<parts>` of the project; its parent exists afterwards."""
+    path = root.resolve().joinpath(".reflow", *parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def tracking_data_base(root: Path) -> str:
+    """Return the URI of MLflow's data base in the project."""
+    return f"sqlite:///{local_path(root, 'mlflow', 'mlflow.db')}"
+
+
+def configure(root: Path) -> None:
+    """Set what the tools read from the environment, only where the user has not set it.
+
+    Must be called before prefect or mlflow is imported: both read it at import. MLflow is the
+    server that `reflow ui` keeps for this project while it lives, and the data base otherwise.
+    """
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        kept = servers.living(root)
+        mlflow = kept.mlflow if kept else ""
+        os.environ["MLFLOW_TRACKING_URI"] = mlflow or tracking_data_base(root)
+    defaults = {
+        "DO_NOT_TRACK": "true",
+        "DVC_NO_ANALYTICS": "1",
+        # DVC's hash cache; without this it lives in /var/tmp/dvc, for all users of the machine.
+        # The user's global DVC config is left in place: it may hold credentials of a remote,
+        # and DVC only reads it.
+        "DVC_SITE_CACHE_DIR": str(local_path(root, "dvc")),
+        "MPLCONFIGDIR": str(local_path(root, "matplotlib")),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Whatever asks to unpickle a model is refused; ours are safetensors.
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PREFECT_HOME": str(local_path(root, "prefect")),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # The default of 20 s is not enough on a busy machine.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # The command line shows the stages itself; the run's log in Prefect keeps every line.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        # A server that goes away in the middle of a run: one line of ours, no page for each event.
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+        # The server that Prefect starts for one run logs a CancelledError per open connection
+        # when it is stopped at the end: harmless, and 160 lines long.
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_CLI_PROMPT": "false",
+        # A run that says nothing for three of these is dead: `flows/zombies.py`.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

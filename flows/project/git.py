@@ -1,0 +1,24 @@
+"""Git's command, with its errors in one line."""
+
+import subprocess
+from pathlib import Path
+
+from fmcore.settings import ReflowError
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder and return what it prints. Raises ReflowError with git's own line."""
+    return _output(folder, *words).rstrip("\n")
+
+
+def file_at(folder: Path, rev: str, path: str) -> str:
+    """Return the text of a file as a revision has it, to the last byte."""
+    return _output(folder, "show", f"{rev}:{path}")
+
+
+def _output(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+        raise ReflowError(f"git {words[0]}: {said[-1].removeprefix('fatal: ')}")
+    return done.stdout

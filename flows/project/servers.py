@@ -1,0 +1,130 @@
+"""The servers that `reflow ui` keeps for a project: where they are, whether they answer.
+
+Needs nothing but the standard library, because `environment.configure` asks in every process.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The process that keeps the servers, and their addresses; "" for one it does not keep."""
+
+    pid: int
+    born: str
+    prefect: str
+    mlflow: str
+
+
+def living(root: Path) -> Servers | None:
+    """Return the servers of this project that answer now; None when nobody keeps any.
+
+    The file alone says nothing: its process may be gone, and its port somebody else's.
+    """
+    try:
+        found = Servers(**json.loads(_file(root).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    if not found.born or born(found.pid) != found.born:
+        return None
+    prefect = found.prefect if answers(f"{found.prefect}/api/health") else ""
+    mlflow = found.mlflow if answers(f"{found.mlflow}/health") else ""
+    return Servers(found.pid, found.born, prefect, mlflow) if prefect or mlflow else None
+
+
+def announce(root: Path, prefect: str, mlflow: str) -> None:
+    """Write down that this process keeps these servers."""
+    mine = Servers(os.getpid(), born(os.getpid()), prefect, mlflow)
+    path = _file(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(mine), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def withdraw(root: Path) -> None:
+    """Remove what `announce` wrote."""
+    _file(root).unlink(missing_ok=True)
+
+
+def born(pid: int) -> str:
+    """Return a mark of the process that no later process of that number has; "" if there is none.
+
+    On Linux it is the boot and the clock tick of its start; elsewhere only that it exists.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{boot} {fields[19]}"
+    if Path("/proc/self").exists():
+        return ""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "exists"
+    except OSError:
+        return ""
+    return "exists"
+
+
+def answers(url: str, seconds: float = 5.0) -> bool:
+    """Say whether a server on this machine answers a health check."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=seconds) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def auth_string(root: Path) -> str:
+    """Return the user name and password of the project's Prefect server, made at the first call.
+
+    They lie in `.reflow/prefect/auth`, which only the user can read. A web page that the user has
+    open could otherwise call a server on loopback: Prefect does not check where a request is from.
+    """
+    if given := os.environ.get(PREFECT_AUTH):
+        return given
+    path = auth_file(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        made = path.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(f"admin:{secrets.token_urlsafe(24)}\n")
+        try:
+            os.link(made, path)  # whole, or not at all, for two that start at once
+        finally:
+            made.unlink()
+    return path.read_text().strip()
+
+
+def auth_file(root: Path) -> Path:
+    """Return the file that holds the Prefect server's user name and password."""
+    return root.resolve() / ".reflow" / "prefect" / "auth"
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Return the variables by which the commands of Prefect and MLflow find this project's records.
+
+    They hold the password of the Prefect server while `reflow ui` keeps one.
+    """
+    names = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI")
+    found = {name: os.environ[name] for name in (*names, "DO_NOT_TRACK") if name in os.environ}
+    kept = living(root)
+    if kept and kept.prefect and "PREFECT_API_URL" not in os.environ:
+        found["PREFECT_API_URL"] = f"{kept.prefect}/api"
+        found["PREFECT_API_AUTH_STRING"] = auth_string(root)
+    return found
+
+
+def _file(root: Path) -> Path:
+    return root.resolve() / ".reflow" / "servers.json"

@@ -1,0 +1,134 @@
+"""What Prefect's pages show of a chain: artifacts on the flow run, assets of what stages made.
+
+Best effort throughout: a record that cannot be kept says one line and never fails a run. Set the
+environment (`environment.configure`) before importing this file.
+"""
+
+import base64
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+from prefect.assets import Asset
+from prefect.context import AssetContext
+from prefect.states import Completed
+
+from flows.compare import chains
+from flows.dag import graph, lineage
+from flows.dag.chain import md5_of
+
+LARGEST = 2_000_000
+"""Bytes of a picture that is embedded; a larger one is left out, for the server's data base."""
+
+ASSETS = "dvc://reflow/"
+
+
+def materialised(root: Path, stages: Mapping[str, graph.Stage], name: str) -> None:
+    """Tell Prefect which couplings and models a stage made, from which: an asset for each folder.
+
+    Prefect's asset events carry the lineage of the chain; the metadata is DVC's hash.
+    """
+    stage = stages[name]
+    made = {out for other in stages.values() for out in other.outs}
+    folders = [out for out in stage.outs if not Path(out).suffix]
+    if not folders:
+        return
+    entry = lineage.lock_entries(root)[name]
+    AssetContext(
+        direct_asset_dependencies={Asset(key=ASSETS + d) for d in stage.deps if d in made},
+        downstream_assets={Asset(key=ASSETS + out) for out in folders},
+        materialized_by="dvc",
+        materialization_metadata={
+            ASSETS + out: {"stage": name, "md5": md5_of(entry, out), "path": out} for out in folders
+        },
+    ).emit_events(Completed())
+
+
+def show(root: Path, run: str) -> None:
+    """Put the chain on the present flow run: rounds, pictures, couplings, the MLflow run `run`."""
+    record = chains.workspace(root)
+    found = record.found
+    create_table_artifact(key="rounds", table=_rounds(found), description=_shipping(found))
+    create_markdown_artifact(key="couplings", markdown=_couplings(record, run))
+    folder = Path(record.about["files"]["comparison"]).parent
+    _picture("fd-over-nfe", record.read, f"{folder}/fd_over_nfe.png", "Distance to real data")
+    _picture("straightness", record.read, f"{folder}/straightness.png", "Straightness over t")
+    for round_, files in record.about["files"]["rounds"].items():
+        key = f"samples-{round_.replace('_', '-')}"
+        _picture(key, record.read, f"{files['pictures']}/samples.png", f"Samples of {round_}")
+    if link := _link(root, run):
+        create_link_artifact(key="mlflow", link=link, link_text="The chain in MLflow")
+
+
+def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the table, the floor last."""
+    metric = found["metric"]
+    nfes = sorted({int(n) for row in found["rounds"] for n in row[metric]})
+    rows = [
+        {
+            "round": row["round"],
+            "trained on": row["coupling"],
+            **{f"{metric} at NFE {n}": _short(row[metric].get(str(n))) for n in nfes},
+            "straightness_rel": _short(row["straightness_rel"]),
+            "transport_cost": _short(row["transport_cost"]),
+        }
+        for row in found["rounds"]
+    ]
+    floor = {f"{metric} at NFE {n}": _short(found["floor"]) for n in nfes}
+    blank = {key: "" for key in rows[0]}
+    return [*rows, {**blank, "round": "floor", "trained on": "real against real", **floor}]
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _shipping(found: Mapping[str, Any]) -> str:
+    """Say what to ship and what comes next, as Markdown."""
+    lines = [
+        f"- **{use}**: {c['round']} at NFE {c['nfe']} ({found['metric']} {c['distance']:.4g})"
+        for use, c in found["ship"].items()
+    ]
+    return "\n".join([*lines, *(f"- {line}" for line in found["next"])])
+
+
+def _couplings(record: chains.ComparedChain, run: str) -> str:
+    """Return a table of the couplings with DVC's hashes, as Markdown."""
+    head = ("coupling", "made by", "trains", "pairs", "solver gap (RMS)", "DVC hash")
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for row in record.about["couplings"]:
+        cells = (
+            row["path"], row["round"] or "prepare", ", ".join(row["trains"]), row["pairs"] or "",
+            _short(row["solver_gap_rms"]), f"`{row['md5']}`",
+        )  # fmt: skip
+        lines.append(" | ".join(map(str, cells)))
+    commit = record.about["commit"]
+    where = [f"Commit `{commit}`, chain `{record.about['key'][:12]}`."]
+    if run:
+        where.append(f"MLflow run `{run}` in `{os.environ['MLFLOW_TRACKING_URI']}`.")
+    return "\n".join([*(f"| {line} |" for line in lines), "", *where])
+
+
+def _picture(key: str, read: Callable[[str], bytes | None], path: str, words: str) -> None:
+    content = read(path)
+    if content is None or len(content) > LARGEST:
+        return
+    data = "data:image/png;base64," + base64.b64encode(content).decode()
+    create_image_artifact(image_url=data, key=key, description=f"{words} (`{path}`)")
+
+
+def _link(root: Path, run: str) -> str | None:
+    """Return the page of an MLflow run; a data base that no server shows has none."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not run or not address.startswith("http"):
+        return None
+    from flows.tracking.client import Tracker
+
+    return f"{address.rstrip('/')}/#/experiments/{Tracker(root).experiment}/runs/{run}"

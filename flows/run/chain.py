@@ -1,0 +1,121 @@
+"""Run the chain: every stage of dvc.yaml once, each as soon as what it depends on is there."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+from flows.dag import plan
+from flows.project import environment, servers
+from flows.run.repro import Processes
+from flows.run.schedule import (
+    RETRIES,
+    RETRY_DELAYS,
+    ChainRun,
+    Closing,
+    Observer,
+    OnLine,
+    RunResult,
+    Say,
+    may_pass,
+    select,
+)
+from fmcore.settings import ReflowError
+
+
+def update_chain(
+    root: Path,
+    *,
+    targets: list[str] | None = None,
+    prefect: bool = True,
+    observer: Observer | None = None,
+    on_line: OnLine | None = None,
+    closing: Closing | None = None,
+    say: Say = lambda _: None,
+) -> RunResult:
+    """Bring the chain up to date, or only `targets` and what they depend on.
+
+    With Prefect each stage is a task run of the flow `reflow-chain`; without, the same schedule
+    runs in threads alone. A failing stage blocks only its dependents. Interrupted (Ctrl-C,
+    SIGTERM), every process of the run ends; the next run goes on where this one stopped.
+    """
+    root = root.resolve()
+    environment.configure(root)
+    stages, planned = plan.read_and_plan(root)
+    chain_run = ChainRun(root, select(stages, targets), observer, on_line, closing, say=say)
+    chain_run.unchanged = frozenset(p.stage for p in planned if p.state == "unchanged")
+    if chain_run.nothing_to_do and not _prefect_runs_already(root):
+        prefect = False  # no server is started to be told that nothing ran
+    with _ends_its_processes(chain_run.processes):
+        if prefect:
+            from flows.run import (
+                flow,  # imports Prefect: slow, and only after environment.configure
+            )
+
+            told = flow.run_as_flow(chain_run)
+        if not prefect or not told:
+            _run_in_threads(chain_run)
+            chain_run.close()
+    return chain_run.result()
+
+
+def _prefect_runs_already(root: Path) -> bool:
+    """Whether a Prefect server of the user's, or of `reflow ui`, is there to be told."""
+    if os.environ.get("PREFECT_API_URL"):
+        return True
+    kept = servers.living(root)
+    return bool(kept and kept.prefect)
+
+
+def _run_in_threads(chain_run: ChainRun) -> None:
+    def work(name: str, upstream: list[Future[bool]]) -> bool:
+        if not all([future.result() for future in upstream]):
+            return False
+        if name in chain_run.results:  # a server of Prefect's that went away had it run
+            return chain_run.results[name].state != "failed"
+        for attempt in range(RETRIES + 1):
+            try:
+                chain_run.update(name, lambda line: None)
+                return True
+            except ReflowError as error:
+                if not may_pass(error) or attempt == RETRIES or chain_run.processes.stopped:
+                    return False
+            time.sleep(RETRY_DELAYS[attempt])
+        return False
+
+    futures: dict[str, Future[bool]] = {}
+    pool = ThreadPoolExecutor(max_workers=max(1, len(chain_run.stages)))
+    try:
+        for name, stage in chain_run.stages.items():
+            futures[name] = pool.submit(work, name, [futures[up] for up in stage.upstream])
+        for future in futures.values():
+            future.result()
+    except BaseException:
+        chain_run.processes.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _ends_its_processes(processes: Processes) -> Iterator[None]:
+    """End the processes when the run is interrupted; SIGTERM interrupts like Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if main else None
+    try:
+        yield
+    except BaseException:
+        processes.stop()
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,123 @@
+"""The Prefect flow: one task run per DVC stage, with the edges of DVC's graph.
+
+Prefect's own cache stays off: DVC alone decides what is up to date, and such a stage is shown
+as Cached. Set the environment (`environment.configure`) before importing this file.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import flow, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.events.worker import EventsWorker
+from prefect.futures import PrefectFuture, wait
+from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogWorker
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.project import servers
+from flows.run import artifacts, closing
+from flows.run.schedule import RETRIES, RETRY_DELAYS, ChainRun, may_pass
+from flows.servers import crashed
+from flows.servers.prefect_server import serving
+from fmcore.settings import ReflowError
+
+# One thread per stage and more: a task that waits for another occupies one.
+threads: Any = ThreadPoolTaskRunner(max_workers=256)
+
+_current: ContextVar[ChainRun] = ContextVar("session")
+
+
+def _worth_another_try(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
+    return may_pass(state.data) and not _current.get().processes.stopped
+
+
+@task(
+    name="stage",
+    task_run_name="{name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=list(RETRY_DELAYS),
+    retry_condition_fn=_worth_another_try,
+)
+def stage_task(name: str) -> Any:
+    """Bring one stage of dvc.yaml up to date; its lines are the log of the task run."""
+    chain_run, log = _current.get(), get_run_logger()
+    outcome = chain_run.update(name, log.info)
+    if outcome.state == "cached":
+        return Completed(name="Cached", message="DVC: unchanged")
+    with closing.best_effort(log.warning):
+        artifacts.materialised(chain_run.root, chain_run.stages, name)
+    return Completed(message=f"ran, because: {'; '.join(outcome.reasons)}")
+
+
+def submit_stages(chain_run: ChainRun) -> None:
+    """Run a session's stages as tasks of the flow run that is under way."""
+    chain_run.flow_run = str(runtime.flow_run.id or "")
+    futures: dict[str, PrefectFuture[Any]] = {}
+    with crashed.alive(chain_run.root, chain_run.flow_run):
+        try:
+            for name, described in chain_run.stages.items():
+                upstream = [futures[up] for up in described.upstream]
+                futures[name] = stage_task.submit(name, wait_for=upstream, return_state=False)
+            wait(list(futures.values()))
+            chain_run.close()
+        except BaseException:
+            chain_run.processes.stop()
+            raise
+    report = chain_run.result()
+    if not report.ok:
+        raise ReflowError("\n".join(report.errors) or "the run was stopped")
+
+
+@contextlib.contextmanager
+def entered(chain_run: ChainRun) -> Iterator[None]:
+    """Let the tasks of the block find the chain_run."""
+    token = _current.set(chain_run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@flow(name=crashed.FLOW, task_runner=threads)
+def reflow_chain(root: str, targets: list[str] | None = None) -> None:
+    """Bring every stage of dvc.yaml up to date, or only `targets` and what they depend on."""
+    submit_stages(_current.get())
+
+
+def run_as_flow(chain_run: ChainRun) -> bool:
+    """Run the flow for a chain_run; what became of the stages is in the chain_run afterwards.
+
+    False when the server went away meanwhile: it was said, and stages may be
+    left to run.
+    """
+    with entered(chain_run), serving(chain_run.root) as url:
+        with closing.best_effort(chain_run.say, "Prefect: runs that died were not looked for"):
+            for name in crashed.mark_crashed(chain_run.root):
+                chain_run.say(f"Prefect: the run {name} had died; it is marked as crashed")
+        try:
+            state = reflow_chain(str(chain_run.root), list(chain_run.stages), return_state=True)
+            # The last lines and events go out in the background: before the server goes.
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
+        except Exception:
+            if servers.answers(f"{url}/health"):
+                raise
+            chain_run.say(
+                "Prefect's server went away: what came after was not reported to it; the work goes"
+                " on without"
+            )
+            return False
+    if chain_run.result().ok or chain_run.result().errors:
+        return True
+    if not servers.answers(f"{url}/health"):
+        return False
+    if isinstance(state.data, BaseException):
+        raise state.data
+    raise ReflowError(f"Prefect ended the run: {state.name}: {state.message}")

@@ -1,0 +1,204 @@
+"""Run one stage: skip it in milliseconds when nothing changed, else `dvc repro --single-item`."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.dag import plan
+from flows.project import process_group
+from flows.project.locks import BUSY
+from fmcore.settings import ReflowError
+
+Emit = Callable[[str], None]
+
+MAY_PASS = re.compile(
+    r"out of memory|OutOfMemoryError|MemoryError|cannot allocate memory"
+    rf"|unable to acquire lock|it is being blocked by|{BUSY}",
+    re.IGNORECASE,
+)
+"""What a stage or DVC says when the same stage may succeed a little later."""
+
+KILLED = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
+"""Signals that come from outside; a process that crashes by itself will do so again."""
+
+PULL = "REFLOW_PULL"
+"""Set: stages that anyone ran before come from the default remote, with its run cache."""
+
+HINTS = ("To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Use `dvc ")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage that is up to date: brought back (`cached`) or run (`done`), and why it ran."""
+
+    stage: str
+    state: Literal["cached", "done"]
+    seconds: float
+    reasons: tuple[str, ...] = ()
+
+
+class StageFailed(ReflowError):
+    """A stage failed; `retryable` says whether the same command may succeed a little later."""
+
+    def __init__(self, stage: str, reason: str, *, retryable: bool) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason
+        self.retryable = retryable
+
+
+class Processes:
+    """The processes of one run of the chain, each leading a group, so that all can be ended."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._live: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+
+    def start(
+        self, command: Sequence[str], cwd: Path, env: dict[str, str]
+    ) -> subprocess.Popen[str]:
+        """Start a command whose output, errors included, comes as lines of `stdout`."""
+        with self._lock:
+            if self.stopped:
+                raise ReflowError("the run was stopped")
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._live.add(process)
+        # What DVC leaves behind when it is killed would hold the pipe open and write later.
+        threading.Thread(target=self._end, args=(process,), daemon=True).start()
+        return process
+
+    def stop(self, grace: float = 3.0) -> None:
+        """End every process group: ask, then after `grace` seconds kill. Nothing starts after."""
+        with self._lock:
+            self.stopped = True
+            live = list(self._live)
+        for process in live:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        for process in live:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _signal(process, signal.SIGKILL)
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.wait()
+        _signal(process, signal.SIGKILL)
+        with self._lock:
+            self._live.discard(process)
+
+
+def update_stage(
+    root: Path,
+    name: str,
+    emit: Emit,
+    processes: Processes | None = None,
+    room: AbstractContextManager[None] | None = None,
+) -> Outcome:
+    """Bring the stage `name` up to date, giving each line that it prints to `emit`.
+
+    `room` is entered only if the stage has to run, and held while it does.
+
+    Raises StageFailed with the stage's own error line.
+    """
+    root = root.resolve()
+    processes = processes or Processes()
+    start = time.monotonic()
+    reasons = tuple(plan.changed(root, name))
+    if not reasons:
+        return Outcome(name, "cached", time.monotonic() - start)
+    with room or nullcontext():
+        return _reproduce(root, name, emit, processes, reasons)
+
+
+def _reproduce(
+    root: Path, name: str, emit: Emit, processes: Processes, reasons: tuple[str, ...]
+) -> Outcome:
+    """Run DVC for one stage, whose output comes as lines."""
+    start = time.monotonic()
+    lines: deque[str] = deque(maxlen=200)
+    cached = False
+    process = processes.start(_command(name), root, _environment())
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            line = line.rstrip()
+            if not line or line.startswith(HINTS):
+                continue
+            cached = cached or _skipped(line, name)
+            lines.append(line)
+            emit(line)
+        code = process.wait()
+    finally:
+        _signal(process, signal.SIGKILL)
+    if processes.stopped and code:
+        raise StageFailed(name, "stopped with the run", retryable=False)
+    if code:
+        raise failure(name, code, list(lines))
+    return Outcome(name, "cached" if cached else "done", time.monotonic() - start, reasons)
+
+
+def failure(name: str, code: int, lines: list[str]) -> StageFailed:
+    """Say in one line why a stage failed, from what it and DVC printed."""
+    text = "\n".join(lines)
+    exits = re.findall(r"exited with (-?\d+)", text)
+    stage_code = int(exits[-1]) if exits else code
+    number = -stage_code if stage_code < 0 else stage_code - 128
+    killed = number in KILLED
+    own = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    dvc = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    said = [line for line in lines if not line.startswith(("ERROR:", "WARNING:", ">", "Running"))]
+    if own:
+        reason = own[-1]
+    elif killed:
+        reason = f"was killed ({signal.Signals(number).name}); out of memory?"
+    elif exits and said:
+        reason = f"{said[-1].strip()} (exit {stage_code})"
+    else:
+        reason = dvc[-1] if dvc else f"dvc exited with {code} and said nothing"
+    retryable = bool(MAY_PASS.search(text)) or (killed and not own)
+    return StageFailed(name, reason, retryable=retryable)
+
+
+def _skipped(line: str, name: str) -> bool:
+    """Say whether DVC's line means that the stage was not run after all."""
+    cached = line.startswith(f"Stage '{name}' is cached - skipping run")
+    return cached or line.startswith(f"Stage '{name}' didn't change, skipping")
+
+
+def _command(name: str) -> list[str]:
+    repro = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
+    repro += ["--pull"] if os.environ.get(PULL) else []
+    return [sys.executable, "-P", str(process_group.__file__), str(os.getpid()), *repro]
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a stage: `python` is the one that runs the chain."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,141 @@
+"""What a run of the chain shares, with or without Prefect: its stages, observers and report."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flows.dag import graph
+from flows.run.cores import Cores, wanted
+from flows.run.repro import Outcome, Processes, StageFailed, update_stage
+from fmcore.settings import ReflowError
+
+Observer = Callable[[str, Outcome], None]
+"""Told of each stage that is up to date, in that stage's thread."""
+
+OnLine = Callable[[str, str], None]
+"""Told of each line that a stage prints: `on_line("train@rf1", "loss 0.3")`."""
+
+Closing = Callable[["RunResult"], None]
+"""Called once when no stage is left to run, in the flow run if there is one: keeps the records."""
+
+Say = Callable[[str], object]
+"""Told of what a person should know of the run besides its stages, a line at a time."""
+
+RETRIES = 2
+RETRY_DELAYS = (2.0, 10.0)
+"""Seconds before each retry of a stage that was killed, out of memory, or locked out."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of a stage; a `blocked` one depends on one that failed."""
+
+    state: Literal["cached", "done", "failed", "blocked"]
+    seconds: float = 0.0
+    error: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of the chain, stage by stage in topological order."""
+
+    stages: dict[str, StageResult]
+    flow_run: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every stage is up to date."""
+        return all(stage.state in ("cached", "done") for stage in self.stages.values())
+
+    @property
+    def errors(self) -> list[str]:
+        """One line per failed stage."""
+        return [s.error for s in self.stages.values() if s.state == "failed"]
+
+
+@dataclass
+class ChainRun:
+    """One run of the chain: what every stage of it shares."""
+
+    root: Path
+    stages: dict[str, graph.Stage]
+    observer: Observer | None = None
+    on_line: OnLine | None = None
+    closing: Closing | None = None
+    processes: Processes = field(default_factory=Processes)
+    cores: Cores = field(default_factory=Cores)
+    results: dict[str, StageResult] = field(default_factory=dict)
+    flow_run: str = ""
+    say: Say = lambda _: None
+    unchanged: frozenset[str] = frozenset()
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether every stage was found up to date before the run began."""
+        return self.unchanged >= self.stages.keys()
+
+    def update(self, name: str, emit: Callable[[str], None]) -> Outcome:
+        """Bring one stage up to date once; report and tell the observers."""
+
+        def tell(line: str) -> None:
+            emit(line)
+            if self.on_line:
+                self.on_line(name, line)
+
+        start = time.monotonic()
+        room = self.cores.take(wanted(self.stages[name]))
+        try:
+            if name in self.unchanged:
+                outcome = Outcome(name, "cached", 0.0)
+            else:
+                outcome = update_stage(self.root, name, tell, self.processes, room)
+        except Exception as error:
+            seconds = time.monotonic() - start
+            text = str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
+            self.results[name] = StageResult("failed", seconds, text)
+            raise
+        self.results[name] = StageResult(outcome.state, outcome.seconds, reasons=outcome.reasons)
+        if self.observer:
+            try:
+                self.observer(name, outcome)
+            except Exception as error:  # a record of the stage must not fail the stage
+                tell(f"warning: {name} is done, but telling of it failed: {error}")
+        return outcome
+
+    def close(self) -> None:
+        """Keep the records of the run, once; what they raise is theirs to catch."""
+        if any(result.state == "done" for result in self.results.values()):
+            graph.sort_lock(self.root)
+        closing, self.closing = self.closing, None
+        if closing:
+            closing(self.result())
+
+    def result(self) -> RunResult:
+        """Return what became of every stage; those that never started are blocked."""
+        blocked = StageResult("blocked")
+        stages = {name: self.results.get(name, blocked) for name in self.stages}
+        return RunResult(stages, self.flow_run)
+
+
+def select(stages: dict[str, graph.Stage], targets: list[str] | None) -> dict[str, graph.Stage]:
+    """Return `targets` and all that they depend on; `train` stands for every train@..."""
+    if not targets:
+        return stages
+    chosen: set[str] = set()
+    for target in targets:
+        found = [name for name in stages if name == target or name.startswith(f"{target}@")]
+        if not found:
+            raise ReflowError(f"no stage {target!r} in dvc.yaml; its stages: {', '.join(stages)}")
+        chosen.update(found)
+    for name in reversed(stages):
+        if name in chosen:
+            chosen.update(stages[name].upstream)
+    return {name: stage for name, stage in stages.items() if name in chosen}
+
+
+def may_pass(error: object) -> bool:
+    """Say whether a stage that failed with this error is worth another try."""
+    return isinstance(error, StageFailed) and error.retryable

@@ -1,0 +1,26 @@
+"""What each `cmd` of dvc.yaml runs: `python -m flows.stage VERB [KEY] name=path ...`."""
+
+import sys
+from pathlib import Path
+
+from flows.dag import inputs
+from flows.project.environment import find_root
+from fmcore.settings import ReflowError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one stage. `inputs` is run here: it comes before every other, so it imports no torch."""
+    if arguments != [inputs.STAGE, f"out={inputs.FOLDER}"]:
+        from flows.stage import verbs
+
+        return verbs.main(arguments)
+    try:
+        inputs.write(find_root(Path.cwd()))
+    except (ReflowError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

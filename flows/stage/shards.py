@@ -1,0 +1,122 @@
+"""A coupling by many jobs: each samples a range of shards into the scratch folder of the stage.
+
+The stage then finds them there. DVC sees one stage that ran once, whoever computed its shards.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from flows.compare.tables import paths
+from flows.dag import inputs
+from flows.params.load import FILE, load
+from flows.project.executor import chosen
+from flows.run.repro import Emit, Outcome, update_stage
+from flows.stage.guard import shared
+from flows.stage.progress import Reporter
+from fmcore.couple import couple_shards, missing_shards, shard_count
+from fmcore.settings import ReflowError, derive_seed
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a coupling is: its number of shards, and those that are not there."""
+
+    shards: int
+    missing: list[int]
+
+    def __str__(self) -> str:
+        if not self.missing:
+            return f"{self.shards} of {self.shards} shards are there and whole"
+        there = self.shards - len(self.missing)
+        return f"{there} of {self.shards} shards are there; missing {ranges(self.missing)}"
+
+
+def sample(root: Path, key: str, shards: str) -> range:
+    """Sample the shards `a:b` of the coupling `key` into its scratch folder; return the range.
+
+    Jobs with other shards, or the same, may run at the same time on a shared file system.
+    """
+    with _inputs(root, key) as (arguments, settings):
+        wanted = parse(shards, shard_count(settings))
+        total = sum(min(settings.shard, settings.pairs - i * settings.shard) for i in wanted)
+        with Reporter(f"couple@{key}", total) as log:
+            couple_shards(**arguments, shards=wanted, log=log, executor=chosen())
+    return wanted
+
+
+def state(root: Path, key: str) -> Progress:
+    """Read every shard of the scratch folder and say which are missing, damaged or foreign."""
+    with _inputs(root, key) as (arguments, settings):
+        return Progress(shard_count(settings), missing_shards(**arguments))
+
+
+def finalize(root: Path, key: str, emit: Emit) -> Outcome:
+    """Check that all shards are there, then run the stage, which only has to put them together."""
+    found = state(root, key)
+    if found.missing:
+        raise ReflowError(
+            f"couple@{key}: {found}; sample those by `reflow couple {key} --shards a:b`, or all by"
+            f" `reflow run couple@{key}`"
+        )
+    update_stage(root, inputs.STAGE, emit)
+    return update_stage(root, f"couple@{key}", emit)
+
+
+@contextmanager
+def _inputs(root: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Yield what the verb is called with, inside the stage's lock, shared with other jobs."""
+    params = load(root / FILE)
+    if key not in params.couplings:
+        known = ", ".join(params.couplings) or "none"
+        raise ReflowError(f"no coupling {key!r}; params.yaml has: {known}")
+    files = paths(root, f"couple@{key}")
+    settings, device = params.couplings[key], params.compute.start()
+    with shared(root, f"couple@{key}") as scratch:
+        yield (
+            {
+                "model": files["model"],
+                "data": files["data"],
+                "settings": settings,
+                "seed": derive_seed(params.seed, "couple", key),
+                "device": device,
+                "scratch": scratch,
+                "compute": params.compute,
+            },
+            settings,
+        )
+
+
+def parse(text: str, count: int) -> range:
+    """Return the shards that `a:b` names, as Python slices do: b is not among them.
+
+    >>> parse("8:16", 10), parse("3", 10), parse(":2", 10)
+    (range(8, 10), range(3, 4), range(0, 2))
+    """
+    first, colon, last = text.partition(":")
+    given = [part for part in (first, last) if part]
+    if not given or not all(part.isdecimal() for part in given) or (not colon and last):
+        raise ReflowError(f"--shards: expected a:b, or a for one, got {text!r}")
+    start = int(first or 0)
+    stop = min(int(last or count) if colon else start + 1, count)
+    if start >= stop:
+        raise ReflowError(
+            f"--shards {text}: no shard; this coupling has the shards 0 to {count - 1}"
+        )
+    return range(start, stop)
+
+
+def ranges(numbers: list[int]) -> str:
+    """Return numbers as `a:b`, the form that --shards takes.
+
+    >>> ranges([0, 1, 2, 7])
+    '0:3 7'
+    """
+    found = []
+    for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        found.append(str(run[0]) if len(run) == 1 else f"{run[0]}:{run[-1] + 1}")
+    return " ".join(found)

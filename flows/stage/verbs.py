@@ -1,0 +1,177 @@
+"""What each `cmd` of dvc.yaml runs: `python -m flows.stage VERB [KEY] name=path ...`.
+
+Paths come from dvc.yaml, settings from params.yaml; a verb of `fmcore` does the work inside the
+guard (lock, checkpoints, inputs unchanged while running).
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.params.load import FILE, Params, load, maker
+from flows.project.environment import configure, find_root
+from flows.project.executor import chosen
+from flows.project.process_group import die_with_parent
+from flows.stage.guard import guarded, scratch_of
+from flows.stage.progress import Reporter
+from flows.stage.torchrun import launch
+from fmcore.settings import ReflowError, derive_seed
+from fmcore.training.processes import rank, started
+from fmcore.verdict.gates import judge
+
+Paths = dict[str, Path]
+
+
+def _gated(params: Params, values: Mapping[str, Any]) -> None:
+    """Say what the gates say of a stage's metrics; a failing gate fails the stage."""
+    verdicts = judge(params.gates, values)
+    for verdict in verdicts:
+        if verdict.state == "warn":
+            print(f"warning: {verdict.says}", flush=True)
+    if failed := [v.says for v in verdicts if v.state == "fail"]:
+        raise ReflowError("; ".join(failed))
+
+
+def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.prepare import prepare
+
+    prepare(paths["out"], params.data, seed=params.seed)
+
+
+def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.initialise import initialise
+
+    seed = derive_seed(params.seed, "initialise")
+    initialise(paths["data"], paths["out"], params.network, seed=seed)
+
+
+def _calibrate(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.calibrate import calibrate
+
+    params.compute.start()
+    with Reporter("calibrate", params.yardstick.features.epochs) as log:
+        calibrate(paths["data"], paths["out"], params.yardstick, seed=params.seed, log=log)
+
+
+def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.train import train
+
+    settings = params.rounds[key].train
+    device = params.compute.start()
+    with Reporter(f"train@{key}", settings.steps, shown=rank() == 0) as log:
+        train(
+            **paths,
+            settings=settings,
+            name=key,
+            seed=derive_seed(params.seed, "train", key),
+            device=device,
+            scratch=scratch,
+            log=log,
+            compute=params.compute,
+            accept=partial(_gated, params),
+        )
+
+
+def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.couple import couple
+
+    settings = params.couplings[key]
+    device = params.compute.start()
+    with Reporter(f"couple@{key}", settings.pairs) as log:
+        couple(
+            **paths,
+            settings=settings,
+            seed=derive_seed(params.seed, "couple", key),
+            device=device,
+            scratch=scratch,
+            log=log,
+            compute=params.compute,
+            accept=partial(_gated, params),
+            executor=chosen(),
+        )
+
+
+def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
+    from fmcore.evaluate import evaluate
+
+    device = params.compute.start()
+    curves = (paths.pop("fd"), paths.pop("straightness"))
+    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe))) as log:
+        evaluate(
+            **paths,
+            curves=curves,
+            settings=params.evaluate,
+            seed=params.seed,
+            device=device,
+            log=log,
+            compute=params.compute,
+            accept=partial(_gated, params),
+            executor=chosen(),
+        )
+
+
+def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.compare import RoundName, compare
+
+    rounds = [
+        RoundName(
+            name=name,
+            coupling=round_.coupling,
+            parent=maker(params, name),
+            student=round_.train.student,
+        )
+        for name, round_ in params.rounds.items()
+    ]
+    compare(rounds, params.gates, **paths)
+
+
+VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
+    "prepare": _prepare,
+    "initialise": _initialise,
+    "calibrate": _calibrate,
+    "train": _train,
+    "couple": _couple,
+    "evaluate": _evaluate,
+    "compare": _compare,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one stage; 0, or 2 after one line that says what is wrong."""
+    words = [a for a in arguments if "=" not in a]
+    paths = {k: Path(v) for k, v in (a.split("=", 1) for a in arguments if "=" in a)}
+    try:
+        if not words or words[0] not in VERBS:
+            raise ReflowError(f"expected a stage: {', '.join(VERBS)}; got {words[:1] or 'none'}")
+        verb, key = words[0], words[1] if len(words) > 1 else ""
+        root = find_root(Path.cwd())
+        configure(root)
+        params = load(root / FILE)
+        name = f"{verb}@{key}" if key else verb
+        count = params.rounds[key].train.processes if verb == "train" else 1
+        if count > 1 and not started():
+            return launch(count, arguments, params.compute.threads)
+        if rank():  # the first of those that train holds the guard
+            die_with_parent()
+            VERBS[verb](params, key, paths, scratch_of(root, name))
+            return 0
+        with guarded(root, name) as scratch:
+            VERBS[verb](params, key, paths, scratch)
+    except ReflowError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except MemoryError:
+        print("error: out of memory; lower batch or memory_mb", file=sys.stderr, flush=True)
+        return 137
+    except OSError as error:
+        print(
+            f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr, flush=True
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

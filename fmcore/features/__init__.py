@@ -1,0 +1,1 @@
+"""Networks in whose features generated and real samples are compared."""

@@ -1,0 +1,165 @@
+"""Features in which generated and real samples are compared.
+
+A small classifier trained on the data itself gives `fd_clf`, EfficientNet-Lite0 `fd_lite0`, samples
+as they are `fd_identity`: comparable only between equal fingerprints. `fid` is the name of one
+network's features, the Inception of 2015, and of no other's.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Lite0
+from fmcore.settings import Log, ReflowError, Settings, derive_seed
+
+
+class FeatureSettings(Settings):
+    """`classifier` for images with labels, `identity` for vectors, `lite0` for RGB images.
+
+    `inception` reads the file `weights`, whose hash has to be `sha256`.
+    """
+
+    kind: Literal["classifier", "lite0", "inception", "identity"] = "classifier"
+    weights: str | None = None
+    sha256: str = Field(default=INCEPTION_SHA256, pattern="^[0-9a-f]{64}$")
+    epochs: int = Field(default=30, gt=0)
+    batch: int = Field(default=128, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    width: int = Field(default=32, gt=0)
+
+
+class Extractor(nn.Module):
+    """conv - conv/2 - fc 64 (the features) - fc classes, on images [B, C, H, W] in [-1, 1]."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"shape": list(shape), "classes": classes, "width": width}
+        channels, height, side = shape
+        size = 2 * width * -(-height // 2) * -(-side // 2)
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(size, 64),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(64, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features [B, 64]."""
+        return cast(Tensor, self.trunk(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [B, classes]."""
+        return cast(Tensor, self.head(self.features(images)))
+
+
+Features = Extractor | Lite0 | Inception2015
+"""What has `features(images)` and a `config`; None stands for the samples themselves."""
+
+
+def suffix(settings: FeatureSettings) -> str:
+    """Return what stands for the features in names of metrics: clf, lite0, inception, identity."""
+    return "clf" if settings.kind == "classifier" else settings.kind
+
+
+def metric_name(settings: FeatureSettings) -> str:
+    """Return the name of the Frechet distance: fd_clf, ...; fid with the weights of that name."""
+    if settings.kind == "inception" and settings.sha256 == INCEPTION_SHA256:
+        return "fid"
+    return f"fd_{suffix(settings)}"
+
+
+def pretrained(settings: FeatureSettings) -> Features:
+    """Return the network that `kind` lite0 or inception names. Raises ReflowError."""
+    if settings.kind == "lite0":
+        return Lite0()
+    if settings.weights is None:
+        raise ReflowError(
+            "yardstick.features.weights: inception needs the path of its weights,"
+            " weights-inception-2015-12-05-6726825d.pth; nothing is downloaded"
+        )
+    return Inception2015(settings.weights, settings.sha256)
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] to the 256 levels that a file would hold, values beyond clipped."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def fit_classifier(
+    images: Tensor, labels: Tensor, settings: FeatureSettings, seed: int, log: Log
+) -> Extractor:
+    """Train the classifier on images [N, C, H, W] and labels [N]; a function of the seed."""
+    shape = cast(tuple[int, int, int], tuple(images.shape[1:]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Extractor(shape, int(labels.max()) + 1, settings.width)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    images = quantise(images)
+    for epoch in range(settings.epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+        right = 0
+        for rows in torch.randperm(len(images), generator=generator).split(settings.batch):
+            logits = network(images[rows])
+            loss = nn.functional.cross_entropy(logits, labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            right += int((logits.argmax(1) == labels[rows]).sum())
+        schedule.step()
+        log({"loss": float(loss.detach()), "accuracy": right / len(images)}, epoch + 1)
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def extract(extractor: Features | None, x: Tensor, *, batch: int = 500) -> Tensor:
+    """Return features [N, d]: the network's, or the flattened samples for None."""
+    if extractor is None:
+        return x.flatten(1)
+    return torch.cat([extractor.features(part) for part in x.split(batch)])
+
+
+def fingerprint(extractor: Features | None) -> str:
+    """Return a sha256 over weights and config: distances compare only where it is equal."""
+    digest = hashlib.sha256()
+    if extractor is not None:
+        digest.update(json.dumps(extractor.config, sort_keys=True).encode())
+        for name, value in extractor.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_extractor(path: Path, extractor: Features) -> None:
+    """Write the classifier to the folder `path`; of a pretrained network which one it is."""
+    path.mkdir(parents=True, exist_ok=True)
+    if isinstance(extractor, Extractor):
+        weights = {k: v.contiguous() for k, v in extractor.state_dict().items()}
+        save_file(weights, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(extractor.config, sort_keys=True) + "\n")
+
+
+def load_extractor(path: Path) -> Features:
+    """Read what `save_extractor` wrote."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+        if config.get("kind") == "lite0":
+            return Lite0(config["size"])
+        if config.get("kind") == "inception":
+            return Inception2015(config["weights"], config["sha256"])
+        extractor = Extractor(tuple(config["shape"]), config["classes"], config["width"])
+        extractor.load_state_dict(load_file(path / "model.safetensors"))
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ReflowError(f"{path}: damaged ({error}); run the stage calibrate again") from error
+    return extractor.eval().requires_grad_(False)

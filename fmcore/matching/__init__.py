@@ -1,0 +1,1 @@
+"""The theory of flow matching: interpolants, conversions, laws of t, losses."""

@@ -1,0 +1,101 @@
+"""Velocity, source, target and score: four views of one field (Das 2024).
+
+With W = alpha sigma' - alpha' sigma, and E[.| x_t = x] for what a network learns:
+
+    velocity = alpha' target + sigma' source,   x = alpha target + sigma source
+
+so two of (x, velocity, source, target) give the others. The score of the marginal at t is
+-source / sigma, for the independent coupling with standard normal source alone (Tweedie).
+"""
+
+from torch import Tensor
+
+from fmcore.matching.interpolant import Objective, Schedule, expand
+
+BLIND = 1e-2
+"""How near to the end where its output says nothing of the velocity a network is read."""
+
+
+def _formulas(interpolant: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = expand(t, x)
+    return (
+        interpolant.alpha(s),
+        interpolant.sigma(s),
+        interpolant.d_alpha(s),
+        interpolant.d_sigma(s),
+    )
+
+
+def to_source(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return E[source | x_t = x] = (alpha v - alpha' x) / W [B, *D]; holds for any coupling."""
+    a, b, da, db = _formulas(interpolant, t, x)
+    return (a * velocity - da * x) / (a * db - da * b)
+
+
+def to_target(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return E[target | x_t = x] = (sigma' x - sigma v) / W [B, *D]; holds for any coupling."""
+    a, b, da, db = _formulas(interpolant, t, x)
+    return (db * x - b * velocity) / (a * db - da * b)
+
+
+def to_score(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return the score -E[source | x] / sigma(t) of the marginal at t > 0 [B, *D].
+
+    Valid only for the independent coupling with standard normal source (Tweedie): on a coupling
+    that a flow produced, source and target determine each other and this is not the score.
+    """
+    return -to_source(interpolant, velocity, x, t) / interpolant.sigma(expand(t, x))
+
+
+def from_source(interpolant: Schedule, source: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity (alpha' x + W source) / alpha [B, *D]; needs alpha(t) > 0."""
+    a, b, da, db = _formulas(interpolant, t, x)
+    return (da * x + (a * db - da * b) * source) / a
+
+
+def from_target(interpolant: Schedule, target: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity (sigma' x - W target) / sigma [B, *D]; needs sigma(t) > 0."""
+    a, b, da, db = _formulas(interpolant, t, x)
+    return (db * x - (a * db - da * b) * target) / b
+
+
+def from_score(interpolant: Schedule, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity f x - g^2 score / 2 [B, *D]: the probability-flow ODE of the score."""
+    return from_source(interpolant, -interpolant.sigma(expand(t, x)) * score, x, t)
+
+
+def drift(interpolant: Schedule, t: Tensor) -> Tensor:
+    """Return f(t) = alpha' / alpha [B] of the forward SDE dx = f x dt + g dw."""
+    return interpolant.d_alpha(t) / interpolant.alpha(t)
+
+
+def diffusion_squared(interpolant: Schedule, t: Tensor) -> Tensor:
+    """Return g(t)^2 = 2 sigma (sigma' - alpha' sigma / alpha) [B] of the forward SDE."""
+    sigma = interpolant.sigma(t)
+    return 2 * sigma * (interpolant.d_sigma(t) - drift(interpolant, t) * sigma)
+
+
+def usable_times(interpolant: Schedule, objective: Objective) -> tuple[float, float]:
+    """Return the times between which a network of this objective gives a finite velocity.
+
+    The velocity is finite up to both ends; the source says nothing of the target where alpha = 0,
+    nor the target of the source where sigma = 0, and next to these ends small errors of a network
+    are large errors of its velocity.
+    """
+    low = max(interpolant.first, BLIND if objective == "target" else 0.0)
+    return low, 1 - BLIND if objective == "noise" else 1.0
+
+
+def prediction(objective: Objective, target: Tensor, source: Tensor, velocity: Tensor) -> Tensor:
+    """Return what a network of this objective is trained towards [B, *D]."""
+    return {"velocity": velocity, "noise": source, "target": target}[objective]
+
+
+def to_velocity(
+    interpolant: Schedule, objective: Objective, output: Tensor, x: Tensor, t: Tensor
+) -> Tensor:
+    """Turn the output of a network of this objective at (x, t) into the velocity [B, *D]."""
+    if objective == "velocity":
+        return output
+    convert = from_source if objective == "noise" else from_target
+    return convert(interpolant, output, x, t)

@@ -1,0 +1,1 @@
+"""What is measured of a flow: distances, straightness, transport cost, likelihood."""

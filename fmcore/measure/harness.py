@@ -1,0 +1,155 @@
+"""A flow on the harness: what is asked of it, on the noise that every round is measured on."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter
+from torch import Tensor
+
+from fmcore.coupling.noise import gaussian_noise, uniform
+from fmcore.coupling.read import open_coupling, read
+from fmcore.dataset.densities import Density, log_density
+from fmcore.dataset.kinds import Dataset
+from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
+from fmcore.sampling.flow import Flow
+from fmcore.sampling.reverse_sde import diffuse
+from fmcore.settings import Settings, derive_seed
+from fmcore.solve.sde import Sde
+from fmcore.solve.solver import Solution, Solver
+
+
+class Evaluate(Settings):
+    """What is measured: Euler at each NFE, trajectories by a fine solver, the reverse SDE.
+
+    `sde` is measured on rounds whose velocity is a score. `guidance` is for flows with classes.
+    With `seeds` above 1 distances are means over that many noises, the same for all rounds.
+    """
+
+    nfe: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)] = (
+        1, 2, 4, 8, 16, 32, 64,
+    )  # fmt: skip
+    solver: Solver = Solver(name="heun", steps=32)
+    sde: Annotated[tuple[Sde, ...], Field(strict=False)] = ()
+    trajectories: int = Field(default=2048, gt=1)
+    reconstructions: int = Field(default=512, ge=0)
+    guidance: float = Field(default=1.0, ge=0)
+    seeds: int = Field(default=1, gt=0)
+    likelihood: Likelihood | None = None
+    batch: int = Field(default=1024, gt=0)
+
+
+@dataclass(frozen=True)
+class Harness:
+    """A flow on the harness: the noise and labels that every round gets, and how it is sampled."""
+
+    flow: Flow
+    noise: Tensor
+    label: Tensor | None
+    settings: Evaluate
+    seed: int
+    device: torch.device
+
+    def seeds(self) -> list["Harness"]:
+        """Return this harness, and the same flow on the noise of the other seeds."""
+        ids, shape = np.arange(len(self.noise)), tuple(self.noise.shape[1:])
+        others = [derive_seed(self.seed, "evaluate", i) for i in range(1, self.settings.seeds)]
+        return [self, *(replace(self, noise=gaussian_noise(s, ids, shape)) for s in others)]
+
+    def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
+        """Carry the first `count` noises to t = 0."""
+        label = None if self.label is None else self.label[:count]
+        return self.flow.sample(
+            self.noise[:count],
+            solver,
+            device=self.device,
+            batch=self.settings.batch,
+            label=label,
+            guidance=self.settings.guidance,
+            keep_trajectory=keep,
+        )
+
+    def diffused(self, sde: Sde) -> Tensor:
+        """Carry all noises to t = 0 by the reverse SDE."""
+        return diffuse(
+            self.flow,
+            self.noise,
+            sde,
+            np.arange(len(self.noise)),
+            seed=derive_seed(self.seed, "evaluate"),
+            device=self.device,
+            batch=self.settings.batch,
+            label=self.label,
+            guidance=self.settings.guidance,
+        ).x
+
+
+def harness_of(
+    flow: Flow, data: Path, count: int, settings: Evaluate, *, seed: int, device: torch.device
+) -> Harness:
+    """Put a flow on the harness, with `count` noises and, of a flow with classes, real labels."""
+    real, ids = open_coupling(data), np.arange(count)
+    noise = gaussian_noise(derive_seed(seed, "evaluate"), ids, tuple(real.about.shape))
+    label = None
+    if flow.classes:
+        given = read(real).label
+        if given is not None:
+            draws = uniform(derive_seed(seed, "evaluate"), ids, draw=1)
+            label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
+    return Harness(flow, noise, label, settings, seed, device)
+
+
+def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:
+    """Invert by the fine solver, return in one Euler step: the mean square error per dimension.
+
+    Real samples that come back worse than the flow's own say that the rounds drift away from the
+    data (`drift` = recon_real - recon_fake, as in balanced conic reflow); `drift_rel` is relative
+    to the variance of the data.
+    """
+    count = harness.settings.reconstructions
+    if not count or harness.flow.classes:  # which label a sample had is not known here
+        return {}
+    errors = []
+    given = read(open_coupling(data), limit=count).target
+    for x in (given, fake[:count]):
+        source = harness.flow.invert(x, harness.settings.solver, device=harness.device).x
+        back = harness.flow.sample(source, Solver(name="euler", steps=1), device=harness.device).x
+        errors.append(float((back - x).double().square().mean()))
+    real, own = errors
+    drift = real - own
+    return {
+        "recon_real": real,
+        "recon_fake": own,
+        "drift": drift,
+        "drift_rel": drift / max(float(given.var(dim=0).mean()), 1e-12),
+    }
+
+
+def likelihood(harness: Harness, data: Path) -> dict[str, float]:
+    """Return the mean -log p of real data under the flow in nats, held-out data where there is.
+
+    Images get uniform noise of one level first, and `bits_per_dim`. Where the law of the data is
+    known, `nll/floor` is its own: no flow does better.
+    """
+    settings = harness.settings.likelihood
+    if settings is None:
+        return {}
+    coupling = open_coupling(data)
+    pairs = read(coupling, split="held_out", limit=settings.samples)
+    if len(pairs) < 2:
+        pairs = read(coupling, limit=settings.samples)
+    x, size = pairs.target, pairs.target[0].numel()
+    if coupling.about.image:
+        generator = torch.Generator().manual_seed(derive_seed(harness.seed, "dequantise"))
+        x = x + (torch.rand(x.shape, generator=generator) - 0.5) / 127.5
+    label = pairs.label if harness.flow.classes else None
+    seed = derive_seed(harness.seed, "likelihood")
+    found = log_likelihood(harness.flow, x, settings, seed=seed, device=harness.device, label=label)
+    result = {"nll": -float(found.mean())}
+    if coupling.about.image:
+        return {**result, "bits_per_dim": bits_per_dim(result["nll"], size)}
+    law = TypeAdapter(Dataset).validate_python(coupling.about.data) if coupling.about.data else None
+    known = log_density(law, x) if isinstance(law, Density) else None
+    return result if known is None else {**result, "nll/floor": -float(known.mean())}

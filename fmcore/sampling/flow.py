@@ -1,0 +1,171 @@
+"""A trained network as a flow: its velocity, with guidance, and the samples that it makes."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from fmcore.matching.conversions import to_velocity, usable_times
+from fmcore.matching.interpolant import Interpolant, Objective, Schedule
+from fmcore.network.store import Model
+from fmcore.solve.solver import OdeSolver, Solution, Solver, Velocity, solve
+from fmcore.work.compute import TILE, Compute, in_tiles
+
+Predicts = Objective | Literal["mean_flow"]
+"""`mean_flow` predicts the velocity averaged over a span of time (Geng et al. 2025)."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """dx/dt = v(x, t), sampled by a network that predicts one of four things.
+
+    `network` is called as (x [B, *D], t [B]) and, where there are classes or spans, with the label
+    [B] and the span [B] behind. `score` says whether the velocity is also a score.
+    """
+
+    network: Callable[..., Tensor]
+    interpolant: Schedule
+    objective: Predicts = "velocity"
+    classes: int = 0
+    score: bool = False
+    tile: int = TILE
+    made_of: tuple[Model, Compute] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, model: Model, compute: Compute | None = None) -> "Flow":
+        """Return the flow of a loaded model, in the precision of `compute`."""
+        about, compute = model.config, compute or Compute()
+        return cls(
+            compute.running(model.network),
+            interpolant_of(about),
+            about.get("objective", "velocity"),
+            model.network.settings.classes,
+            about.get("coupling") == "independent" and about.get("pairing") == "independent",
+            model.network.tile,
+            (model, compute),
+        )
+
+    def velocity(
+        self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
+    ) -> Velocity:
+        """Return v(x, t) with label [B] and guidance bound: v_null + guidance (v - v_null).
+
+        `span` is the length of the steps that will be taken, for a network that predicts averages.
+        """
+        objective = "velocity" if self.objective == "mean_flow" else self.objective
+        low, high = usable_times(self.interpolant, objective)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            t = t.clamp(low, high)
+            out = self._call(x, t, label, span)
+            if label is not None and guidance != 1:
+                null = torch.full_like(label, self.classes)
+                plain = self._call(x, t, null, span)
+                out = plain + guidance * (out - plain)
+            return to_velocity(self.interpolant, objective, out, x, t)
+
+        return velocity
+
+    def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: float) -> Tensor:
+        if self.objective == "mean_flow":
+            return self.network(x, t, label, torch.full_like(t, span))
+        return self.network(x, t) if label is None else self.network(x, t, label)
+
+    def on(self, device: torch.device) -> "Flow":
+        """Return the flow with its weights on `device`."""
+        if self.made_of is None:
+            return self
+        model, compute = self.made_of
+        return Flow.of(replace(model, network=model.network.to(device)), compute)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a worker as weights and settings: a compiled network does not travel."""
+        if self.made_of is None:
+            return Flow, tuple(getattr(self, f.name) for f in fields(self))
+        model, compute = self.made_of
+        return Flow.of, (replace(model, network=deepcopy(model.network).cpu()), compute)
+
+    def tiled(self) -> "Flow":
+        """Return the flow with network calls of one size (see `compute.in_tiles`)."""
+        return replace(self, network=in_tiles(self.network, self.tile))
+
+    def sample(
+        self,
+        source: Tensor,
+        solver: OdeSolver,
+        *,
+        device: torch.device,
+        batch: int = 1024,
+        label: Tensor | None = None,
+        guidance: float = 1.0,
+        keep_trajectory: bool = False,
+    ) -> Solution:
+        """Carry source [N, *D] to t = 0; the solution is on the CPU.
+
+        The state is float32 whatever the network computes in: a half-precision state loses the
+        pair. With guidance each evaluation of the velocity is two of the network, and counted so.
+        """
+        start = self.interpolant.noise_scale * source
+        return self._carry(
+            start, solver, (1.0, 0.0), device, batch, label, guidance, keep_trajectory
+        )
+
+    def invert(
+        self,
+        target: Tensor,
+        solver: OdeSolver,
+        *,
+        device: torch.device,
+        batch: int = 1024,
+        label: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> Solution:
+        """Carry target [N, *D] to t = 1: the source that the flow would have made it from."""
+        found = self._carry(target, solver, (0.0, 1.0), device, batch, label, guidance, False)
+        return Solution(found.x / self.interpolant.noise_scale, found.nfe, None, found.evaluations)
+
+    def _carry(
+        self,
+        x: Tensor,
+        solver: OdeSolver,
+        ends: tuple[float, float],
+        device: torch.device,
+        batch: int,
+        label: Tensor | None,
+        guidance: float,
+        keep: bool,
+    ) -> Solution:
+        span = 1 / solver.steps if isinstance(solver, Solver) and solver.name == "euler" else 0.0
+        tiled = self.tiled()
+        parts = []
+        for cut in range(0, len(x), batch):
+            rows = x[cut : cut + batch].to(device)
+            own = None if label is None else label[cut : cut + batch].to(device)
+            v = tiled.velocity(own, guidance=guidance, span=span)
+            start, end = ends
+            parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
+        return concatenated(parts, 1 if label is None or guidance == 1 else 2)
+
+
+def interpolant_of(about: dict[str, Any]) -> Schedule:
+    """Return the interpolant that a model's config names; the straight one where it names none."""
+    found: Schedule = TypeAdapter(Interpolant).validate_python(
+        about.get("interpolant", {"name": "linear"})
+    )
+    return found
+
+
+def concatenated(parts: list[Solution], factor: int = 1) -> Solution:
+    """Put the solutions of some batches together, on the CPU; each evaluation counts `factor`."""
+    paths = [p.trajectory.cpu() for p in parts if p.trajectory is not None]
+    counts = [p.evaluations.cpu() * factor for p in parts if p.evaluations is not None]
+    return Solution(
+        torch.cat([p.x.cpu() for p in parts]),
+        max(p.nfe for p in parts) * factor,
+        torch.cat(paths, dim=1) if paths else None,
+        torch.cat(counts) if counts else None,
+    )

@@ -1,0 +1,179 @@
+"""The pairs of a coupling, shard by shard: each a pure function of (model, settings, index)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fmcore.coupling.noise import gaussian_noise, uniform
+from fmcore.coupling.read import Pairs, open_coupling, read
+from fmcore.coupling.write import About, table
+from fmcore.network.store import load
+from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError, Settings
+from fmcore.solve.solver import Adaptive, OdeSolver, Solution, Solver, solve
+from fmcore.work.compute import Compute, numerics
+
+Kind = Literal["generated", "inverted"]
+
+
+class Couple(Settings):
+    """How many pairs, by which solver; `batch` never changes the bytes on the CPU.
+
+    `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
+    is baked into the pairs of a flow with classes, and recorded.
+    """
+
+    pairs: int = Field(gt=0)
+    solver: OdeSolver = Solver(name="heun", steps=18)
+    mix: dict[Kind, Annotated[float, Field(gt=0)]] = Field(default={"generated": 1.0}, min_length=1)
+    guidance: float = Field(default=1.0, ge=0)
+    weights: Literal["ema", "raw"] = "ema"
+    batch: int = Field(default=1024, gt=0)
+    shard: int = Field(default=4096, gt=0)
+    audit_every: int = Field(default=32, gt=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> "Couple":
+        if abs(sum(self.mix.values()) - 1) > 1e-9:
+            raise ValueError(f"mix: shares must add up to 1, got {self.mix}")
+        return self
+
+
+@dataclass(frozen=True)
+class PairSampler:
+    """What makes the pairs of a coupling: the flow, the real data, where it computes."""
+
+    flow: Flow
+    data: Pairs | None
+    about: About
+    settings: Couple
+    device: torch.device
+
+    def on(self, device: torch.device) -> Callable[[int], tuple[pa.Buffer, int]]:
+        """Return `packed`, computing on `device`: what a worker runs."""
+        return replace(self, flow=self.flow.on(device), device=device).packed
+
+    def packed(self, index: int) -> tuple[pa.Buffer, int]:
+        """Return a shard as an Arrow stream: by pickle a list forgets that it holds no nulls."""
+        rows, nfe = self.shard(index)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        return sink.getvalue(), nfe
+
+    def shard(self, index: int) -> tuple[pa.Table, int]:
+        """Return shard `index`, a pure function of (model, settings, index), and its NFE.
+
+        Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
+        difference of the endpoints, an estimate of the discretisation error of that pair.
+        """
+        first = index * self.settings.shard
+        last = min(first + self.settings.shard, self.settings.pairs)
+        ids: NDArray[np.int64] = np.arange(first, last)
+        inverted = torch.from_numpy(
+            uniform(self.about.seed, ids) < self.settings.mix.get("inverted", 0.0)
+        )
+        source, target, label = self._known(ids, inverted)
+        gap = np.full(len(ids), np.nan, dtype=np.float32)
+        spent = torch.zeros(len(ids), dtype=torch.int64)
+        nfe = 0
+        for back, rows in ((False, ~inverted), (True, inverted)):
+            if not bool(rows.any()):
+                continue
+            given = (target if back else source)[rows]
+            own = None if label is None else label[rows]
+            found = self._solve(given, own, self.settings.solver, back)
+            (source if back else target)[rows] = found.x
+            nfe = found.nfe
+            if found.evaluations is not None:
+                spent[rows] = found.evaluations
+            audited = torch.from_numpy(ids % self.settings.audit_every == 0)[rows]
+            if bool(audited.any()):
+                own = None if own is None else own[audited]
+                finer = self._solve(given[audited], own, self.settings.solver.refined(), back).x
+                error = (finer - found.x[audited]).flatten(1).square().mean(1).sqrt()
+                gap[rows.numpy().nonzero()[0][audited.numpy()]] = error.numpy()
+        mixed = len(self.settings.mix) > 1
+        kind = np.where(inverted.numpy(), "inverted", "generated") if mixed else None
+        own_nfe = spent if isinstance(self.settings.solver, Adaptive) else None
+        return table(self.about, ids, target, source, label, gap, kind, own_nfe), nfe
+
+    def _known(
+        self, ids: NDArray[np.int64], inverted: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return source and target as far as they are given, and labels as the data has them."""
+        shape = tuple(self.about.shape)
+        source = gaussian_noise(self.about.seed, ids, shape)
+        target = torch.zeros_like(source)
+        if self.data is None:
+            return source, target, None
+        rows = torch.from_numpy(ids % len(self.data))
+        drawn = (uniform(self.about.seed, ids, draw=1) * len(self.data)).astype(np.int64)
+        target[inverted] = self.data.target[rows[inverted]]
+        if not self.flow.classes or self.data.label is None:
+            return source, target, None
+        rows = torch.where(inverted, rows, torch.from_numpy(drawn))
+        return source, target, self.data.label[rows]
+
+    def _solve(self, x: Tensor, label: Tensor | None, solver: OdeSolver, back: bool) -> Solution:
+        carry = self.flow.invert if back else self.flow.sample
+        return carry(
+            x,
+            solver,
+            device=self.device,
+            batch=self.settings.batch,
+            label=label,
+            guidance=self.settings.guidance,
+        )
+
+
+def sampler_of(
+    model: Path,
+    data: Path,
+    settings: Couple,
+    seed: int,
+    device: torch.device,
+    compute: Compute,
+) -> PairSampler:
+    """Return the sampler of the coupling that the folder `model` makes from `data`."""
+    velocity = load(model, weights=settings.weights, device=str(device))
+    flow, real = Flow.of(velocity, compute), open_coupling(data)
+    if settings.guidance != 1 and not flow.classes:
+        raise ReflowError(
+            f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
+            " network.classes, or guidance 1"
+        )
+    about = About(
+        kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
+        shape=list(velocity.shape),
+        image=real.about.image,
+        pairs=settings.pairs,
+        seed=seed,
+        model=velocity.digest,
+        weights=settings.weights,
+        solver=settings.solver.model_dump(mode="json", exclude_none=True),
+        nfe=_nfe(settings, flow),
+        audit_every=settings.audit_every,
+        numerics=numerics(device, compute, flow.tile),
+        guidance=settings.guidance if flow.classes else None,
+        mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
+    )
+    needed = flow.classes or "inverted" in settings.mix
+    return PairSampler(flow, read(real) if needed else None, about, settings, device)
+
+
+def _nfe(settings: Couple, flow: Flow) -> int | None:
+    """Return the NFE of a fixed grid by counting on a trivial field, twice with guidance."""
+    if isinstance(settings.solver, Adaptive):
+        return None
+    calls = solve(lambda x, _: x, torch.zeros(1, 1), settings.solver).nfe
+    return calls * (2 if flow.classes and settings.guidance != 1 else 1)

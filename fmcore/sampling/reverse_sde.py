@@ -1,0 +1,48 @@
+"""Samples of a flow by the reverse SDE, with noise by (seed, id, step)."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.sampling.flow import Flow, concatenated
+from fmcore.settings import ReflowError, derive_seed
+from fmcore.solve.sde import Sde, euler_maruyama
+from fmcore.solve.solver import Solution
+
+
+def diffuse(
+    flow: Flow,
+    source: Tensor,
+    settings: Sde,
+    ids: NDArray[np.int64],
+    *,
+    seed: int,
+    device: torch.device,
+    batch: int = 1024,
+    label: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Solution:
+    """Carry source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, id [N], step).
+
+    Raises ReflowError where the velocity is not a score.
+    """
+    if not flow.score:
+        raise ReflowError(
+            "the reverse SDE needs the score, which a velocity gives only if it was trained on the"
+            " independent coupling: on any other, source and target depend on each other; use"
+            " churn 0 (the ODE), or a round with `coupling: independent`"
+        )
+    tiled, parts = flow.tiled(), []
+    for first in range(0, len(source), batch):
+        rows, own = source[first : first + batch], ids[first : first + batch]
+        named = None if label is None else label[first : first + batch].to(device)
+
+        def noise(step: int, own: NDArray[np.int64] = own) -> Tensor:
+            return gaussian_noise(derive_seed(seed, "sde", step), own, tuple(source.shape[1:]))
+
+        start = (flow.interpolant.noise_scale * rows).to(device)
+        v = tiled.velocity(named, guidance=guidance)
+        parts.append(euler_maruyama(v, flow.interpolant, start, settings, noise))
+    return concatenated(parts, 1 if label is None or guidance == 1 else 2)

@@ -1,0 +1,1 @@
+"""The optimisation of a velocity: batches, steps, checkpoints, several processes."""

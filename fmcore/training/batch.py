@@ -1,0 +1,131 @@
+"""One training batch: times, pairing, flips and labels, each a function of (seed, step)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from fmcore.coupling.read import Pairs
+from fmcore.matching.times import LawOfTime, by_name
+from fmcore.settings import ReflowError, Settings, derive_seed
+
+
+class Independent(Settings):
+    """Source and target of a row as they were drawn."""
+
+    name: Literal["independent"] = "independent"
+
+
+class Optimal(Settings):
+    """The exact optimal assignment of a batch's sources to its targets (Tong et al. 2024)."""
+
+    name: Literal["optimal"]
+
+
+class Sinkhorn(Settings):
+    """A draw from the entropic plan of a batch; `reg` is relative to the mean squared distance."""
+
+    name: Literal["sinkhorn"]
+    reg: float = Field(default=0.05, gt=0)
+
+
+Pairing = Annotated[
+    Independent | Optimal | Sinkhorn, Field(discriminator="name"), BeforeValidator(by_name)
+]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Target and source [B, *D], times t [B], spans [B], labels [B] or None, on a device."""
+
+    target: Tensor
+    source: Tensor
+    t: Tensor
+    span: Tensor
+    label: Tensor | None
+
+    def part(self, cut: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch of the rows that `cut` takes from each of its tensors."""
+        label = None if self.label is None else cut(self.label)
+        return Batch(cut(self.target), cut(self.source), cut(self.t), cut(self.span), label)
+
+
+def draw_batch(
+    pairs: Pairs,
+    *,
+    seed: int,
+    step: int,
+    law: LawOfTime,
+    spans: float,
+    pairing: Pairing,
+    flip: bool,
+    classes: int,
+    label_dropout: float,
+    device: torch.device,
+) -> Batch:
+    """Make the batch of a step. Times are stratified: u_i = (i + r_i) / B covers [0, 1] evenly.
+
+    `spans` is the share of rows with a span above 0 (MeanFlow): t and t - span are two draws.
+    """
+    rows = len(pairs)
+    t = law.spread(_stratified(rows, seed, "time", step))
+    span = torch.zeros_like(t)
+    if spans:
+        other = law.spread(_stratified(rows, seed, "span", step)[_order(rows, seed, step)])
+        chosen = _uniform(rows, seed, "spans", step) < spans
+        t, low = torch.maximum(t, other), torch.minimum(t, other)
+        span = torch.where(chosen, t - low, 0.0)
+    target, source = pairs.target, pairs.source
+    if pairing.name != "independent":
+        source = source[_assignment(source, target, pairing, derive_seed(seed, "pairing", step))]
+    if flip:
+        turned = _uniform(rows, seed, "flip", step) < 0.5
+        target, source = (_flipped(x, turned) for x in (target, source))
+    label = pairs.label if classes else None
+    if label is not None and label_dropout:
+        dropped = _uniform(rows, seed, "label", step) < label_dropout
+        label = torch.where(dropped, classes, label)
+    target, source, t, span = (a.to(device) for a in (target, source, t, span))
+    return Batch(target, source, t, span, None if label is None else label.to(device))
+
+
+def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, name, step))
+    return torch.rand(rows, generator=generator)
+
+
+def _stratified(rows: int, seed: int, name: str, step: int) -> Tensor:
+    return (torch.arange(rows) + _uniform(rows, seed, name, step)) / rows
+
+
+def _order(rows: int, seed: int, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "span_order", step))
+    return torch.randperm(rows, generator=generator)
+
+
+def _flipped(x: Tensor, turned: Tensor) -> Tensor:
+    """Mirror the chosen images left to right; noise mirrored is noise, so a pair stays a pair."""
+    return torch.where(turned.reshape(-1, *(1,) * (x.ndim - 1)), x.flip(-1), x)
+
+
+def _assignment(source: Tensor, target: Tensor, pairing: Pairing, seed: int) -> Tensor:
+    """Return for each target [B] the row of its source."""
+    distance = torch.cdist(target.flatten(1).double(), source.flatten(1).double()).square().numpy()
+    if pairing.name == "optimal":
+        from scipy.optimize import linear_sum_assignment  # a third of a second to import
+
+        return torch.from_numpy(linear_sum_assignment(distance)[1])
+    try:
+        import ot
+    except ImportError as error:
+        raise ReflowError(
+            "train.pairing: sinkhorn needs the package POT: `pip install 'pot<0.9.7'`, or use"
+            " `pairing: optimal`"
+        ) from error
+    reg = pairing.reg * float(distance.mean()) if isinstance(pairing, Sinkhorn) else 0.0
+    plan = torch.from_numpy(ot.sinkhorn([], [], distance, reg, method="sinkhorn_log"))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(plan.clamp(min=0) + 1e-300, 1, generator=generator)[:, 0]

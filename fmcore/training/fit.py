@@ -1,0 +1,161 @@
+"""The optimisation of a velocity: settings, state, and one step after another.
+
+Loss: E ||v(x_t, t) - u_t||^2 with x_t = alpha target + sigma source, u_t = alpha' target +
+sigma' source (Das 2024; Liu et al. 2022, equation 1).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from fmcore.coupling.read import open_coupling
+from fmcore.matching.conversions import prediction, usable_times
+from fmcore.matching.interpolant import Interpolant, Linear, interpolate
+from fmcore.matching.loss import Loss
+from fmcore.matching.mean_flow import mean_flow_gap
+from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
+from fmcore.network.build import VelocityNetwork
+from fmcore.network.ema import averaged
+from fmcore.sampling.flow import Predicts
+from fmcore.settings import Settings
+from fmcore.training.batch import Batch, Independent, Pairing, draw_batch
+from fmcore.training.batches import batches, longest
+from fmcore.training.checkpoint import State
+from fmcore.training.processes import ALONE, Group
+from fmcore.work.compute import Compute
+
+
+class Train(Settings):
+    """How a round is trained.
+
+    `processes` share each batch, on as many GPUs or cores: part of the last bits, so a setting.
+    `time` is the law of t; `point` or `grid` makes the round a student of its coupling for one or k
+    steps. `objective` is what the network predicts. `pairing` re-pairs each batch of an independent
+    coupling; `flip` mirrors pairs of images; `drop_longest` leaves out that share of the pairs.
+    """
+
+    steps: int = Field(gt=0)
+    batch: int = Field(default=256, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=100, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    interpolant: Interpolant = Linear()
+    objective: Predicts = "velocity"
+    time: LawOfTime = Uniform()
+    spans: float = Field(default=0.25, ge=0, le=1)
+    loss: Loss = Loss()
+    pairing: Pairing = Independent()
+    flip: bool = False
+    drop_longest: float = Field(default=0.0, ge=0, lt=1)
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    start_from: Literal["ema", "raw"] = "ema"
+    log_every: int = Field(default=50, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    diverged: float = Field(default=20.0, gt=1)
+    memory_mb: int = Field(default=2048, gt=0)
+    processes: int = Field(default=1, gt=0)
+
+    @property
+    def student(self) -> bool:
+        """Whether the round learns single times only: a student for one or k steps."""
+        return isinstance(self.time, Point | Grid)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its number (from 1), the loss [] and the gradient norm [] as tensors."""
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+
+
+def new_state(network: VelocityNetwork, settings: Train) -> State:
+    """Return the state before the first step: AdamW, warm-up and cosine to zero, EMA."""
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / (settings.warmup + 1))
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+
+    network.train().requires_grad_(True)
+    optimizer = AdamW(
+        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
+    )
+    return State(network, averaged(network, settings.ema), optimizer, LambdaLR(optimizer, factor))
+
+
+def fit(
+    state: State,
+    coupling: Path,
+    settings: Train,
+    *,
+    seed: int,
+    compute: Compute | None = None,
+    group: Group = ALONE,
+) -> Iterator[Step]:
+    """Train `state` on `coupling` from where it stands; a generator, so the caller drives.
+
+    Every draw (rows, source, t) is a function of (seed, step): stopping and going on changes
+    nothing. The loss of a step is the mean square error, whatever it is that is minimised.
+    """
+    device = next(state.network.parameters()).device
+    opened = open_coupling(coupling)
+    network = (compute or Compute()).running(state.network)
+    stream = batches(
+        opened,
+        batch=settings.batch,
+        seed=seed,
+        start=state.step,
+        memory=settings.memory_mb << 20,
+        shorter_than=longest(opened, settings.drop_longest),
+    )
+    for pairs in stream:
+        if state.step >= settings.steps:
+            return
+        batch = draw_batch(
+            pairs,
+            seed=seed,
+            step=state.step,
+            law=settings.time,
+            spans=settings.spans if settings.objective == "mean_flow" else 0.0,
+            pairing=settings.pairing,
+            flip=settings.flip,
+            classes=state.network.settings.classes,
+            label_dropout=settings.label_dropout,
+            device=device,
+        )
+        state.optimizer.zero_grad(set_to_none=True)
+        loss, error = _losses(network, batch.part(group.part), settings)
+        loss.backward()
+        error = error.detach()
+        group.average([error, *(p.grad for p in state.network.parameters())])
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
+        state.optimizer.step()
+        state.schedule.step()
+        state.ema.update_parameters(state.network)
+        state.step += 1
+        yield Step(state.step, error, norm.detach())
+
+
+def _losses(network: Callable[..., Tensor], batch: Batch, settings: Train) -> tuple[Tensor, Tensor]:
+    """Return what is minimised [] and the mean square error [] of a batch."""
+    objective = "velocity" if settings.objective == "mean_flow" else settings.objective
+    low, high = usable_times(settings.interpolant, objective)
+    t = batch.t.clamp(low, high)
+    x, u = interpolate(settings.interpolant, batch.target, batch.source, t)
+    if settings.objective == "mean_flow":
+        gap = mean_flow_gap(network, x, u, t, batch.span, batch.label)
+    else:
+        out = network(x, t) if batch.label is None else network(x, t, batch.label)
+        gap = out - prediction(objective, batch.target, batch.source, u)
+    value = settings.loss.per_sample(gap, t, settings.interpolant, objective).mean()
+    return value, gap.square().mean()

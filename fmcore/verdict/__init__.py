@@ -1,0 +1,1 @@
+"""What the numbers mean: gates, advice, the comparison of rounds, pictures."""

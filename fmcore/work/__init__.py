@@ -1,0 +1,1 @@
+"""How a verb computes: device, precision, seed, scratch folder, executor."""

@@ -1,0 +1,72 @@
+"""What `reflow estimate` says beside what a stage then takes."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flows.cli.estimate import estimate
+from fmcore.couple import couple
+from fmcore.coupling.read import verify
+from fmcore.sampling.pairs import Couple
+from fmcore.solve.solver import Solver
+from tests.chains import CPU, gaussian_data, scratch_model, silent
+from tests.conftest import SOURCE
+from tests.real_chain import PARAMS
+
+
+@pytest.fixture
+def chain(empty):
+    for package in ("fmcore", "flows"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
+    shutil.copy(SOURCE / "dvc.yaml", empty.root)
+    empty.write("params.yaml", PARAMS)
+    return empty
+
+
+def test_every_training_and_coupling_has_a_cost(chain):
+    costs = {c.stage: c for c in estimate(chain.root, seconds=0.05)}
+    assert list(costs) == ["train@rf1", "couple@rf1", "train@rf2"]
+    for cost in costs.values():
+        assert cost.rate > 0
+        assert cost.hours == pytest.approx(cost.amount / cost.rate / 3600)
+    assert costs["train@rf1"].bytes is None
+    assert not (chain.root / "models").exists()  # nothing ran
+
+
+def test_pairs_scale_hours_and_bytes(chain):
+    small = {c.stage: c for c in estimate(chain.root, pairs=1000, seconds=0.05)}["couple@rf1"]
+    large = {c.stage: c for c in estimate(chain.root, pairs=10**8, seconds=0.05)}["couple@rf1"]
+    assert (small.amount, large.amount) == (1000, 10**8)
+    assert large.bytes == 10**5 * small.bytes
+    assert large.hours > 10**4 * small.hours
+
+
+def test_bytes_and_nfe_are_those_of_the_coupling(tmp_path):
+    """64 values a sample: the size on disk is that of the columns, to a few percent."""
+    torch.set_num_threads(1)
+    data = gaussian_data(tmp_path / "data", mu=[0.0] * 64, s=[1.0] * 64, pairs=50)
+    model = scratch_model(tmp_path / "model", dim=64)
+    settings = Couple(pairs=4000, solver=Solver(name="heun", steps=3))
+    out = tmp_path / "out"
+    couple(
+        model, data, out, tmp_path / "m.json", settings,
+        seed=0, device=CPU, scratch=tmp_path / "scratch", log=silent,
+    )  # fmt: skip
+    size = sum(f.stat().st_size for f in out.iterdir())
+    assert pytest.approx(size, rel=0.05) == 4000 * (8 * 64 + 12)
+    assert verify(out).about.nfe == 6
+
+
+def test_the_command_prints_json(chain):
+    command = [sys.executable, "-m", "flows.cli", "estimate", "--pairs", "5000", "--json"]
+    done = subprocess.run(
+        command, cwd=chain.root, env=chain.env(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [r["amount"] for r in rows if r["unit"] == "pairs"] == [5000]

@@ -1,0 +1,162 @@
+"""Interpolants and the four views of their field, against finite differences and Gaussians."""
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from fmcore.matching.conversions import (
+    diffusion_squared,
+    drift,
+    from_score,
+    from_source,
+    from_target,
+    to_score,
+    to_source,
+    to_target,
+    to_velocity,
+    usable_times,
+)
+from fmcore.matching.interpolant import (
+    Cosine,
+    Interpolant,
+    Linear,
+    Polynomial,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    check,
+    interpolate,
+)
+from tests.oracles import gaussian_velocity
+
+ALL = [
+    Linear(),
+    Cosine(),
+    Polynomial(name="polynomial", power=2.5),
+    VariancePreserving(name="variance_preserving"),
+    VarianceExploding(name="variance_exploding", sigma_max=20.0),
+]
+TIMES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+each = pytest.mark.parametrize("interpolant", ALL, ids=lambda i: i.name)
+
+
+@each
+def test_the_derivatives_are_those_of_the_formulas_and_the_ends_are_right(interpolant):
+    check(interpolant)
+    one = torch.ones((), dtype=torch.float64)
+    assert float(interpolant.alpha(0 * one)) == 1
+    assert float(interpolant.alpha(one)) < 0.01 or interpolant.name == "variance_exploding"
+
+
+def test_a_wrong_derivative_or_end_is_found():
+    class Wrong(Linear):
+        def d_sigma(self, t):
+            return 0.9 * torch.ones_like(t)
+
+    class Late(Linear):
+        def sigma(self, t):
+            return 0.5 + t
+
+    with pytest.raises(ValueError, match="d_sigma is not the derivative of sigma"):
+        check(Wrong())
+    with pytest.raises(ValueError, match=r"sigma\(0\) = 0.5"):
+        check(Late())
+
+
+@each
+def test_the_velocity_is_the_slope_of_the_path(interpolant):
+    torch.manual_seed(0)
+    target, source = torch.randn(2, 19, 3, dtype=torch.float64)
+    h = 1e-6
+    ahead, _ = interpolate(interpolant, target, source, TIMES + h)
+    behind, _ = interpolate(interpolant, target, source, TIMES - h)
+    _, u = interpolate(interpolant, target, source, TIMES)
+    torch.testing.assert_close((ahead - behind) / (2 * h), u, rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_each_view_gives_the_others(interpolant):
+    torch.manual_seed(1)
+    target, source = torch.randn(2, 19, 3, dtype=torch.float64)
+    x, u = interpolate(interpolant, target, source, TIMES)
+    close = {"rtol": 1e-6, "atol": 1e-8}
+    torch.testing.assert_close(to_source(interpolant, u, x, TIMES), source, **close)
+    torch.testing.assert_close(to_target(interpolant, u, x, TIMES), target, **close)
+    torch.testing.assert_close(from_source(interpolant, source, x, TIMES), u, **close)
+    torch.testing.assert_close(from_target(interpolant, target, x, TIMES), u, **close)
+    score = to_score(interpolant, u, x, TIMES)
+    torch.testing.assert_close(score * interpolant.sigma(TIMES)[:, None], -source, **close)
+    torch.testing.assert_close(from_score(interpolant, score, x, TIMES), u, **close)
+    for objective, output in (("velocity", u), ("noise", source), ("target", target)):
+        torch.testing.assert_close(
+            to_velocity(interpolant, objective, output, x, TIMES), u, **close
+        )
+
+
+@each
+def test_score_and_velocity_of_a_gaussian_are_those_of_its_marginal(interpolant):
+    mu, s = torch.tensor([1.0, -0.5]).double(), torch.tensor([0.5, 2.0]).double()
+    x = torch.randn(19, 2, dtype=torch.float64)
+    v = gaussian_velocity(mu, s, interpolant)(x, TIMES)
+    a, b = (f(TIMES)[:, None] for f in (interpolant.alpha, interpolant.sigma))
+    score = -(x - a * mu) / (a**2 * s**2 + b**2)
+    torch.testing.assert_close(to_score(interpolant, v, x, TIMES), score)
+    f, g2 = (c(interpolant, TIMES)[:, None] for c in (drift, diffusion_squared))
+    torch.testing.assert_close(f * x - g2 / 2 * score, v)
+
+
+@each
+def test_the_forward_sde_has_the_variance_of_the_interpolant(interpolant):
+    """d(sigma^2)/dt = 2 f sigma^2 + g^2, by finite differences."""
+    h = 1e-6
+    slope = (interpolant.sigma(TIMES + h) ** 2 - interpolant.sigma(TIMES - h) ** 2) / (2 * h)
+    f, g2 = drift(interpolant, TIMES), diffusion_squared(interpolant, TIMES)
+    torch.testing.assert_close(2 * f * interpolant.sigma(TIMES) ** 2 + g2, slope, rtol=1e-5, atol=0)
+    assert bool((g2 > 0).all())
+
+
+@each
+def test_every_objective_gives_a_finite_velocity_between_its_times(interpolant):
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for objective in ("velocity", "noise", "target"):
+        t = torch.tensor(usable_times(interpolant, objective), dtype=torch.float64)
+        assert bool(torch.isfinite(to_velocity(interpolant, objective, x, x, t)).all())
+        assert bool(torch.isfinite(interpolant.d_sigma(t)).all())
+
+
+def test_variance_exploding_starts_far_out():
+    assert ALL[-1].noise_scale == pytest.approx(20)
+    assert Linear().noise_scale == 1
+
+
+class Smooth(Schedule):
+    """A schedule of a user's own: alpha = cos^2, sigma = sin^2."""
+
+    name: str = "smooth"
+
+    def alpha(self, t):
+        return torch.cos(torch.pi / 2 * t) ** 2
+
+    def sigma(self, t):
+        return torch.sin(torch.pi / 2 * t) ** 2
+
+    def d_alpha(self, t):
+        return -torch.pi / 2 * torch.sin(torch.pi * t)
+
+    def d_sigma(self, t):
+        return torch.pi / 2 * torch.sin(torch.pi * t)
+
+
+def test_a_schedule_of_the_users_own_comes_by_class():
+    parse = TypeAdapter(Interpolant).validate_python
+    own = parse({"name": "custom", "path": "tests.test_interpolant:Smooth"})
+    torch.testing.assert_close(own.alpha(TIMES), Smooth().alpha(TIMES))
+    assert parse(own.model_dump()) == own
+    for bad, says in (
+        ("tests.test_interpolant:Nothing", "cannot be made"),
+        ("no_such_module:X", "cannot be made"),
+        ("pathlib:Path", "no subclass"),
+        ("a path", "pattern"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            parse({"name": "custom", "path": bad})

@@ -1,0 +1,179 @@
+"""Two rounds of stages called as functions, on Gaussians, where every number is known."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from fmcore.compare import RoundName, compare
+from fmcore.couple import couple
+from fmcore.evaluate import evaluate
+from fmcore.features.extractor import FeatureSettings
+from fmcore.measure.harness import Evaluate
+from fmcore.measure.likelihood import Likelihood
+from fmcore.measure.yardstick import YardstickSettings, fit, save
+from fmcore.network.mlp import MLP
+from fmcore.sampling.pairs import Couple
+from fmcore.settings import ReflowError
+from fmcore.solve.solver import Solver
+from fmcore.train import train
+from fmcore.training.fit import Train
+from fmcore.verdict.gates import Gates
+from tests.chains import CPU, gaussian_data, scratch_model, silent
+from tests.oracles import least_loss, straightness
+
+MU, S = [2.0, -1.0], [1.0, 1.0]
+SETTINGS = Evaluate(nfe=(1, 2, 8), solver=Solver(name="heun", steps=32), trajectories=2000)
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory):
+    """rf1 and rf2, trained, sampled and evaluated: about twenty seconds."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("rounds")
+    gaussian_data(root / "data", mu=MU, s=S, pairs=20_000)
+    network = MLP(width=48, depth=2, time_features=16)
+    scratch_model(root / "scratch", dim=2, network=network)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=1000, splits=2)
+    save(root / "yardstick", fit(root / "data", settings, seed=0, log=silent))
+
+    def learn(name, coupling, init, steps, lr):
+        out = root / name
+        train(
+            root / coupling, root / init, out, root / f"train/{name}.csv",
+            root / f"train/{name}.json",
+            Train(steps=steps, batch=512, lr=lr, ema=0.99, warmup=20), name=name, seed=1,
+            device=CPU, scratch=root / "tmp" / name, log=silent,
+        )  # fmt: skip
+        measure(root, name, coupling, f"evaluate/{name}")
+
+    learn("rf1", "data", "scratch", 1500, 5e-3)
+    couple(
+        root / "rf1", root / "data", root / "pairs", root / "couple.json",
+        Couple(pairs=20_000, solver=Solver(name="rk4", steps=10)), seed=2, device=CPU,
+        scratch=root / "tmp" / "couple", log=silent,
+    )  # fmt: skip
+    learn("rf2", "pairs", "rf1", 1000, 2e-3)
+    return root
+
+
+def measure(root, name, coupling, where, *, seed=3, settings=SETTINGS):
+    return evaluate(
+        root / name, root / "data", root / coupling, root / "yardstick",
+        root / f"{where}.json", (root / f"fd/{name}.csv", root / f"gap/{name}.csv"),
+        root / "pictures" / name, settings, seed=seed, device=CPU, log=silent,
+    )  # fmt: skip
+
+
+def result(root, name):
+    return json.loads((root / "evaluate" / f"{name}.json").read_text())
+
+
+def test_the_first_round_has_the_straightness_loss_and_cost_of_theory(rounds):
+    found = result(rounds, "rf1")
+    s = straightness(1.0) * 2
+    assert found["straightness"] == pytest.approx(s, rel=0.06)
+    assert found["straightness_per_dim"] == pytest.approx(s / 2, rel=0.06)
+    assert found["held_out_loss"] * 2 == pytest.approx(2 * least_loss(1.0), rel=0.06)
+    assert found["transport_cost"] == pytest.approx(sum(m**2 for m in MU), rel=0.05)
+    before = sum(m**2 + 1 + s**2 for m, s in zip(MU, S, strict=True))
+    assert found["transport_cost_before"] == pytest.approx(before, rel=0.03)
+    assert abs(found["budget_defect"]) < 0.05
+    assert found["ivd"] == pytest.approx(1.0, rel=0.1)  # v(eps, 1) = eps - mu, chord = -mu: E eps^2
+    assert found["held_out_ratio"] == pytest.approx(1, abs=0.1)
+
+
+def test_one_euler_step_of_the_first_round_is_the_mean(rounds):
+    """All mass at mu: the identity-feature distance is then the trace of the covariance."""
+    found = result(rounds, "rf1")
+    assert found["fd_identity/nfe_1"] == pytest.approx(2.0, rel=0.1)
+    ratio = 0.5  # of the standard deviation after two Euler steps, s = 1
+    assert found["fd_identity/nfe_2"] == pytest.approx(2 * (1 - ratio) ** 2, rel=0.15)
+
+
+def test_the_second_round_is_straight_and_right_in_one_step(rounds):
+    first, second = result(rounds, "rf1"), result(rounds, "rf2")
+    assert second["straightness_per_dim"] < 1e-3
+    assert second["straightness_rel"] < 0.01 * first["straightness_rel"]
+    assert second["fd_identity/nfe_1"] < 0.02
+    assert second["energy/nfe_1"] < 0.1 * first["energy/nfe_1"]
+    for name in ("transport_cost", "transport_cost_l1", "transport_cost_l4"):
+        assert second[name] < 1.03 * first[name], "no convex cost rises"
+    costs = [first["transport_cost_before"], first["transport_cost"]]
+    spent = first["straightness"] + 2 * first["held_out_loss"]
+    assert spent == pytest.approx(costs[0] - costs[1], rel=0.06)
+
+
+def test_measuring_again_gives_the_same_bytes_and_another_seed_does_not(rounds):
+    before = (rounds / "evaluate" / "rf2.json").read_bytes()
+    measure(rounds, "rf2", "pairs", "again")
+    assert (rounds / "again.json").read_bytes() == before
+    other = measure(rounds, "rf2", "pairs", "other", seed=4)
+    assert other["w2/nfe_1"] != json.loads(before)["w2/nfe_1"]
+    measure(rounds, "rf2", "pairs", "again")
+
+
+def test_curves_and_pictures(rounds):
+    rows = list(csv.DictReader((rounds / "fd" / "rf1.csv").open()))
+    assert [int(r["nfe"]) for r in rows] == [1, 2, 8]
+    assert float(rows[0]["fd_identity"]) == result(rounds, "rf1")["fd_identity/nfe_1"]
+    gaps = list(csv.DictReader((rounds / "gap" / "rf1.csv").open()))
+    assert len(gaps) == 32
+    mean = sum(float(r["gap"]) for r in gaps) / 32
+    assert mean == pytest.approx(result(rounds, "rf1")["straightness"])
+    names = {p.name for p in (rounds / "pictures" / "rf1").iterdir()}
+    assert names == {"samples.png", "trajectories.png"}
+
+
+def side_by_side(names, rounds, out):
+    compare(
+        names,
+        Gates(),
+        metrics=rounds,
+        curves=rounds / "gap",
+        yardstick=rounds / "yardstick",
+        out=out,
+    )
+
+
+def test_the_comparison_puts_the_rounds_side_by_side(rounds, tmp_path):
+    names = [
+        RoundName(name="rf1", coupling="independent"),
+        RoundName(name="rf2", coupling="rf1", parent="rf1"),
+    ]
+    side_by_side(names, rounds, tmp_path)
+    found = json.loads((tmp_path / "rounds.json").read_text())
+    assert found["metric"] == "fd_identity" and found["floor"] > 0
+    by_round = {r["round"]: r for r in found["rounds"]}
+    assert by_round["rf2"]["fd_identity"]["1"] == result(rounds, "rf2")["fd_identity/nfe_1"]
+    assert found["ship"]["one_step"]["round"] == "rf2"
+    assert found["next"] == [line for line in found["next"] if line.startswith("after rf2: stop;")]
+    judged = {(g["stage"], g["gate"]) for g in found["gates"]}
+    assert {("evaluate@rf1", "budget_defect"), ("evaluate@rf2", "cost_rise")} <= judged
+    table = (tmp_path / "rounds.csv").read_text().splitlines()
+    assert len(table) == 3 and table[0].startswith("round,coupling,fd_identity@1")
+    assert "floor" in (tmp_path / "rounds.md").read_text()
+    with pytest.raises(ReflowError, match=r"rf3\.json: no metrics of round rf3"):
+        names.append(RoundName(name="rf3", coupling="rf2"))
+        side_by_side(names, rounds, tmp_path)
+
+
+def test_distances_over_seeds_are_their_mean_with_a_spread(rounds):
+    one = result(rounds, "rf1")
+    three = measure(
+        rounds, "rf1", "data", "seeds/rf1", settings=SETTINGS.model_copy(update={"seeds": 3})
+    )
+    assert three["fd_identity/nfe_8"] != one["fd_identity/nfe_8"]
+    assert three["fd_identity/nfe_8"] == pytest.approx(one["fd_identity/nfe_8"], rel=0.5)
+    assert 0 < three["fd_identity_seed_sd/nfe_8"] < 0.1
+    assert three["fd_identity/floor"] == one["fd_identity/floor"]
+
+
+def test_the_likelihood_is_near_that_of_the_law_itself(rounds):
+    """The entropy of N(mu, I) in two dimensions is 1 + log(2 pi) nats."""
+    likely = SETTINGS.model_copy(update={"likelihood": Likelihood(samples=400)})
+    found = measure(rounds, "rf1", "data", "likely/rf1", settings=likely)
+    assert found["nll"] == pytest.approx(1 + math.log(2 * math.pi), abs=0.15)
+    assert "nll/floor" not in found and "bits_per_dim" not in found  # the law is not recorded

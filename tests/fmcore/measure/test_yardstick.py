@@ -1,0 +1,164 @@
+"""Features and the yardstick: what a distance is read against."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.dataset.densities import EightGaussians
+from fmcore.dataset.public import Digits
+from fmcore.features.extractor import (
+    FeatureSettings,
+    extract,
+    fingerprint,
+    fit_classifier,
+    load_extractor,
+    quantise,
+)
+from fmcore.measure import yardstick
+from fmcore.measure.yardstick import YardstickSettings
+from fmcore.prepare import prepare
+from fmcore.settings import ReflowError
+from tests.chains import gaussian_data, silent
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("digits") / "independent"
+    prepare(folder, Digits(name="digits"), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    settings = YardstickSettings(features=FeatureSettings(epochs=15), samples=898, splits=2)
+    return yardstick.fit(digits, settings, seed=0, log=silent)
+
+
+def test_the_prepared_data_is_whole_and_in_an_order_of_its_own(digits):
+    pairs = read(open_coupling(digits))
+    assert len(pairs) == 1797
+    assert pairs.label[:10].tolist() != list(range(10))
+    assert torch.bincount(pairs.label).min() > 170
+
+
+def test_the_classifier_knows_digits_it_never_saw(digits):
+    pairs = read(open_coupling(digits))
+    network = fit_classifier(
+        pairs.target[:1400], pairs.label[:1400], FeatureSettings(epochs=15), 0, silent
+    )
+    right = network(quantise(pairs.target[1400:])).argmax(1) == pairs.label[1400:]
+    assert float(right.float().mean()) > 0.95
+
+
+def test_the_classifier_is_a_function_of_the_seed(digits):
+    pairs = read(open_coupling(digits))
+    settings = FeatureSettings(epochs=1)
+    prints = [
+        fingerprint(fit_classifier(pairs.target, pairs.label, settings, seed, silent))
+        for seed in (1, 1, 2)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_distances_rank_damage_and_the_floor_is_low(digits, fitted):
+    pairs = read(open_coupling(digits))
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(pairs), generator=generator)[: fitted.samples]
+    order = order.repeat(2)[: fitted.samples]
+    real = pairs.target[order]
+    noise = torch.randn(real.shape, generator=generator)
+    found = [
+        fitted.measure(x)["fd_clf"]
+        for x in (real, real + 0.4 * noise, real + noise, 2 * torch.rand_like(real) - 1)
+    ]
+    assert found == sorted(found)
+    assert 2 * fitted.about["floor"]["fd_clf"] < found[1] < found[2] / 2
+
+
+def test_images_are_compared_as_a_file_would_hold_them():
+    x = torch.tensor([-3.0, -1.0, 0.001, 1.0, 7.0])
+    q = quantise(x)
+    assert q.min() == -1 and q.max() == 1
+    torch.testing.assert_close(quantise(q), q)
+    assert float((q[2] - x[2]).abs()) < 1 / 255
+
+
+def test_a_yardstick_survives_the_disk_and_refuses_another_extractor(tmp_path, fitted):
+    yardstick.save(tmp_path / "y", fitted)
+    again = yardstick.load(tmp_path / "y")
+    x = torch.rand(fitted.samples, 1, 8, 8)
+    assert again.measure(x) == fitted.measure(x)
+    assert again.name == "fd_clf"
+    about = json.loads((tmp_path / "y" / "yardstick.json").read_text())
+    (tmp_path / "y" / "yardstick.json").write_text(json.dumps({**about, "fingerprint": "x"}))
+    with pytest.raises(ReflowError, match="not the extractor"):
+        yardstick.load(tmp_path / "y")
+    (tmp_path / "y" / "extractor" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ReflowError, match="damaged"):
+        load_extractor(tmp_path / "y" / "extractor")
+
+
+def test_labels_missing_where_they_are_needed(tmp_path):
+    data = gaussian_data(tmp_path / "data", mu=[0.0, 0.0], s=[1.0, 1.0], pairs=100)
+    with pytest.raises(ReflowError, match="needs images with labels.*identity"):
+        yardstick.fit(data, YardstickSettings(), seed=0, log=silent)
+
+
+def test_too_few_samples(tmp_path):
+    about = About(kind="independent", shape=[2], pairs=2, seed=0)
+    write_shard(tmp_path / "d", 0, table(about, np.arange(2), torch.zeros(2, 2)))
+    finish(tmp_path / "d", about, 1)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"))
+    with pytest.raises(ReflowError, match="cannot be cut in two halves"):
+        yardstick.fit(tmp_path / "d", settings, seed=0, log=silent)
+
+
+def test_vectors_get_transport_distances_with_their_floor(tmp_path):
+    data = gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5], pairs=4000)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=1000, splits=2)
+    made = yardstick.fit(data, settings, seed=0, log=silent)
+    x = torch.randn(made.samples, 2, generator=torch.Generator().manual_seed(5))
+    good = made.measure(torch.tensor([2.0, -1.0]) + torch.tensor([1.0, 0.5]) * x)
+    collapsed = made.measure(torch.tensor([2.0, -1.0]) + 0 * x)
+    assert set(good) >= {"fd_identity", "w2", "sliced_w2", "energy", "w2_sd"}
+    for name, floor in made.about["floor"].items():
+        if name.endswith("_sd"):
+            continue
+        assert abs(good[name] - floor) < abs(floor) + 0.1
+        if name in {"recall", "coverage"}:
+            assert collapsed[name] < 0.1
+        elif name not in {"precision", "density", "nearest_train"}:  # one good point pleases these
+            assert collapsed[name] > 0.3
+    assert collapsed["fd_identity"] == pytest.approx(1 + 0.25, rel=0.1)
+    assert torch.equal(extract(None, x), x)
+
+
+def test_a_class_that_is_wrong_shows_in_its_own_distance(digits, fitted):
+    pairs = read(open_coupling(digits))
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(len(pairs), generator=generator)[: fitted.samples // 2].repeat(2)
+    x, label = pairs.target[order], pairs.label[order]
+    good = fitted.measure(x, label)
+    noisy = torch.where((label == 3)[:, None, None, None], torch.randn(x.shape).clamp(-1, 1), x)
+    bad = fitted.measure(noisy, label)
+    names = [f"fd_clf_class_{k}" for k in range(10)]
+    assert set(names) <= set(good) and set(names) <= set(fitted.about["floor"])
+    assert bad["fd_clf_class_3"] > 5 * good["fd_clf_class_3"]
+    assert all(bad[n] == good[n] for n in names if n != "fd_clf_class_3")
+    assert not any("class" in name for name in fitted.measure(x))
+
+
+def test_eight_gaussians_have_modes(tmp_path):
+    folder = tmp_path / "data"
+    law = EightGaussians(name="eight_gaussians", samples=2000)
+    prepare(folder, law, seed=0)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=500, splits=1)
+    made = yardstick.fit(folder, settings, seed=0, log=silent)
+    assert made.about["floor"]["mode_share"] > 0.97
+    one = made.measure(law.modes()[:1].float().repeat(500, 1))
+    assert one["mode_weights_tv"] == pytest.approx(7 / 8)

@@ -1,0 +1,81 @@
+"""Networks and models on disk."""
+
+import pickle
+
+import pytest
+import torch
+
+from fmcore.network.build import build
+from fmcore.network.ema import averaged
+from fmcore.network.mlp import MLP
+from fmcore.network.store import load, save
+from fmcore.settings import ReflowError
+from tests.chains import SMALL, scratch_model
+
+
+def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    one, two, other = (build(SMALL, (2,), seed=s) for s in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    pairs = list(zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(one.enter.weight, other.enter.weight)
+
+
+def test_the_network_keeps_shapes_and_feels_time():
+    network = build(MLP(width=16, depth=1, time_features=8), (1, 4, 4), seed=0)
+    torch.nn.init.normal_(network.blocks[0].outer.weight)
+    x = torch.randn(3, 1, 4, 4)
+    early, late = network(x, torch.zeros(3)), network(x, torch.ones(3))
+    assert early.shape == x.shape
+    assert not torch.allclose(early, late)
+
+
+def test_save_and_load_give_the_same_function(tmp_path):
+    network = build(SMALL, (2,), seed=0)
+    save(tmp_path / "m", network, about={"round": "rf1"})
+    model = load(tmp_path / "m")
+    x, t = torch.randn(5, 2), torch.rand(5)
+    assert torch.equal(model.network(x, t), network(x, t))
+    assert model.config["round"] == "rf1" and not model.network.training
+    assert load(tmp_path / "m").digest == model.digest
+
+
+def test_ema_ramps_and_then_averages():
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    ema = averaged(network, 0.9)
+    ema.update_parameters(network)
+    value = 0.0
+    for n in range(1, 200):
+        network.weight.data.fill_(float(n))
+        ema.update_parameters(network)
+        value += (1 - min(0.9, (1 + n) / (10 + n))) * (n - value)
+    assert float(ema.module.weight.detach()) == pytest.approx(value, rel=1e-4)
+
+
+def test_a_missing_model_says_what_to_run(tmp_path):
+    with pytest.raises(ReflowError, match=r"config\.json.*is missing; run the stage"):
+        load(tmp_path / "nowhere")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("exploded",))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 50, pickle.dumps(Bomb())])
+def test_a_damaged_or_pickled_weights_file_is_refused_and_never_run(tmp_path, content, capsys):
+    folder = scratch_model(tmp_path / "m", dim=2)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ReflowError, match="model.safetensors"):
+        load(folder)
+    assert "exploded" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"network": {"width": -1}, "shape": [2]}'])
+def test_a_bad_config_is_one_clear_error(tmp_path, text):
+    folder = scratch_model(tmp_path / "m", dim=2)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ReflowError, match="not a model"):
+        load(folder)

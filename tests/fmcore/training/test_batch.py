@@ -1,0 +1,87 @@
+"""Training batches: pairing, flips, labels; each draw a function of (seed, step)."""
+
+import numpy as np
+import pytest
+import torch
+
+from fmcore.coupling.read import Pairs
+from fmcore.matching.times import Uniform
+from fmcore.measure.transport import transport_cost, w2
+from fmcore.training.batch import Independent, Optimal, Sinkhorn, draw_batch
+
+CPU = torch.device("cpu")
+
+
+def pairs(n=64, shape=(2,), labels=False):
+    generator = torch.Generator().manual_seed(0)
+    target = 3 + 0.5 * torch.randn(n, *shape, generator=generator)
+    source = torch.randn(n, *shape, generator=generator)
+    label = torch.arange(n) % 3 if labels else None
+    return Pairs(torch.arange(n), target, source, label)
+
+
+def made(given, **changes):
+    settings = dict(
+        seed=1, step=5, law=Uniform(), spans=0.0, pairing=Independent(), flip=False, classes=0,
+        label_dropout=0.0, device=CPU,
+    )  # fmt: skip
+    return draw_batch(given, **{**settings, **changes})
+
+
+def test_times_are_stratified_and_a_function_of_seed_and_step():
+    a, b = made(pairs()), made(pairs())
+    assert torch.equal(a.t, b.t) and not torch.equal(a.t, made(pairs(), step=6).t)
+    assert torch.equal((a.t * 64).floor().long(), torch.arange(64))
+    assert not a.span.any() and a.label is None
+
+
+def test_the_optimal_pairing_reaches_the_wasserstein_distance_of_the_batch():
+    given = pairs()
+    batch = made(given, pairing=Optimal(name="optimal"))
+    assert transport_cost(batch.source, batch.target) == pytest.approx(
+        w2(given.source, given.target) ** 2
+    )
+    assert torch.equal(batch.target, given.target)
+    assert sorted(batch.source.tolist()) == sorted(given.source.tolist())
+
+
+def test_the_entropic_pairing_lies_between_independent_and_optimal():
+    pytest.importorskip("ot", reason="POT is an extra")
+    given = pairs(256)
+    costs = [
+        transport_cost(b.source, b.target)
+        for b in (
+            made(given, pairing=Optimal(name="optimal")),
+            made(given, pairing=Sinkhorn(name="sinkhorn", reg=0.02)),
+            made(given, pairing=Sinkhorn(name="sinkhorn", reg=10.0)),
+        )
+    ]
+    free = transport_cost(given.source, given.target)
+    assert costs[0] < costs[1] < costs[2] == pytest.approx(free, rel=0.1)
+
+
+def test_a_flip_mirrors_source_and_target_of_the_same_samples():
+    given = pairs(shape=(1, 4, 4))
+    batch = made(given, flip=True)
+    turned = [bool(torch.equal(b, a.flip(-1))) for a, b in zip(given.target, batch.target)]
+    for i, mirrored in enumerate(turned):
+        expected = given.source[i].flip(-1) if mirrored else given.source[i]
+        assert torch.equal(batch.source[i], expected)
+    assert 16 < sum(turned) < 48
+
+
+def test_labels_are_dropped_to_the_null_class_at_the_asked_rate():
+    given = pairs(3000, labels=True)
+    assert made(given).label is None
+    whole = made(given, classes=3)
+    assert torch.equal(whole.label, given.label)
+    dropped = made(given, classes=3, label_dropout=0.2).label
+    assert float((dropped == 3).float().mean()) == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(dropped[dropped != 3], given.label[dropped != 3])
+
+
+def test_spans_lie_between_two_draws_of_the_law():
+    batch = made(pairs(4000), spans=0.25)
+    assert float((batch.span > 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert bool((batch.span <= batch.t).all()) and float(batch.t.max()) <= 1
+    np.testing.assert_allclose(batch.t.mean(), 2 / 3, atol=0.02)

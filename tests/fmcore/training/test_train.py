@@ -1,0 +1,165 @@
+"""Training: closed-form losses, bit-exact resumption, and what stops it."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from fmcore.coupling.read import open_coupling, read
+from fmcore.matching.interpolant import Linear
+from fmcore.network.store import load
+from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError
+from fmcore.train import train
+from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.held_out import flow_matching_loss, held_out_losses
+from tests.chains import CPU, gaussian_data, scratch_model, silent
+from tests.oracles import gaussian_velocity, least_loss
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test may catch it."""
+
+
+def run(tmp_path, name, settings, *, log=silent, data="data", seed=5):
+    out = tmp_path / name
+    train(
+        tmp_path / data,
+        tmp_path / "init",
+        out / "model",
+        out / "curve.csv",
+        out / "metrics.json",
+        settings,
+        name="rf1",
+        seed=seed,
+        device=CPU,
+        scratch=out / "scratch",
+        log=log,
+    )
+    return {p.relative_to(out): p.read_bytes() for p in (out / "model").iterdir()} | {
+        "curve": (out / "curve.csv").read_bytes(),
+        "metrics": (out / "metrics.json").read_bytes(),
+    }
+
+
+@pytest.fixture
+def start(tmp_path):
+    torch.set_num_threads(1)
+    gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
+    scratch_model(tmp_path / "init", dim=2)
+    return tmp_path
+
+
+def test_the_exact_velocity_reaches_the_least_loss(start):
+    """E||v* - u||^2 = (pi/2) sum s: no velocity does better on independent pairs."""
+    gaussian_data(start / "many", mu=[2.0, -1.0], s=[1.0, 0.5], pairs=200_000)
+    pairs = read(open_coupling(start / "many"))
+    v = gaussian_velocity(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.5]))
+    t = (torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)) + 0.5) / len(pairs)
+    loss = float(flow_matching_loss(v, Linear(), pairs.target, pairs.source, t)) * 2
+    assert loss == pytest.approx(least_loss(1.0) + least_loss(0.5), rel=0.015)
+
+
+def test_training_lowers_the_held_out_loss_towards_the_least(start):
+    run(start, "a", Train(steps=600, lr=3e-3, warmup=10, ema=0.99, checkpoint_every=600))
+    metrics = json.loads((start / "a" / "metrics.json").read_text())
+    least = (least_loss(1.0) + least_loss(0.5)) / 2
+    assert metrics["held_out_loss"] == pytest.approx(least, rel=0.15)
+    assert metrics["held_out_ratio"] == pytest.approx(1, abs=0.2)
+    untrained = held_out_losses(
+        Flow.of(load(start / "init")), start / "data", seed=5, device=CPU, limit=4096
+    )
+    assert metrics["held_out_loss"] < 0.6 * untrained["held_out_loss"]
+
+
+@pytest.mark.parametrize("kill_at", [25, 50, 130])
+def test_a_killed_training_resumes_bit_for_bit(start, kill_at):
+    settings = Train(steps=160, batch=32, log_every=10, checkpoint_every=50, warmup=20)
+    whole = run(start, "whole", settings)
+
+    def kill(values, step):
+        if step >= kill_at and "loss" in values:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(start, "killed", settings, log=kill)
+    resumed_at = []
+    again = run(
+        start, "killed", settings, log=lambda v, s: resumed_at.append(s) if "resumed" in v else None
+    )
+    assert again == whole
+    assert resumed_at == ([kill_at // 50 * 50] if kill_at >= 50 else [])
+
+
+def test_without_the_optimizer_state_resuming_would_differ(start):
+    """The test above can fail: a checkpoint of weights alone gives another model."""
+    settings = Train(steps=60, batch=32, warmup=0)
+
+    def trained(restart):
+        state = new_state(load(start / "init").network, settings)
+        for done in fit(state, start / "data", settings, seed=1):
+            if restart and done.step == 30:
+                state.optimizer.state.clear()
+        return state.network.state_dict()["leave.weight"]
+
+    assert torch.equal(trained(False), trained(False))
+    assert not torch.equal(trained(False), trained(True))
+
+
+def test_a_torn_checkpoint_counts_as_none(start):
+    settings = Train(steps=60, batch=32, log_every=10, checkpoint_every=20)
+    whole = run(start, "whole", settings)
+    scratch = start / "torn" / "scratch"
+    scratch.mkdir(parents=True)
+    (scratch / "checkpoint.safetensors").write_bytes(b"half a file")
+    assert run(start, "torn", settings) == whole
+
+
+def test_the_seed_decides(start):
+    settings = Train(steps=20, batch=32)
+    assert run(start, "a", settings) == run(start, "b", settings)
+    assert run(start, "a", settings) != run(start, "c", settings, seed=6)
+
+
+def test_the_curve_is_a_table(start):
+    run(start, "a", Train(steps=100, batch=32, log_every=20, checkpoint_every=50, warmup=10))
+    rows = list(csv.DictReader((start / "a" / "curve.csv").open()))
+    assert [int(r["step"]) for r in rows] == [20, 40, 50, 60, 80, 100]
+    assert all(math.isfinite(float(r["loss"])) for r in rows)
+    assert float(rows[-1]["held_out_loss"]) > 0
+    assert float(rows[-1]["lr"]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_diverging_training_stops_and_keeps_the_last_good_checkpoint(start):
+    calm = Train(steps=400, batch=32, log_every=10, checkpoint_every=20, warmup=0)
+
+    def poison(values, step):
+        if step == 40 and "held_out_loss" in values:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(start, "a", calm, log=poison)
+    kept = (start / "a" / "scratch" / "checkpoint.safetensors").read_bytes()
+    wild = calm.model_copy(update={"lr": 1e9, "clip": 1e9})
+    with pytest.raises(
+        ReflowError, match=r"(diverged|rose to).*lower train\.lr.*checkpoint is kept"
+    ):
+        run(start, "a", wild)
+    assert (start / "a" / "scratch" / "checkpoint.safetensors").read_bytes() == kept
+    assert not (start / "a" / "model").exists()
+
+
+def test_a_model_of_another_shape_is_refused(start):
+    gaussian_data(start / "three", mu=[0.0, 0.0, 0.0], s=[1.0, 1.0, 1.0], pairs=100)
+    with pytest.raises(ReflowError, match=r"shape \[2\].*\[3\]"):
+        run(start, "a", Train(steps=1), data="three")
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(start):
+    blocked = start / "a" / "scratch"
+    blocked.mkdir(parents=True)
+    (blocked / ".checkpoint.safetensors.tmp").mkdir()  # what cannot be written to, even by root
+    with pytest.raises(ReflowError, match=r"checkpoint\.safetensors\.tmp: cannot be written"):
+        run(start, "a", Train(steps=10, batch=32))
