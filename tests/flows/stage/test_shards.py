@@ -28,7 +28,7 @@ def chain(empty):
         shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
     stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
     with (empty.root / "dvc.yaml").open("w") as file:
-        YAML(typ="safe").dump({"stages": {"couple": stages["couple"]}}, file)
+        YAML(typ="safe").dump({"stages": {k: stages[k] for k in ("inputs", "couple")}}, file)
     text = PARAMS.replace("pairs: 2000, shard: 512", "pairs: 700, shard: 200")
     untrained = "gates: {endpoint_shift: {warn: null, fail: null}}"
     empty.write("params.yaml", text.replace("gates: {}", untrained))
