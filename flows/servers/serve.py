@@ -1,7 +1,7 @@
 """`reflow ui`: a Prefect server and an MLflow server for this project, on loopback, until Ctrl-C.
 
-Prefect asks for the name and password in `.reflow/prefect/auth`; MLflow accepts requests for its own
-host name only, so that no web page can call it. Both die with this process, however it ends.
+Prefect asks for the name and password in `.reflow/prefect/auth`; MLflow accepts requests for its
+own host name only, so that no web page can call it. Both die with this process, however it ends.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ Say = Callable[[str], object]
 def serve(root: Path, *, prefect_port: int | None, mlflow_port: int | None, say: Say) -> None:
     """Start the servers, print their addresses, and keep them running until Ctrl-C or SIGTERM.
 
-    A port that is given must be free; without one the next free port is taken. A server that the
-    user's own PREFECT_API_URL or MLFLOW_TRACKING_URI names is used, not started. Raises ReflowError.
+    A port that is given must be free; without one the next free port is taken. A server that
+    PREFECT_API_URL or MLFLOW_TRACKING_URI names is used, not started. Raises ReflowError.
     """
     root = root.resolve()
     if kept := servers.living(root):
