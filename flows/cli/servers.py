@@ -47,7 +47,7 @@ def deploy(
         str, typer.Option(help='Parameters of its runs, JSON: {"seed": 1, "rev": "main"}.')
     ] = "{}",
 ) -> None:
-    """Register the chain with Prefect, to run on a schedule or from the Prefect UI, in worktrees."""
+    """Register the chain with Prefect: runs on a schedule or from the Prefect UI, in worktrees."""
     with one_line_errors():
         root = project()
         from flows.deploy.register import Wanted
