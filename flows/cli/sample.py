@@ -65,7 +65,7 @@ def _samples(model: Path, wanted: Draw) -> "Tensor":
     if wanted.churn:
         sde = Sde(steps=wanted.nfe, churn=wanted.churn)
         found = diffuse(
-            flow, noise, sde, ids, seed=wanted.seed, device=cpu, label=label,
+            flow, noise, sde, seed=wanted.seed, device=cpu, label=label,
             guidance=wanted.guidance,
         )  # fmt: skip
     else:

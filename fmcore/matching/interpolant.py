@@ -20,8 +20,9 @@ from fmcore.settings import Settings
 EDGE = 1e-3
 """How near to an end of [0, 1] a formula is read where it is singular at the end itself."""
 
-Objective = Literal["velocity", "noise", "target"]
-"""What a network predicts: the velocity, the source (denoising score matching), the target."""
+Objective = Literal["velocity", "noise", "target", "mean_flow"]
+"""What a network predicts: the velocity, the source (denoising score matching), the target, or the
+velocity averaged over a span of time (Geng et al. 2025)."""
 
 
 class Schedule(Settings):

@@ -18,13 +18,14 @@ def mean_flow_gap(
     x: Tensor,
     velocity: Tensor,
     t: Tensor,
-    span: Tensor,
+    span: Tensor | None,
     label: Tensor | None,
 ) -> Tensor:
     """Return u - (velocity - span d/dt u) [B, *D]; the aim is held fixed, no gradient goes there.
 
-    `x` [B, *D] lies on the path at t [B] and moves with `velocity` [B, *D].
+    `x` [B, *D] lies on the path at t [B] and moves with `velocity` [B, *D]; no span means 0.
     """
+    span = torch.zeros_like(t) if span is None else span
 
     def average(x: Tensor, t: Tensor, span: Tensor) -> Tensor:
         return network(x, t, label, span)

@@ -1,4 +1,4 @@
-"""Samples of a flow by the reverse SDE, with noise by (seed, id, step)."""
+"""Samples of a flow by the reverse SDE, with noise by (seed, row, step)."""
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ def diffuse(
     flow: Flow,
     source: Tensor,
     settings: Sde,
-    ids: NDArray[np.int64],
     *,
     seed: int,
     device: torch.device,
@@ -24,7 +23,7 @@ def diffuse(
     label: Tensor | None = None,
     guidance: float = 1.0,
 ) -> Solution:
-    """Carry source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, id [N], step).
+    """Carry source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, row, step).
 
     Raises ReflowError where the velocity is not a score.
     """
@@ -34,7 +33,7 @@ def diffuse(
             " independent coupling: on any other, source and target depend on each other; use"
             " churn 0 (the ODE), or a round with `coupling: independent`"
         )
-    tiled, parts = flow.tiled(), []
+    tiled, parts, ids = flow.tiled(), [], np.arange(len(source))
     for first in range(0, len(source), batch):
         rows, own = source[first : first + batch], ids[first : first + batch]
         named = None if label is None else label[first : first + batch].to(device)
