@@ -20,7 +20,7 @@ from fmcore.network.build import build, with_spans
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple, sampler_of
 from fmcore.settings import derive_seed
-from fmcore.solve.solver import Adaptive
+from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
 from fmcore.training.fit import fit, new_state
 from fmcore.work.work import Work

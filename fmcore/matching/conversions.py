@@ -21,25 +21,15 @@ BLIND = 1e-2
 """Distance kept from the ends of [0, 1], where the prediction does not determine the velocity."""
 
 
-def _formulas(interpolant: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s = expand(t, x)
-    return (
-        interpolant.alpha(s),
-        interpolant.sigma(s),
-        interpolant.d_alpha(s),
-        interpolant.d_sigma(s),
-    )
-
-
 def to_source(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return E[source | x_t = x] = (alpha v - alpha' x) / W [B, *D]; holds for any coupling."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (a * velocity - da * x) / (a * db - da * b)
 
 
 def to_target(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return E[target | x_t = x] = (sigma' x - sigma v) / W [B, *D]; holds for any coupling."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (db * x - b * velocity) / (a * db - da * b)
 
 
@@ -54,13 +44,13 @@ def to_score(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> T
 
 def from_source(interpolant: Schedule, source: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return the velocity (alpha' x + W source) / alpha [B, *D]; needs alpha(t) > 0."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (da * x + (a * db - da * b) * source) / a
 
 
 def from_target(interpolant: Schedule, target: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return the velocity (sigma' x - W target) / sigma [B, *D]; needs sigma(t) > 0."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (db * x - (a * db - da * b) * target) / b
 
 

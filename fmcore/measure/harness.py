@@ -15,9 +15,8 @@ from fmcore.dataset.densities import Density, log_density
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.reverse_sde import diffuse
+from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.sde import Sde
 from fmcore.solve.solver import Solution, Solver
 from fmcore.work.work import Work
 

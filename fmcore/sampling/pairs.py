@@ -19,7 +19,8 @@ from fmcore.coupling.write import About, table
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, Settings
-from fmcore.solve.solver import Adaptive, OdeSolver, Solution, Solver, solve
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
 from fmcore.work.compute import numerics
 from fmcore.work.work import Work
 

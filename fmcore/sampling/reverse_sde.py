@@ -3,13 +3,22 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.sampling.flow import Flow, concatenated
-from fmcore.settings import ReflowError, derive_seed
-from fmcore.solve.sde import Sde, euler_maruyama
+from fmcore.settings import ReflowError, Settings, derive_seed
+from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solution
+
+
+class Sde(Settings):
+    """Euler-Maruyama: how many equal steps, and how much of the noise is drawn anew."""
+
+    name: str = Field(default="euler_maruyama", pattern="^euler_maruyama$")
+    steps: int = Field(default=64, gt=0)
+    churn: float = Field(default=1.0, ge=0, le=1)
 
 
 def diffuse(
@@ -43,5 +52,6 @@ def diffuse(
 
         start = (flow.interpolant.noise_scale * rows).to(device)
         v = tiled.velocity(named, guidance=guidance)
-        parts.append(euler_maruyama(v, flow.interpolant, start, settings, noise))
+        steps, churn = settings.steps, settings.churn
+        parts.append(euler_maruyama(v, flow.interpolant, start, noise, steps=steps, churn=churn))
     return concatenated(parts, 1 if label is None or guidance == 1 else 2)

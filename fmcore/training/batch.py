@@ -1,6 +1,6 @@
 """One training batch: times, pairing, flips and labels, each a function of (seed, step)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from fmcore.coupling.read import Pairs
 from fmcore.matching.interpolant import expand
 from fmcore.matching.loss import Batch
-from fmcore.matching.times import LawOfTime, Uniform, by_name
-from fmcore.settings import ReflowError, Settings, derive_seed
+from fmcore.matching.times import LawOfTime, Uniform
+from fmcore.settings import ReflowError, Settings, by_name, derive_seed
 
 
 class Independent(Settings):
@@ -46,9 +46,9 @@ class BatchRules:
     replaced by the null class `classes` at the rate `label_dropout`.
     """
 
-    law: LawOfTime = field(default_factory=Uniform)
+    law: LawOfTime = Uniform()
     spans: float = 0.0
-    pairing: Pairing = field(default_factory=Independent)
+    pairing: Pairing = Independent()
     flip: bool = False
     classes: int = 0
     label_dropout: float = 0.0

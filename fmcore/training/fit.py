@@ -109,15 +109,15 @@ def fit(
     for pairs in islice(stream, settings.steps - state.step):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
         state.optimizer.zero_grad(set_to_none=True)
-        losses = flow_matching_loss(
+        per_sample, mean_square = flow_matching_loss(
             network,
             batch.part(group.part),
             settings.interpolant,
             settings.objective,
             settings.loss,
         )
-        losses.per_sample.mean().backward()
-        error = losses.mean_square.detach()
+        per_sample.mean().backward()
+        error = mean_square.detach()
         group.average([error, *(p.grad for p in state.network.parameters())])
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
         state.optimizer.step()

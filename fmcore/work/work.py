@@ -1,7 +1,7 @@
 """What a verb is given beside its paths and settings: the circumstances of its work."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ import torch
 from fmcore.settings import Accept, Log
 from fmcore.work.compute import Compute
 from fmcore.work.executor import IN_PROCESS, Executor
-
-CPU = torch.device("cpu")
 
 
 def silent(values: dict[str, float], step: int) -> None:
@@ -33,8 +31,8 @@ class Work:
 
     scratch: Path
     seed: int = 0
-    device: torch.device = CPU
-    compute: Compute = field(default_factory=Compute)
+    device: torch.device = torch.device("cpu")
+    compute: Compute = Compute()
     log: Log = silent
     accept: Accept = anything
     executor: Executor = IN_PROCESS

@@ -16,7 +16,8 @@ from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
 from fmcore.sampling.pairs import Couple
 from fmcore.settings import ReflowError
-from fmcore.solve.solver import Adaptive, Solver
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import Solver
 from fmcore.training.batches import batches, longest
 from fmcore.work.work import Work
 from tests.chains import CPU, gaussian_data, silent
