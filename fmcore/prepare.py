@@ -9,6 +9,8 @@ from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.kinds import Dataset, load
 from fmcore.settings import derive_seed
 
+__all__ = ["Dataset", "prepare"]
+
 SHARD_ROWS = 16384
 
 

@@ -1,8 +1,7 @@
 """Interpolants x_t = alpha(t) target + sigma(t) source, with t = 0 data and t = 1 noise.
 
 Theory: Ayan Das, "Match Flows, Not Scores" (2024). An interpolant is its settings: fields plus
-four formulas. Times are tensors [B]; the formulas are elementwise. Velocity, score, source and
-target are four views of one field; the functions below turn one into another.
+four formulas. Times are tensors [B]; the formulas are elementwise.
 """
 
 import importlib
@@ -20,8 +19,9 @@ from fmcore.settings import Settings
 EDGE = 1e-3
 """How near to an end of [0, 1] a formula is read where it is singular at the end itself."""
 
-Objective = Literal["velocity", "noise", "target"]
-"""What a network predicts: the velocity, the source (denoising score matching), the target."""
+Objective = Literal["velocity", "noise", "target", "mean_flow"]
+"""What a network predicts: the velocity, the source (denoising score matching), the target, or the
+velocity averaged over a span of time (Geng et al. 2025)."""
 
 
 class Schedule(Settings):
@@ -46,6 +46,11 @@ class Schedule(Settings):
     def d_sigma(self, t: Tensor) -> Tensor:
         """Return d sigma / dt [B]."""
 
+    def at(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return alpha, sigma, alpha', sigma' at t [B], shaped as factors of x [B, *D]."""
+        s = expand(t, x)
+        return self.alpha(s), self.sigma(s), self.d_alpha(s), self.d_sigma(s)
+
     @property
     def noise_scale(self) -> float:
         """Return sigma(1): the flow starts at sigma(1) source, which is source but for `ve`."""
@@ -58,19 +63,15 @@ class Linear(Schedule):
     name: Literal["linear"] = "linear"
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return 1 - t [B]."""
         return 1 - t
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return t [B]."""
         return t
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Return -1 [B]."""
         return -torch.ones_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Return 1 [B]."""
         return torch.ones_like(t)
 
 
@@ -80,19 +81,15 @@ class Cosine(Schedule):
     name: Literal["cosine"] = "cosine"
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return cos(pi t / 2) [B]."""
         return torch.cos(math.pi / 2 * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return sin(pi t / 2) [B]."""
         return torch.sin(math.pi / 2 * t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Return -pi/2 sin(pi t / 2) [B]."""
         return -math.pi / 2 * torch.sin(math.pi / 2 * t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Return pi/2 cos(pi t / 2) [B]."""
         return math.pi / 2 * torch.cos(math.pi / 2 * t)
 
 
@@ -103,19 +100,15 @@ class Polynomial(Schedule):
     power: float = Field(default=2.0, ge=1)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return (1 - t)^n [B]."""
         return (1 - t) ** self.power
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return 1 - (1 - t)^n [B]."""
         return 1 - self.alpha(t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Return -n (1 - t)^(n - 1) [B]."""
         return -self.power * (1 - t) ** (self.power - 1)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Return n (1 - t)^(n - 1) [B]."""
         return -self.d_alpha(t)
 
 
@@ -137,19 +130,15 @@ class VariancePreserving(Schedule):
         return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return exp(-int_0^t beta / 2) [B]."""
         return torch.exp(-self._integral(t) / 2)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return sqrt(1 - alpha^2) [B]."""
         return torch.sqrt(-torch.expm1(-self._integral(t)))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Return -beta alpha / 2 [B]."""
         return -self._beta(t) / 2 * self.alpha(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Return beta alpha^2 / (2 sigma) [B]."""
         return self._beta(t) * self.alpha(t) ** 2 / (2 * self.sigma(t))
 
 
@@ -170,19 +159,15 @@ class VarianceExploding(Schedule):
         return self
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return 1 [B]."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return sigma_min (sigma_max / sigma_min)^t [B]."""
         return self.sigma_min * torch.exp(math.log(self.sigma_max / self.sigma_min) * t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Return 0 [B]."""
         return torch.zeros_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Return log(sigma_max / sigma_min) sigma [B]."""
         return math.log(self.sigma_max / self.sigma_min) * self.sigma(t)
 
 
@@ -262,7 +247,5 @@ def interpolate(
     >>> interpolate(Linear(), x, e, torch.tensor([0.25]))
     (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
     """
-    s = expand(t, target)
-    x = interpolant.alpha(s) * target + interpolant.sigma(s) * source
-    u = interpolant.d_alpha(s) * target + interpolant.d_sigma(s) * source
-    return x, u
+    a, b, da, db = interpolant.at(t, target)
+    return a * target + b * source, da * target + db * source

@@ -1,17 +1,17 @@
 """Laws of t: which times a round trains on, drawn by the inverse of their CDF.
 
-Uniform draws u [B] go in, times [B] come out, so that stratified draws stay stratified. A student
-is a law too: all mass at t = 1 is one-step distillation, a grid is k-step distillation.
+A law is its settings and `spread`: uniform draws u [B] in, times [B] out, so that stratified draws
+stay stratified. A student is a law too: `point` at t = 1 for one step, `grid` for k steps.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from fmcore.settings import Settings
+from fmcore.settings import Settings, by_name
 
 
 class Uniform(Settings):
@@ -20,7 +20,6 @@ class Uniform(Settings):
     name: Literal["uniform"] = "uniform"
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return u [B]."""
         return u
 
 
@@ -32,18 +31,16 @@ class LogitNormal(Settings):
     std: float = Field(default=1.0, gt=0)
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return sigmoid(mean + std Phi^-1(u)) [B]."""
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).to(u.dtype)
 
 
 class Mode(Settings):
-    """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u): heavy tails, tunable mode (SD3)."""
+    """t = 1 - w - scale (cos^2(pi w / 2) - 1 + w) at w = 1 - u: heavy tails, tunable mode (SD3)."""
 
     name: Literal["mode"]
     scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return the map of Esser et al. at 1 - u [B], so that it rises with u."""
         w = 1 - u
         t = 1 - w - self.scale * (torch.cos(math.pi / 2 * w).square() - 1 + w)
         return t.clamp(0, 1)
@@ -52,6 +49,7 @@ class Mode(Settings):
 class UShaped(Settings):
     """Density e^{rate t} + e^{rate (1 - t)} (Lee et al. 2024, rate 4).
 
+    The CDF is sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
     From round 2 on the ends are where the loss is, and one Euler step reads t = 1 alone.
     """
 
@@ -59,7 +57,6 @@ class UShaped(Settings):
     rate: float = Field(default=4.0, gt=0, le=30)
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return the inverse of the CDF sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2 [B]."""
         c = (2 * u.double() - 1) * math.sinh(self.rate / 2)
         return (torch.asinh(c) / self.rate + 0.5).to(u.dtype).clamp(0, 1)
 
@@ -72,7 +69,6 @@ class Beta(Settings):
     b: float = Field(default=2.0, gt=0)
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return the inverse of the regularised incomplete beta function [B], by scipy."""
         from scipy.special import betaincinv  # a third of a second to import
 
         return torch.from_numpy(betaincinv(self.a, self.b, u.double().numpy())).to(u.dtype)
@@ -85,7 +81,6 @@ class Point(Settings):
     at: float = Field(default=1.0, ge=0, le=1)
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return `at` [B]."""
         return torch.full_like(u, self.at)
 
 
@@ -99,13 +94,7 @@ class Grid(Settings):
     steps: int = Field(gt=0)
 
     def spread(self, u: Tensor) -> Tensor:
-        """Return (floor(k u) + 1) / k [B]."""
         return ((u * self.steps).floor().clamp(max=self.steps - 1) + 1) / self.steps
-
-
-def by_name(value: Any) -> Any:
-    """Let `time: u_shaped` stand for `time: {name: u_shaped}`."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 LawOfTime = Annotated[

@@ -15,10 +15,10 @@ from fmcore.dataset.densities import Density, log_density
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.reverse_sde import diffuse
+from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.sde import Sde
 from fmcore.solve.solver import Solution, Solver
+from fmcore.work.work import Work
 
 
 class Evaluate(Settings):
@@ -77,7 +77,6 @@ class Harness:
             self.flow,
             self.noise,
             sde,
-            np.arange(len(self.noise)),
             seed=derive_seed(self.seed, "evaluate"),
             device=self.device,
             batch=self.settings.batch,
@@ -86,19 +85,17 @@ class Harness:
         ).x
 
 
-def harness_of(
-    flow: Flow, data: Path, count: int, settings: Evaluate, *, seed: int, device: torch.device
-) -> Harness:
+def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
     """Put a flow on the harness, with `count` noises and, of a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
-    noise = gaussian_noise(derive_seed(seed, "evaluate"), ids, tuple(real.about.shape))
+    noise = gaussian_noise(derive_seed(work.seed, "evaluate"), ids, tuple(real.about.shape))
     label = None
     if flow.classes:
         given = read(real).label
         if given is not None:
-            draws = uniform(derive_seed(seed, "evaluate"), ids, draw=1)
+            draws = uniform(derive_seed(work.seed, "evaluate"), ids, draw=1)
             label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
-    return Harness(flow, noise, label, settings, seed, device)
+    return Harness(flow, noise, label, settings, work.seed, work.device)
 
 
 def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:

@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.matching.conversions import Velocity
 from fmcore.sampling.flow import Flow
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.solver import Solver, Velocity, solve
+from fmcore.solve.solver import Solver, solve
 
 EXACT_UP_TO = 64
 """Dimensions up to which `auto` takes the exact trace: one gradient each."""

@@ -15,7 +15,8 @@ from flows.stage.shards import parse, ranges
 from fmcore.couple import couple
 from fmcore.coupling.read import verify
 from fmcore.settings import ReflowError, derive_seed
-from tests.chains import CPU, gaussian_data, scratch_model, silent
+from fmcore.work.work import Work
+from tests.chains import gaussian_data, scratch_model
 from tests.conftest import SOURCE
 from tests.real_chain import PARAMS
 
@@ -52,10 +53,7 @@ def one_process(chain):
         root / "expected/coupling",
         root / "expected/metrics.json",
         params.couplings["rf1"],
-        seed=derive_seed(params.seed, "couple", "rf1"),
-        device=CPU,
-        scratch=root / "expected/scratch",
-        log=silent,
+        Work(scratch=root / "expected/scratch", seed=derive_seed(params.seed, "couple", "rf1")),
     )
     return {p.name: p.read_bytes() for p in (root / "expected/coupling").iterdir()}
 
