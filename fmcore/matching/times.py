@@ -5,16 +5,30 @@ is a law too: all mass at t = 1 is one-step distillation, a grid is k-step disti
 """
 
 import math
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from fmcore.own import Own
 from fmcore.settings import Settings
 
 
-class Uniform(Settings):
+class Law(Settings):
+    """The base of every law of t.
+
+    One of your own (`name: custom`) has `spread`, the inverse of its CDF, and its settings as
+    fields; that its times lie in [0, 1] is checked when it is read.
+    """
+
+    @abstractmethod
+    def spread(self, u: Tensor) -> Tensor:
+        """Return the times [B] at which the CDF is u [B]; u is uniform in [0, 1)."""
+
+
+class Uniform(Law):
     """All times alike."""
 
     name: Literal["uniform"] = "uniform"
@@ -24,7 +38,7 @@ class Uniform(Settings):
         return u
 
 
-class LogitNormal(Settings):
+class LogitNormal(Law):
     """logit(t) ~ N(mean, std^2): the middle of the path (Esser et al. 2024, SD3)."""
 
     name: Literal["logit_normal"]
@@ -36,7 +50,7 @@ class LogitNormal(Settings):
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).to(u.dtype)
 
 
-class Mode(Settings):
+class Mode(Law):
     """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u): heavy tails, tunable mode (SD3)."""
 
     name: Literal["mode"]
@@ -49,7 +63,7 @@ class Mode(Settings):
         return t.clamp(0, 1)
 
 
-class UShaped(Settings):
+class UShaped(Law):
     """Density e^{rate t} + e^{rate (1 - t)} (Lee et al. 2024, rate 4).
 
     From round 2 on the ends are where the loss is, and one Euler step reads t = 1 alone.
@@ -64,7 +78,7 @@ class UShaped(Settings):
         return (torch.asinh(c) / self.rate + 0.5).to(u.dtype).clamp(0, 1)
 
 
-class Beta(Settings):
+class Beta(Law):
     """Density t^{a-1} (1 - t)^{b-1} / B(a, b)."""
 
     name: Literal["beta"]
@@ -78,7 +92,7 @@ class Beta(Settings):
         return torch.from_numpy(betaincinv(self.a, self.b, u.double().numpy())).to(u.dtype)
 
 
-class Point(Settings):
+class Point(Law):
     """All mass at one time: at t = 1 the round is a one-step student of its coupling."""
 
     name: Literal["point"]
@@ -89,7 +103,7 @@ class Point(Settings):
         return torch.full_like(u, self.at)
 
 
-class Grid(Settings):
+class Grid(Law):
     """The times 1/k, 2/k, ..., 1 alike: where k Euler steps read the velocity (a k-step student).
 
     Liu et al. 2022, section 2.3: distillation asks for nothing in between.
@@ -103,13 +117,30 @@ class Grid(Settings):
         return ((u * self.steps).floor().clamp(max=self.steps - 1) + 1) / self.steps
 
 
+class Custom(Own, Law):
+    """A law of t of the user's own, a subclass of `Law`."""
+
+    base: ClassVar[type] = Law
+
+    def check(self, own: Law) -> None:
+        """Check that the times lie in [0, 1]."""
+        u = (torch.arange(64) + 0.5) / 64
+        t = own.spread(u)
+        if t.shape != u.shape or not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"spread must turn u [{len(u)}] into as many times in [0, 1]")
+
+    def spread(self, u: Tensor) -> Tensor:
+        """Return the user's times [B]."""
+        return cast(Tensor, self.own.spread(u)).to(u.dtype)
+
+
 def by_name(value: Any) -> Any:
     """Let `time: u_shaped` stand for `time: {name: u_shaped}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
 LawOfTime = Annotated[
-    Uniform | LogitNormal | Mode | UShaped | Beta | Point | Grid,
+    Uniform | LogitNormal | Mode | UShaped | Beta | Point | Grid | Custom,
     Field(discriminator="name"),
     BeforeValidator(by_name),
 ]

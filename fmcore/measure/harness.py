@@ -18,7 +18,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import diffuse
 from fmcore.settings import Settings, derive_seed
 from fmcore.solve.sde import Sde
-from fmcore.solve.solver import Solution, Solver
+from fmcore.solve.solver import GridSolver, Solution, Solver
 
 
 class Evaluate(Settings):
@@ -31,7 +31,7 @@ class Evaluate(Settings):
     nfe: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)] = (
         1, 2, 4, 8, 16, 32, 64,
     )  # fmt: skip
-    solver: Solver = Solver(name="heun", steps=32)
+    solver: GridSolver = Solver(name="heun", steps=32)
     sde: Annotated[tuple[Sde, ...], Field(strict=False)] = ()
     trajectories: int = Field(default=2048, gt=1)
     reconstructions: int = Field(default=512, ge=0)

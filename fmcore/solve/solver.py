@@ -4,15 +4,18 @@ The ODE is dx/dt = v(x, t); it carries source (t = 1) to target (t = 0), or back
 exact: the last step ends on `end` itself, never at an epsilon beside it.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from fmcore.own import Own
 from fmcore.settings import Settings
 from fmcore.solve.adaptive import dopri5
 
@@ -48,6 +51,21 @@ def rk4(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
 
 
 STEPS: dict[str, Step] = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+
+
+class StepRule(Settings):
+    """The base of a solver of your own (`name: custom`): one step, and its settings as fields.
+
+    The grid (`steps`, `shift`, `times`) stands beside them in params.yaml. Evaluations are counted
+    where they happen. That a constant velocity is followed exactly is checked when it is read.
+    """
+
+    @abstractmethod
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x [B, *D] at t + dt; t and dt are scalars, dt < 0 towards the target.
+
+        `v(x, s)` is the velocity [B, *D] at x [B, *D] and a scalar time s.
+        """
 
 
 class Solver(Settings):
@@ -94,13 +112,35 @@ class Solver(Settings):
         first, last = shifted[0], shifted[-1]
         return start + (end - start) * (shifted - first) / (last - first)
 
-    def refined(self) -> "Solver":
+    def refined(self) -> Self:
         """Return the same solver with twice the steps, for error estimates by step doubling."""
         if self.times is None:
-            return Solver(name=self.name, steps=2 * self.steps, shift=self.shift)
+            return self.model_copy(update={"steps": 2 * self.steps})
         middle = [(a + b) / 2 for a, b in pairwise(self.times)]
         times = sorted([*self.times, *middle], reverse=True)
-        return Solver(name=self.name, times=tuple(times), steps=len(times) - 1)
+        return self.model_copy(update={"times": tuple(times), "steps": len(times) - 1})
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x [B, *D] at t + dt."""
+        return STEPS[self.name](v, x, t, dt)
+
+
+class Custom(Own, Solver):
+    """A solver of the user's own on a fixed grid, a subclass of `StepRule`."""
+
+    base: ClassVar[type] = StepRule
+    name: Literal["custom"]  # type: ignore[assignment]
+
+    def check(self, own: StepRule) -> None:
+        """Check that a constant velocity is followed exactly."""
+        x, t, dt = torch.zeros(3, 2), torch.tensor(0.75), torch.tensor(-0.25)
+        found = own.step(lambda x, t: torch.ones_like(x), x, t, dt)
+        if found.shape != x.shape or not bool(((found - dt).abs() <= 1e-5).all()):
+            raise ValueError("a step of dx/dt = 1 must return x + dt")
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return the user's step; its velocity takes a scalar time."""
+        return cast(Tensor, self.own.step(partial(_at, v), x, t, dt))
 
 
 class Adaptive(Settings):
@@ -117,7 +157,17 @@ class Adaptive(Settings):
         return self.model_copy(update=tighter)
 
 
-OdeSolver = Annotated[Solver | Adaptive, Field(discriminator="name")]
+OdeSolver = Annotated[Solver | Custom | Adaptive, Field(discriminator="name")]
+
+
+def _heun_unless_named(value: Any) -> Any:
+    return {"name": "heun", **value} if isinstance(value, dict) else value
+
+
+GridSolver = Annotated[
+    Solver | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
+]
+"""A solver on a fixed grid."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +203,7 @@ def _walk(v: Velocity, x: Tensor, solver: Solver, start: float, end: float) -> I
     """Yield x after each step of the grid."""
     grid = solver.grid(start, end).to(x.device, x.dtype)
     for t, after in pairwise(grid):
-        x = STEPS[solver.name](v, x, t, after - t)
+        x = solver.step(v, x, t, after - t)
         yield x
 
 

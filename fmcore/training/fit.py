@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fmcore.coupling.read import open_coupling
 from fmcore.matching.conversions import prediction, usable_times
 from fmcore.matching.interpolant import Interpolant, Linear, interpolate
-from fmcore.matching.loss import Loss
+from fmcore.matching.loss import Loss, LossOfRound
 from fmcore.matching.mean_flow import mean_flow_gap
 from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
 from fmcore.network.build import VelocityNetwork
@@ -52,7 +52,7 @@ class Train(Settings):
     objective: Predicts = "velocity"
     time: LawOfTime = Uniform()
     spans: float = Field(default=0.25, ge=0, le=1)
-    loss: Loss = Loss()
+    loss: LossOfRound = Loss()
     pairing: Pairing = Independent()
     flip: bool = False
     drop_longest: float = Field(default=0.0, ge=0, lt=1)
