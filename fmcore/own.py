@@ -1,19 +1,19 @@
 """Classes of the user's own: `{name: custom, path: "module:Class", settings: {...}}`.
 
-A class is used only if the project's own params.yaml names it (`trust`), and its module is a file in
-the project's folder. Before anything of it runs, the file's text has to define the class; before
-the class is called, it has to be a subclass of its base, and its settings have to be right.
+A class is used only if the project's own params.yaml names it (`trust`) and its module is a file in
+the project's folder. Before anything of it runs, the file's text must define the class; before the
+class is called, it must be a subclass of its base, and its settings must be right.
 """
 
 import ast
 import hashlib
 import importlib
-import inspect
 import json
 import re
 import sys
 import sysconfig
 import threading
+import traceback
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.machinery import PathFinder, SourceFileLoader
@@ -58,7 +58,8 @@ def named(settings: Any) -> set[str]:
     if isinstance(settings, Mapping):
         found = {path for value in settings.values() for path in named(value)}
         path = settings.get("path")
-        return found | {path} if settings.get("name") == "custom" and _is_path(path) else found
+        own = settings.get("name") == "custom" and isinstance(path, str) and re.match(PATTERN, path)
+        return found | {str(path)} if own else found
     if isinstance(settings, list | tuple):
         return {path for value in settings for path in named(value)}
     return set()
@@ -171,10 +172,6 @@ def use(classes: Iterable[tuple[str, str]]) -> None:
             raise ReflowError(f"{error}; the worker needs the project's folder {folder}") from None
 
 
-def _is_path(path: Any) -> bool:
-    return isinstance(path, str) and re.match(PATTERN, path) is not None
-
-
 def _file(path: str, folder: Path) -> Path:
     """Return the file that an import of a path's module would run, found without importing."""
     module = path.partition(":")[0]
@@ -229,7 +226,7 @@ def _import(module: str, file: Path, folder: Path) -> ModuleType:
         for key in {*sys.modules} - before | {module}:
             _remember(key, folder)
     if _source(found) != file:
-        raise ValueError(f"{module} is the name of another module, {_source(found)}; choose another")
+        raise ValueError(f"{module} is the name of another module; choose another name")
     return found
 
 
@@ -267,5 +264,7 @@ def _digest(file: Path) -> str:
 
 
 def _words(error: BaseException) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
+    """Return an error in one line, with the line of code that raised it."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said

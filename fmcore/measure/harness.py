@@ -6,12 +6,12 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor
 
+from fmcore import own
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import open_coupling, read
-from fmcore.dataset.densities import Density, log_density
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
@@ -150,6 +150,7 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     result = {"nll": -float(found.mean())}
     if coupling.about.image:
         return {**result, "bits_per_dim": bits_per_dim(result["nll"], size)}
-    law = TypeAdapter(Dataset).validate_python(coupling.about.data) if coupling.about.data else None
-    known = log_density(law, x) if isinstance(law, Density) else None
+    if not coupling.about.data:
+        return result
+    known = own.read(Dataset, coupling.about.data, f"{data}: data").log_density(x)
     return result if known is None else {**result, "nll/floor": -float(known.mean())}

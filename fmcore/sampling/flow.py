@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from fmcore.matching.conversions import to_velocity, usable_times
 from fmcore.matching.interpolant import Interpolant, Objective, Schedule
 from fmcore.network.store import Model
+from fmcore.own import read
 from fmcore.solve.solver import OdeSolver, Solution, Solver, Velocity, solve
 from fmcore.work.compute import TILE, Compute, in_tiles
 
@@ -153,9 +153,8 @@ class Flow:
 
 def interpolant_of(about: dict[str, Any]) -> Schedule:
     """Return the interpolant that a model's config names; the straight one where it names none."""
-    found: Schedule = TypeAdapter(Interpolant).validate_python(
-        about.get("interpolant", {"name": "linear"})
-    )
+    given = about.get("interpolant", {"name": "linear"})
+    found: Schedule = read(Interpolant, given, "a model's config.json: interpolant")
     return found
 
 
