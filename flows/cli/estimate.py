@@ -15,7 +15,6 @@ from flows.params.load import FILE, Params, Round, load
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.dataset.kinds import load as load_data
 from fmcore.network.build import build, with_spans
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple, sampler_of
@@ -79,7 +78,7 @@ def _data(root: Path, params: Params, folder: Path) -> Path:
     prepared = root / "couplings" / "independent"
     if (prepared / "manifest.json").exists():
         return prepared
-    samples = load_data(params.data, seed=derive_seed(params.seed, "target"))
+    samples = params.data.read(derive_seed(params.seed, "target"))
     shape = tuple(samples.target.shape[1:])
     ids = np.arange(min(1024, len(samples.target)))
     about = About(

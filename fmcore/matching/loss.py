@@ -11,16 +11,18 @@ u = v - span d/dt u along the path, with d/dt u = v du/dx + du/dt where t - span
 step of length h is x - h u(x, t, h).
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from fmcore.matching.conversions import usable_times
 from fmcore.matching.interpolant import EDGE, Linear, Objective, Schedule, expand, interpolate
+from fmcore.own import Own
 from fmcore.settings import Settings
 
 
@@ -40,7 +42,21 @@ class Batch:
         return Batch(cut(self.target), cut(self.source), cut(self.t), label, span)
 
 
-class Loss(Settings):
+class SampleLoss(Settings):
+    """The base of every loss.
+
+    One of your own (`name: custom`) has `per_sample` and its settings as fields. The training
+    minimises its mean; the curve of a training shows the mean square error whatever it is.
+    """
+
+    @abstractmethod
+    def per_sample(
+        self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
+    ) -> Tensor:
+        """Return the loss [B] of the gaps [B, *D] between prediction and aim at times t [B]."""
+
+
+class Loss(SampleLoss):
     """The loss of one sample, and its weight by t.
 
     `pseudo_huber` is sqrt(|gap|^2 + c^2) - c with c = 0.00054 d unless given (Lee et al. 2024):
@@ -79,7 +95,7 @@ def flow_matching_loss(
     batch: Batch,
     interpolant: Schedule = Linear(),
     objective: Objective = "velocity",
-    loss: Loss = Loss(),
+    loss: SampleLoss = Loss(),
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each sample [B], whose mean is minimised, and the mean square error [].
 
@@ -108,3 +124,31 @@ def mean_flow_gap(
     u, change = torch.func.jvp(average, (x, t, span), (v, ones, ones))  # type: ignore[misc]
     gap: Tensor = u - (v - expand(span, x) * change).detach()
     return gap
+
+
+class Custom(Own, SampleLoss):
+    """A loss of the user's own, a subclass of `SampleLoss`."""
+
+    base: ClassVar[type] = SampleLoss
+
+    def check(self, own: SampleLoss) -> None:
+        """Check that there is one loss for each sample, and that it has a gradient."""
+        gap = torch.linspace(-1, 1, 12).reshape(4, 3).requires_grad_(True)
+        value = own.per_sample(gap, torch.linspace(0.1, 0.9, 4), Linear(), "velocity")
+        if value.shape != (4,) or not value.requires_grad:
+            raise ValueError("per_sample must return [B] losses of gaps [B, *D], with gradient")
+
+    def per_sample(
+        self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
+    ) -> Tensor:
+        """Return the user's loss [B]."""
+        return cast(Tensor, self.own.per_sample(gap, t, interpolant, objective))
+
+
+def _mse_unless_named(value: Any) -> Any:
+    return {"name": "mse", **value} if isinstance(value, dict) else value
+
+
+LossOfRound = Annotated[
+    Loss | Custom, Field(discriminator="name"), BeforeValidator(_mse_unless_named)
+]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from fmcore.matching.conversions import Velocity, to_velocity, usable_times
 from fmcore.matching.interpolant import Interpolant, Objective, Schedule
+from fmcore.own import read
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class Field:
 
 def interpolant_of(about: dict[str, Any]) -> Schedule:
     """Return the interpolant that a model's config names; the straight one where it names none."""
-    found: Schedule = TypeAdapter(Interpolant).validate_python(
-        about.get("interpolant", {"name": "linear"})
-    )
+    given = about.get("interpolant", {"name": "linear"})
+    found: Schedule = read(Interpolant, given, "a model's config.json: interpolant")
     return found

@@ -4,16 +4,18 @@ The ODE is dx/dt = v(x, t); it carries source (t = 1) to target (t = 0), or back
 exact: the last step ends on `end` itself, never at an epsilon beside it.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from fmcore.matching.conversions import Velocity
+from fmcore.own import Own
 from fmcore.settings import Settings
 from fmcore.solve.adaptive import Adaptive, dopri5
 
@@ -47,6 +49,21 @@ def rk4(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
 
 
 STEPS: dict[str, Step] = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+
+
+class StepRule(Settings):
+    """The base of a solver of your own (`name: custom`): one step, and its settings as fields.
+
+    The grid (`steps`, `shift`, `times`) stands beside them in params.yaml. Evaluations are counted
+    where they happen. That a constant velocity is followed exactly is checked when it is read.
+    """
+
+    @abstractmethod
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x [B, *D] at t + dt; t and dt are scalars, dt < 0 towards the target.
+
+        `v(x, s)` is the velocity [B, *D] at x [B, *D] and a scalar time s.
+        """
 
 
 class Solver(Settings):
@@ -92,16 +109,48 @@ class Solver(Settings):
             grid = self.shift * grid / (1 + (self.shift - 1) * grid)
         return start + (end - start) * (grid - grid[0]) / (grid[-1] - grid[0])
 
-    def refined(self) -> "Solver":
+    def refined(self) -> Self:
         """Return the same solver with twice the steps, for error estimates by step doubling."""
         if self.times is None:
-            return Solver(name=self.name, steps=2 * self.steps, shift=self.shift)
+            return self.model_copy(update={"steps": 2 * self.steps})
         middle = [(a + b) / 2 for a, b in pairwise(self.times)]
         times = sorted([*self.times, *middle], reverse=True)
-        return Solver(name=self.name, times=tuple(times), steps=len(times) - 1)
+        return self.model_copy(update={"times": tuple(times), "steps": len(times) - 1})
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x [B, *D] at t + dt."""
+        return STEPS[self.name](v, x, t, dt)
 
 
-OdeSolver = Annotated[Solver | Adaptive, Field(discriminator="name")]
+class Custom(Own, Solver):
+    """A solver of the user's own on a fixed grid, a subclass of `StepRule`."""
+
+    base: ClassVar[type] = StepRule
+    name: Literal["custom"]  # type: ignore[assignment]
+
+    def check(self, own: StepRule) -> None:
+        """Check that a constant velocity is followed exactly."""
+        x, t, dt = torch.zeros(3, 2), torch.tensor(0.75), torch.tensor(-0.25)
+        found = own.step(lambda x, t: torch.ones_like(x), x, t, dt)
+        if found.shape != x.shape or not bool(((found - dt).abs() <= 1e-5).all()):
+            raise ValueError("a step of dx/dt = 1 must return x + dt")
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return the user's step."""
+        return cast(Tensor, self.own.step(v, x, t, dt))
+
+
+OdeSolver = Annotated[Solver | Custom | Adaptive, Field(discriminator="name")]
+
+
+def _heun_unless_named(value: Any) -> Any:
+    return {"name": "heun", **value} if isinstance(value, dict) else value
+
+
+GridSolver = Annotated[
+    Solver | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
+]
+"""A solver on a fixed grid."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +195,7 @@ def solve(
         return velocity(x, t.expand(len(x)))
 
     for t, after in pairwise(solver.grid(start, end).to(x.device, x.dtype)):
-        x = STEPS[solver.name](v, x, t, after - t)
+        x = solver.step(v, x, t, after - t)
         if keep_trajectory:
             kept.append(x)
     return Solution(x, calls, torch.stack(kept) if keep_trajectory else None)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fmcore.coupling.read import Pairs
 from fmcore.matching.interpolant import Interpolant, Linear, Objective
-from fmcore.matching.loss import Loss, flow_matching_loss
+from fmcore.matching.loss import Loss, LossOfRound, flow_matching_loss
 from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import averaged
@@ -47,7 +47,7 @@ class Train(Settings):
     objective: Objective = "velocity"
     time: LawOfTime = Uniform()
     spans: float = Field(default=0.25, ge=0, le=1)
-    loss: Loss = Loss()
+    loss: LossOfRound = Loss()
     pairing: Pairing = Independent()
     flip: bool = False
     drop_longest: float = Field(default=0.0, ge=0, lt=1)

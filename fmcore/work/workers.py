@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from fmcore import own
 from fmcore.settings import ReflowError
 from fmcore.work.compute import Compute, numerics
 from fmcore.work.executor import Executor
@@ -49,7 +50,7 @@ def start_workers(executor: Executor, job: Job[I, T], device: torch.device) -> I
         call = job.on(device)
         yield lambda items: ((item, call(item)) for item in items)
         return
-    payload = Payload(pickle.dumps(job), device.type, numerics(device, Compute()))
+    payload = Payload(pickle.dumps(job), device.type, numerics(device, Compute()), own.in_use())
     start = {"processes": on_processes, "ray": on_ray, "dask": on_dask}[executor.kind]
     with start(executor.address, payload, executor.count(device)) as (submit, ahead):
         yield lambda items: _drive(submit, ahead, items)
