@@ -48,7 +48,7 @@ def train(
     with training_group(settings.processes, settings.batch, device) as (group, own):
         state = new_state(network.to(own), settings)
         if load_state(scratch, state) and group.leads:
-            log({"resumed": 1.0}, state.step)
+            log({}, state.step)
         _run(state, coupling, settings, group, seed=seed, compute=compute, scratch=scratch, log=log)
         if not group.leads:
             return

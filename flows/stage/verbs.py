@@ -13,6 +13,7 @@ from typing import Any
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
 from flows.project.executor import chosen
+from flows.project.locks import EX_TEMPFAIL, Busy
 from flows.project.process_group import die_with_parent
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
@@ -47,11 +48,11 @@ def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
     initialise(paths["data"], paths["out"], params.network, seed=seed)
 
 
-def _calibrate(params: Params, _: str, paths: Paths, __: Path) -> None:
+def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
     params.compute.start()
-    with Reporter("calibrate", params.yardstick.features.epochs) as log:
+    with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
         calibrate(paths["data"], paths["out"], params.yardstick, seed=params.seed, log=log)
 
 
@@ -60,7 +61,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
     settings = params.rounds[key].train
     device = params.compute.start()
-    with Reporter(f"train@{key}", settings.steps, shown=rank() == 0) as log:
+    with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
         train(
             **paths,
             settings=settings,
@@ -79,7 +80,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
     settings = params.couplings[key]
     device = params.compute.start()
-    with Reporter(f"couple@{key}", settings.pairs) as log:
+    with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
         couple(
             **paths,
             settings=settings,
@@ -93,12 +94,12 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
         )
 
 
-def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
+def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.evaluate import evaluate
 
     device = params.compute.start()
     curves = (paths.pop("fd"), paths.pop("straightness"))
-    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe))) as log:
+    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
         evaluate(
             **paths,
             curves=curves,
@@ -139,7 +140,7 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; 0, or 2 after one line that says what is wrong."""
+    """Run one stage; 0, or after one line that says what is wrong 2, or 75 if it may pass."""
     words = [a for a in arguments if "=" not in a]
     paths = {k: Path(v) for k, v in (a.split("=", 1) for a in arguments if "=" in a)}
     try:
@@ -159,6 +160,9 @@ def main(arguments: list[str]) -> int:
             return 0
         with guarded(root, name) as scratch:
             VERBS[verb](params, key, paths, scratch)
+    except Busy as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EX_TEMPFAIL
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
