@@ -121,9 +121,7 @@ class Reader:
     def _replaced(self) -> bool:
         present = self.file or self.old
         try:
-            return not present or not os.path.samestat(
-                self.path.stat(), os.fstat(present.fileno())
-            )
+            return not present or not os.path.samestat(self.path.stat(), os.fstat(present.fileno()))
         except OSError:
             return False  # removed; what is open can still be read
 

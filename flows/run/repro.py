@@ -139,9 +139,7 @@ def update_stage(
     return Outcome(name, state, time.monotonic() - start, reasons)
 
 
-def _restored(
-    name: str, process: subprocess.Popen[str], emit: Emit, processes: Processes
-) -> bool:
+def _restored(name: str, process: subprocess.Popen[str], emit: Emit, processes: Processes) -> bool:
     """Follow DVC to its end, line by line; say whether it had no need to run the stage."""
     lines: deque[str] = deque(maxlen=200)
     cached = False
