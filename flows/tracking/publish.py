@@ -41,7 +41,9 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
         lock = marker.lock_hash(root)
         entries = lock_entries(root)
         if not any(name.startswith("train@") for name in entries):
-            raise ReflowError("dvc.lock records no round yet; `reflow run` makes the first")
+            raise ReflowError(
+                "dvc.lock records no round yet; run `reflow run` or `dvc repro` first"
+            )
         tracker = Tracker(root)
         whole = chain(entries, entries)
         done = Published(parent=tracker.parent(whole))
