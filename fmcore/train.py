@@ -47,7 +47,7 @@ def train(
     with training_group(settings.processes, settings.batch, work.device) as (group, own):
         state = new_state(network.to(own), settings)
         if load_state(work.scratch, state) and group.leads:
-            work.log({"resumed": 1.0}, state.step)
+            work.log({}, state.step)
         _run(state, opened, settings, group, work)
         if not group.leads:
             return

@@ -47,16 +47,12 @@ def run(
     ] = False,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
-    from flows.library.places import pull_what_others_ran
     from flows.project.executor import choose
     from flows.run.start import start
 
     with one_line_errors():
         choose(executor)
-        root = project()
-        if pull:
-            pull_what_others_ran(root)
-        ok = start(root, targets, prefect=prefect, mlflow=mlflow, out=out)
+        ok = start(project(), targets, prefect=prefect, mlflow=mlflow, pull=pull, out=out)
     raise typer.Exit(0 if ok else 1)
 
 

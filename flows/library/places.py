@@ -1,6 +1,5 @@
 """Where each version is stored, and the table of it all."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,11 +10,7 @@ from rich.table import Table
 
 from flows.dag import store
 from flows.library.history import Version
-from flows.run.repro import PULL
 from fmcore.settings import ReflowError
-
-NOBODYS = "0" * 32 + ".dir"
-"""A hash that nothing has, to see whether a remote answers."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +37,6 @@ def _ask(root: Path, name: str, md5s: Sequence[str]) -> Place:
         return Place(name, frozenset(store.held(root, name, md5s)))
     except ReflowError as error:
         return Place(name, frozenset(), str(error))
-
-
-def pull_what_others_ran(root: Path) -> None:
-    """Have the stages of this process bring back what anyone ran before, from the default remote.
-
-    Raises ReflowError now, not in each stage, if there is none or it does not answer.
-    """
-    store.held(root, store.default_remote(root), [NOBODYS])
-    os.environ[PULL] = "1"
 
 
 def stored(version: Version, asked: Sequence[Place]) -> list[str]:

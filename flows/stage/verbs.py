@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
+from flows.project.locks import EX_TEMPFAIL, Busy
 from flows.project.process_group import die_with_parent
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
@@ -37,7 +38,7 @@ def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
 def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
-    with Reporter("calibrate", params.yardstick.features.epochs) as log:
+    with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
         work = work_of(params, scratch, log=log)
         calibrate(**paths, settings=params.yardstick, work=work)
 
@@ -46,7 +47,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.train import train
 
     settings = params.rounds[key].train
-    with Reporter(f"train@{key}", settings.steps, shown=rank() == 0) as log:
+    with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
         work = work_of(params, scratch, "train", key, log=log)
         train(**paths, settings=settings, name=key, work=work)
 
@@ -55,7 +56,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
     settings = params.couplings[key]
-    with Reporter(f"couple@{key}", settings.pairs) as log:
+    with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
         work = work_of(params, scratch, "couple", key, log=log)
         couple(**paths, settings=settings, work=work)
 
@@ -64,7 +65,7 @@ def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.evaluate import Paths as Places
     from fmcore.evaluate import evaluate
 
-    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe))) as log:
+    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
         evaluate(Places(**paths), params.evaluate, work_of(params, scratch, log=log))
 
 
@@ -95,7 +96,7 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; 0, or 2 after one line that says what is wrong."""
+    """Run one stage; 0, or after one line that says what is wrong 2, or 75 if it may pass."""
     words = [a for a in arguments if "=" not in a]
     paths = {k: Path(v) for k, v in (a.split("=", 1) for a in arguments if "=" in a)}
     try:
@@ -115,6 +116,9 @@ def main(arguments: list[str]) -> int:
             return 0
         with guarded(root, name) as scratch:
             VERBS[verb](params, key, paths, scratch)
+    except Busy as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EX_TEMPFAIL
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
