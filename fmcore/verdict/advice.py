@@ -44,13 +44,12 @@ def next_round(rounds: Rounds, floor: float) -> list[str]:
 
 def _verdict(own: RoundResult, parent: RoundResult | None, floor: float) -> str:
     most, distances = own.most, own.distances
-    if parent is not None and most in parent.distances:
-        before = parent.distances[most]
-        if distances[most] > before + 2 * own.spread + 0.1 * floor:
-            return (
-                f"stop; at NFE {most} the distance rose from {before:.3g} to {distances[most]:.3g}:"
-                " the rounds drift from the data (more pairs, or inverted real pairs in the mix)"
-            )
+    before = parent.at(most) if parent else None
+    if before is not None and distances[most] > before + 2 * own.spread + 0.1 * floor:
+        return (
+            f"stop; at NFE {most} the distance rose from {before:.3g} to {distances[most]:.3g}:"
+            " the rounds drift from the data (more pairs, or inverted real pairs in the mix)"
+        )
     rel = own.metrics["straightness_rel"]
     if rel < STRAIGHT:
         return (

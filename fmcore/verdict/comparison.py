@@ -4,7 +4,7 @@ Tables, csv, charts, MLflow, Prefect and the page all read it.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
@@ -39,6 +39,10 @@ class RoundResult:
     distances: dict[int, Number]
     spread: Number
     metrics: dict[str, Number]
+
+    def at(self, nfe: int) -> Number | None:
+        """Return the distance at an NFE; None where it was not measured."""
+        return self.distances.get(nfe)
 
     @property
     def most(self) -> int:
@@ -119,10 +123,6 @@ class Comparison:
         """Every NFE at which some round was measured, in order."""
         return sorted({nfe for r in self.rounds for nfe in r.distances})
 
-    def at(self, round_: str, nfe: int) -> Number | None:
-        """Return the distance of a round at an NFE; None where it was not measured."""
-        return next((r.distances.get(nfe) for r in self.rounds if r.name == round_), None)
-
     def least(self, nfe: int) -> Number:
         """Return the least distance of all rounds at an NFE."""
         return min(r.distances[nfe] for r in self.rounds if nfe in r.distances)
@@ -140,7 +140,7 @@ class Comparison:
             Row(
                 r.name,
                 r.coupling,
-                [r.distances.get(nfe) for nfe in nfes],
+                [r.at(nfe) for nfe in nfes],
                 [r.metrics.get(name) for name in shown],
             )
             for r in self.rounds
@@ -153,13 +153,14 @@ class Comparison:
             "metric": self.metric,
             "fingerprint": self.fingerprint,
             "floor": self.floor,
-            "rounds": [self._row(r) for r in self.rounds],
+            "rounds": [self.row(r) for r in self.rounds],
             "ship": {use: asdict(choice) for use, choice in self.ship.items()},
             "next": self.next,
             "gates": [{"stage": j.stage, **asdict(j.verdict)} for j in self.gates],
         }
 
-    def _row(self, r: RoundResult) -> dict[str, object]:
+    def row(self, r: RoundResult) -> dict[str, object]:
+        """Return what rounds.json holds of a round."""
         return {
             "round": r.name,
             "coupling": r.coupling,
@@ -222,8 +223,8 @@ def _named(found: object) -> dict[str, object]:
     return {"fingerprint": "", "ship": {}, "next": [], **whole, "rounds": rounds, "gates": gates}
 
 
-def _mapping(value: object, what: str) -> Mapping[object, object]:
-    if not isinstance(value, Mapping):
+def _mapping(value: object, what: str) -> dict[str, object]:
+    if not isinstance(value, dict):
         raise ValueError(f"{what}: expected a mapping, got {type(value).__name__}")
     return value
 
