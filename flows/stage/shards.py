@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from flows.compare.tables import paths
 from flows.dag import inputs
-from flows.dag.paths import paths
 from flows.params.load import FILE, load
 from flows.project.executor import chosen
 from flows.run.repro import Emit, Outcome, update_stage
