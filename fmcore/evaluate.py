@@ -26,7 +26,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.solve.solver import Solver
 from fmcore.training.held_out import held_out_losses
-from fmcore.verdict import pictures
+from fmcore.verdict import keys, pictures
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
@@ -114,7 +114,7 @@ def _over_seeds(found: list[dict[str, float]], name: str) -> dict[str, float]:
     if len(found) == 1:
         return found[0]
     means = {key: fmean(one[key] for one in found) for key in found[0]}
-    return {**means, f"{name}_seed_sd": pstdev(one[name] for one in found)}
+    return {**means, keys.seed_spread(name): pstdev(one[name] for one in found)}
 
 
 def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
@@ -122,19 +122,21 @@ def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
     found: dict[str, float] = {}
     for sde in harness.settings.sde if harness.flow.score else ():
         values = measure.measure(harness.diffused(sde), harness.label)
-        found |= {f"{k}/churn_{sde.churn:g}_steps_{sde.steps}": v for k, v in values.items()}
+        found |= {keys.at_churn(k, sde.churn, sde.steps): v for k, v in values.items()}
     return found
 
 
 def _flat(rows: list[dict[str, float]], measure: Yardstick) -> dict[str, float]:
     flat = {
-        f"{name}/nfe_{int(row['nfe'])}": value
+        keys.at_nfe(name, int(row["nfe"])): value
         for row in rows
         for name, value in row.items()
         if name != "nfe"
     }
     floors = {
-        f"{name}/floor": value for name, value in measure.about["floor"].items() if name in rows[0]
+        keys.at_floor(name): value
+        for name, value in measure.about["floor"].items()
+        if name in rows[0]
     }
     return {**flat, **floors}
 

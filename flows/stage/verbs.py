@@ -15,6 +15,7 @@ from flows.project.process_group import die_with_parent
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
+from flows.stage.words import KEYED, read_words
 from flows.stage.work import work_of
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.processes import rank, started
@@ -97,16 +98,18 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 def main(arguments: list[str]) -> int:
     """Run one stage; 0, or after one line that says what is wrong 2, or 75 if it may pass."""
-    words = [a for a in arguments if "=" not in a]
-    paths = {k: Path(v) for k, v in (a.split("=", 1) for a in arguments if "=" in a)}
     try:
-        if not words or words[0] not in VERBS:
-            raise ReflowError(f"expected a stage: {', '.join(VERBS)}; got {words[:1] or 'none'}")
-        verb, key = words[0], words[1] if len(words) > 1 else ""
+        command = read_words(arguments)
+        verb, key = command.verb, command.key
+        paths = {name: Path(path) for name, path in command.paths.items()}
         root = find_root(Path.cwd())
         configure(root)
         params = load(root / FILE)
         name = f"{verb}@{key}" if key else verb
+        known = list(params.couplings if verb == "couple" else params.rounds)
+        if key and key not in known:
+            has = ", ".join(known) or "none"
+            raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():
             return launch(count, arguments, params.compute.threads)

@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.dag.chain import Chain, Round, flat, settings_of
+from flows.dag.chain import Chain, Round, flat
+from flows.dag.lock import Entry
 from flows.project.environment import configure
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
@@ -83,7 +84,7 @@ class Tracker:
         self.set_params(run.info.run_id, flat(chain.settings))
         return str(run.info.run_id)
 
-    def child(self, chain: Chain, parent: str, round_: Round, planned: Any) -> str:
+    def child(self, chain: Chain, parent: str, round_: Round, planned: Entry | None) -> str:
         """Return the run of a round in a chain, made if there is none."""
         if found := self.find(
             reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key
@@ -100,7 +101,7 @@ class Tracker:
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
             tags |= {"reflow.reused": "true", "reflow.origin_run": elsewhere[-1].info.run_id}
         run = self.client.create_run(self.experiment, run_name=round_.name, tags=tags)
-        shown = flat(settings_of(planned))
+        shown = flat(planned.settings if planned else {})
         short = {k.replace(f"rounds.{round_.name}.", ""): v for k, v in shown.items()}
         self.set_params(run.info.run_id, short)
         return str(run.info.run_id)

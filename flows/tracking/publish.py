@@ -5,17 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from flows.dag.about import describe, read_file
-from flows.dag.chain import Chain, Entry, Round, arguments, chain, md5_of
-from flows.dag.lineage import digest, lock_entries
-from flows.dag.receipts import comparison, curve, metrics, spent
+from flows.dag.chain import Chain, Round, chain, trained
+from flows.dag.description import describe, read_file
+from flows.dag.lineage import lock_entries
+from flows.dag.lock import Entry, digest
+from flows.dag.receipts import curve, metrics, read_comparison, spent
 from flows.project.locks import locked
 from flows.tracking import marker
 from flows.tracking.client import Point, Tracker
 from flows.tracking.registry import register
 from fmcore.settings import ReflowError
+from fmcore.verdict import keys
 
 Say = Callable[[str], object]
 
@@ -40,7 +41,7 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
     with locked(root, "publish", held, "wait for it to end, then `reflow publish`", patience=10):
         lock = marker.lock_hash(root)
         entries = lock_entries(root)
-        if not any(name.startswith("train@") for name in entries):
+        if not trained(entries):
             raise ReflowError(
                 "dvc.lock records no round yet; run `reflow run` or `dvc repro` first"
             )
@@ -106,7 +107,7 @@ def _once(
     run: str,
     tags: dict[str, str],
     part: str,
-    entry: Entry,
+    entry: Entry | dict[str, float],
     log: Callable[[], None],
     done: Published,
     say: Say,
@@ -129,10 +130,9 @@ def _once(
 
 def _train(tracker: Tracker, run: str, entry: Entry) -> None:
     tracker.complete(run, _measured(tracker.root, entry))
-    path = arguments(entry["cmd"])["coupling"]
-    _dataset(tracker, run, path, md5_of(entry, path), "training")
-    model = arguments(entry["cmd"])["out"]
-    tracker.client.set_tag(run, "dvc.model.md5", md5_of(entry, model))
+    path = entry.path("coupling")
+    _dataset(tracker, run, path, entry.md5(path), "training")
+    tracker.client.set_tag(run, "dvc.model.md5", entry.md5(entry.path("out")))
 
 
 def _tag(part: str) -> str:
@@ -154,8 +154,8 @@ def _measured(root: Path, entry: Entry) -> list[Point]:
 def _couple(tracker: Tracker, run: str, name: str, entry: Entry) -> None:
     values = metrics(tracker.root, entry)
     tracker.complete(run, [(f"couple/{name}/{k}", v, 0) for k, v in values.items()])
-    path = arguments(entry["cmd"])["out"]
-    _dataset(tracker, run, path, md5_of(entry, path), "generated")
+    path = entry.path("out")
+    _dataset(tracker, run, path, entry.md5(path), "generated")
     tracker.client.set_tag(run, f"dvc.coupling.{name}.pairs", str(int(values["pairs"])))
 
 
@@ -178,12 +178,12 @@ def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
     points = [(name, value, 0) for name, value in metrics(tracker.root, entry).items()]
     for row in curve(tracker.root, entry, "fd"):
         nfe = int(row["nfe"])
-        points += [(f"{k}_by_nfe", v, nfe) for k, v in row.items() if k != "nfe"]
+        points += [(keys.over_nfe(k), v, nfe) for k, v in row.items() if k != "nfe"]
     for row in curve(tracker.root, entry, "straightness"):
         # Steps are integers: t in thousandths.
         points.append(("gap_over_t", row["gap"], round(1000 * row["t"])))
     tracker.complete(run, points)
-    folder = tracker.root / arguments(entry["cmd"])["out"]
+    folder = tracker.root / entry.path("out")
     for picture in sorted(folder.glob("*.png")):
         tracker.client.log_artifact(run, str(picture), "pictures")
 
@@ -191,7 +191,7 @@ def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
 def _model(tracker: Tracker, run: str, entry: Entry) -> None:
     from flows.tracking.model import log_model
 
-    folder = tracker.root / arguments(entry["cmd"])["out"]
+    folder = tracker.root / entry.path("out")
     if not folder.is_dir():
         raise ReflowError(f"{folder.name}: the model is missing; `dvc checkout` brings it back")
     log_model(tracker.mlflow, run, folder)
@@ -220,7 +220,7 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
             continue
 
         def log(entry: Entry = entry, index: int = round_.index) -> None:
-            values: dict[str, Any] = metrics(tracker.root, entry)
+            values = metrics(tracker.root, entry)
             tracker.complete(done.parent, [(f"round/{k}", v, index) for k, v in values.items()])
 
         _once(tracker, done.parent, tags, f"round@{round_.name}", entry, log, done, say)
@@ -236,28 +236,27 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     """Log the comparison: its files, what to ship, what the gates say, the table as the note."""
     commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
     about = describe(whole, partial(read_file, tracker.root), commit)
-    found = comparison(tracker.root, entry)
-    folder = tracker.root / arguments(entry["cmd"])["out"]
+    found = read_comparison(tracker.root, entry)
+    folder = tracker.root / entry.path("out")
     for file in sorted(folder.iterdir()):
         tracker.client.log_artifact(run, str(file), "comparison")
-    tracker.client.log_dict(run, about, "chain.json")
-    points = [(f"{found['metric']}/floor", found["floor"], 0)]
-    for use, choice in found["ship"].items():
-        points += [(f"{use}/{found['metric']}", choice["distance"], 0)]
-        points += [(f"{use}/nfe", float(choice["nfe"]), 0)]
-        tracker.client.set_tag(run, f"reflow.{use}", choice["round"])
+    tracker.client.log_dict(run, about.as_dict(), "chain.json")
+    points = [(keys.at_floor(found.metric), float(found.floor), 0)]
+    for use, choice in found.ship.items():
+        points += [(f"{use}/{found.metric}", float(choice.distance), 0)]
+        points += [(f"{use}/nfe", float(choice.nfe), 0)]
+        tracker.client.set_tag(run, f"reflow.{use}", choice.round)
     tracker.complete(run, points)
-    unhappy = [f"{g['state']}: {g['stage']} {g['gate']}" for g in found["gates"]
-               if g["state"] != "ok"]  # fmt: skip
+    unhappy = [f"{j.verdict.state}: {j.stage} {j.verdict.gate}" for j in found.unhappy]
     tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")
-    tracker.client.set_tag(run, "reflow.fingerprint", found["fingerprint"])
+    tracker.client.set_tag(run, "reflow.fingerprint", found.fingerprint)
     tracker.client.set_tag(run, "mlflow.note.content", (folder / "rounds.md").read_text())
 
 
 def _ship(tracker: Tracker, whole: Chain, compare: Entry, done: Published, say: Say) -> None:
     """Register the rounds to ship; not tied to a tag: another chain may have moved the aliases."""
     try:
-        changed = register(tracker, whole, comparison(tracker.root, compare)["ship"])
+        changed = register(tracker, whole, read_comparison(tracker.root, compare).ship)
     except ReflowError as error:
         done.skipped.append(f"ship: {error}")
         say(f"ship: not published: {error}")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.write import MANIFEST, SCHEMA_VERSION, About, sha256
+from fmcore.coupling.write import SCHEMA_VERSION, About, sha256
 from fmcore.settings import ReflowError, derive_seed
 
 Split = Literal["train", "held_out", "all"]
