@@ -64,9 +64,9 @@ class Solver(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_of_times(cls, given: dict[str, object]) -> dict[str, object]:
-        times = given.get("times")
-        if isinstance(times, list | tuple) and "steps" not in given:
+    def _steps_of_times(cls, given: object) -> object:
+        times = given.get("times") if isinstance(given, dict) else None
+        if isinstance(given, dict) and isinstance(times, list | tuple) and "steps" not in given:
             return {**given, "steps": max(1, len(times) - 1)}
         return given
 
