@@ -15,6 +15,8 @@ class Density(Settings):
     """What the two-dimensional densities share: how many independent samples."""
 
     samples: int = Field(default=10000, gt=1)
+    """How many independent samples are drawn. Raise it when held_out_ratio says that the network
+    remembers its data."""
 
 
 class EightGaussians(Density):
@@ -22,7 +24,10 @@ class EightGaussians(Density):
 
     name: Literal["eight_gaussians"]
     radius: float = Field(default=4.0, gt=0)
+    """Radius of the circle on which the eight centres lie."""
     std: float = Field(default=0.5, gt=0)
+    """Standard deviation of each Gaussian. Lower it for sharper modes, which are harder to
+    learn."""
 
     def modes(self) -> torch.Tensor:
         """Return the centres [8, 2]."""
@@ -35,7 +40,10 @@ class TwoMoons(Density):
 
     name: Literal["two_moons"]
     scale: float = Field(default=2.0, gt=0)
+    """Factor on the whole picture, noise included. At 1 each moon is half a unit circle."""
     std: float = Field(default=0.1, ge=0)
+    """Standard deviation of the noise around the moons, before `scale`. At 0 the law has no
+    density, so there is no exact likelihood."""
 
 
 class Checkerboard(Density):
@@ -49,7 +57,9 @@ class Gaussian(Density):
 
     name: Literal["gaussian"]
     mean: list[float] = Field(min_length=1)
+    """Mean of each dimension. Its length is the dimension of the data."""
     std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Standard deviation of each dimension; as many numbers as `mean`."""
 
     @model_validator(mode="after")
     def _same_length(self) -> "Gaussian":

@@ -29,7 +29,9 @@ class LogitNormal(Settings):
 
     name: Literal["logit_normal"]
     mean: float = 0.0
+    """Mean of logit(t). Above 0 more times lie near the source."""
     std: float = Field(default=1.0, gt=0)
+    """Standard deviation of logit(t). Lower it to crowd the times around the middle."""
 
     def spread(self, u: Tensor) -> Tensor:
         """Return sigmoid(mean + std Phi^-1(u)) [B]."""
@@ -41,6 +43,7 @@ class Mode(Settings):
 
     name: Literal["mode"]
     scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
+    """How much the density peaks in the middle; below 0 it peaks at the ends, 0 is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         """Return the map of Esser et al. at 1 - u [B], so that it rises with u."""
@@ -57,6 +60,7 @@ class UShaped(Settings):
 
     name: Literal["u_shaped"]
     rate: float = Field(default=4.0, gt=0, le=30)
+    """How strongly times crowd at both ends; towards 0 the law is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         """Return the inverse of the CDF sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2 [B]."""
@@ -69,7 +73,9 @@ class Beta(Settings):
 
     name: Literal["beta"]
     a: float = Field(default=2.0, gt=0)
+    """First parameter. Raise it for more times near the source (t = 1)."""
     b: float = Field(default=2.0, gt=0)
+    """Second parameter. Raise it for more times near the target (t = 0)."""
 
     def spread(self, u: Tensor) -> Tensor:
         """Return the inverse of the regularised incomplete beta function [B], by scipy."""
@@ -83,6 +89,7 @@ class Point(Settings):
 
     name: Literal["point"]
     at: float = Field(default=1.0, ge=0, le=1)
+    """The only time that is trained. 1 makes a one-step student."""
 
     def spread(self, u: Tensor) -> Tensor:
         """Return `at` [B]."""
@@ -97,6 +104,7 @@ class Grid(Settings):
 
     name: Literal["grid"]
     steps: int = Field(gt=0)
+    """The k of the times 1/k, 2/k, ..., 1: the number of Euler steps that the student takes."""
 
     def spread(self, u: Tensor) -> Tensor:
         """Return (floor(k u) + 1) / k [B]."""
