@@ -7,7 +7,7 @@ bin := $(VENV)/bin
 run := PATH="$(abspath $(bin)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain check format test test-all ui clean lock
+.PHONY: help setup demo chain check format settings test test-all ui clean lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,10 @@ check: setup  ## linters, types, architecture, hooks
 format: setup  ## format the code and mend what can be mended
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
+
+settings: setup  ## write docs/settings.md and params.schema.json from the settings classes
+	$(run) python -m flows.params.reference > docs/settings.md
+	$(run) python -m flows.params.schema > params.schema.json
 
 test: setup  ## the tests, one real chain included; two files of them at a time
 	$(run) pytest -m "not servers" -n 2 --dist loadfile

@@ -98,9 +98,11 @@ class Own(Settings):
 
     name: Literal["custom"]
     path: str = Field(pattern=PATTERN, description="The class as `module:Class`.")
+    """The class, as `module:Class`; the module lies in the project."""
     settings: dict[str, Any] = Field(
         default_factory=dict, description="The fields of the class, checked by it."
     )
+    """What the class is made with: its fields and their values."""
 
     @cached_property
     def own(self) -> Any:

@@ -8,6 +8,7 @@ import typer
 
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, project
+from flows.cli.settings import settings
 from flows.project.environment import configure, find_root
 
 app = typer.Typer(
@@ -191,6 +192,7 @@ def doctor() -> None:
 
 app.command()(library.couple)
 app.command()(library.estimate)
+app.command()(settings)
 app.command()(servers.ui)
 app.command()(servers.env)
 app.command()(servers.deploy)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.dag.chain import Chain, Entry, chain
+from flows.dag.chain import Chain, chain
 from flows.dag.lineage import entries
+from flows.dag.lock import Entry
 from flows.project.events import Event
 
 if TYPE_CHECKING:

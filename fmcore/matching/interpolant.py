@@ -101,6 +101,7 @@ class Polynomial(Schedule):
 
     name: Literal["polynomial"]
     power: float = Field(default=2.0, ge=1)
+    """The exponent n in alpha = (1 - t)^n. 1 is the linear interpolant."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t) ** self.power
@@ -124,7 +125,9 @@ class VariancePreserving(Schedule):
     first: ClassVar[float] = EDGE
     name: Literal["variance_preserving"]
     beta_min: float = Field(default=0.1, gt=0)
+    """Noise rate beta at t = 0."""
     beta_max: float = Field(default=20.0, gt=0)
+    """Noise rate beta at t = 1. Raise it so that less of the target is left there."""
 
     def _beta(self, t: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * t
@@ -153,7 +156,11 @@ class VarianceExploding(Schedule):
 
     name: Literal["variance_exploding"]
     sigma_min: float = Field(default=0.01, gt=0)
+    """Standard deviation of the noise at t = 0, in units of the data. This noise stays in the
+    samples."""
     sigma_max: float = Field(default=50.0, gt=0)
+    """Standard deviation of the noise at t = 1, in units of the data. It should be well above the
+    spread of the data."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "VarianceExploding":

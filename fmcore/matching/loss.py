@@ -66,9 +66,17 @@ class Loss(SampleLoss):
     """
 
     name: Literal["mse", "pseudo_huber"] = "mse"
+    """`mse` is the squared error; `pseudo_huber` lets pairs with a large error pull less, which
+    helps from round 2 on."""
     c: float | None = Field(default=None, gt=0)
+    """Where pseudo_huber turns from square to linear, in units of |gap|. null is 0.00054 times the
+    dimension of the data."""
     normalised: bool = False
+    """Whether each sample's loss is divided by its own value, so that all samples weigh alike. It
+    suits objective mean_flow."""
     weight: Literal["one", "inverse_t", "velocity"] = "one"
+    """Weight by t: `one`, `inverse_t` (1 / t), or `velocity` (for objectives noise and target:
+    minimises the error of the velocity)."""
 
     def per_sample(
         self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective

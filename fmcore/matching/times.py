@@ -42,7 +42,9 @@ class LogitNormal(Law):
 
     name: Literal["logit_normal"]
     mean: float = 0.0
+    """Mean of logit(t). Above 0 more times lie near the source."""
     std: float = Field(default=1.0, gt=0)
+    """Standard deviation of logit(t). Lower it to crowd the times around the middle."""
 
     def spread(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).to(u.dtype)
@@ -53,6 +55,7 @@ class Mode(Law):
 
     name: Literal["mode"]
     scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
+    """How much the density peaks in the middle; below 0 it peaks at the ends, 0 is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         w = 1 - u
@@ -69,6 +72,7 @@ class UShaped(Law):
 
     name: Literal["u_shaped"]
     rate: float = Field(default=4.0, gt=0, le=30)
+    """How strongly times crowd at both ends; towards 0 the law is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         c = (2 * u.double() - 1) * math.sinh(self.rate / 2)
@@ -80,7 +84,9 @@ class Beta(Law):
 
     name: Literal["beta"]
     a: float = Field(default=2.0, gt=0)
+    """First parameter. Raise it for more times near the source (t = 1)."""
     b: float = Field(default=2.0, gt=0)
+    """Second parameter. Raise it for more times near the target (t = 0)."""
 
     def spread(self, u: Tensor) -> Tensor:
         from scipy.special import betaincinv  # a third of a second to import
@@ -93,6 +99,7 @@ class Point(Law):
 
     name: Literal["point"]
     at: float = Field(default=1.0, ge=0, le=1)
+    """The only time that is trained. 1 makes a one-step student."""
 
     def spread(self, u: Tensor) -> Tensor:
         return torch.full_like(u, self.at)
@@ -106,6 +113,7 @@ class Grid(Law):
 
     name: Literal["grid"]
     steps: int = Field(gt=0)
+    """The k of the times 1/k, 2/k, ..., 1: the number of Euler steps that the student takes."""
 
     def spread(self, u: Tensor) -> Tensor:
         return ((u * self.steps).floor().clamp(max=self.steps - 1) + 1) / self.steps

@@ -73,7 +73,9 @@ def resumed(ui, run):
 
 
 def test_a_run_of_the_deployment_works_in_a_worktree_and_leaves_a_branch(ui, served):
-    assert "order" in served["parameter_openapi_schema"]["properties"]
+    form = served["parameter_openapi_schema"]
+    overrides = form["definitions"]["Order"]["properties"]["overrides"]["description"]
+    assert "order" in form["properties"] and "`rounds.<round>.train.lr`: Peak" in overrides
     before = (ui.chain.root / "params.yaml").read_text(), ui.chain.lock()
     run = ui.order(served["id"], {"overrides": {"rounds.rf2.train.steps": 150}}, "a b")
     assert ui.ended(run) == "COMPLETED", "\n".join(ui.logs(run))
