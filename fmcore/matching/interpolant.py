@@ -96,7 +96,7 @@ class Cosine(Schedule):
 class Polynomial(Schedule):
     """alpha = (1 - t)^n, sigma = 1 - alpha: straight paths at a speed that changes."""
 
-    name: Literal["polynomial"]
+    name: Literal["polynomial"] = "polynomial"
     power: float = Field(default=2.0, ge=1)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class VariancePreserving(Schedule):
     """
 
     first: ClassVar[float] = EDGE
-    name: Literal["variance_preserving"]
+    name: Literal["variance_preserving"] = "variance_preserving"
     beta_min: float = Field(default=0.1, gt=0)
     beta_max: float = Field(default=20.0, gt=0)
 
@@ -148,7 +148,7 @@ class VarianceExploding(Schedule):
     Noise of size sigma_min stays at t = 0, and the flow starts at sigma_max source.
     """
 
-    name: Literal["variance_exploding"]
+    name: Literal["variance_exploding"] = "variance_exploding"
     sigma_min: float = Field(default=0.01, gt=0)
     sigma_max: float = Field(default=50.0, gt=0)
 

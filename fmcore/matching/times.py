@@ -26,7 +26,7 @@ class Uniform(Settings):
 class LogitNormal(Settings):
     """logit(t) ~ N(mean, std^2): the middle of the path (Esser et al. 2024, SD3)."""
 
-    name: Literal["logit_normal"]
+    name: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
 
@@ -37,7 +37,7 @@ class LogitNormal(Settings):
 class Mode(Settings):
     """t = 1 - w - scale (cos^2(pi w / 2) - 1 + w) at w = 1 - u: heavy tails, tunable mode (SD3)."""
 
-    name: Literal["mode"]
+    name: Literal["mode"] = "mode"
     scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
 
     def spread(self, u: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class UShaped(Settings):
     From round 2 on the ends are where the loss is, and one Euler step reads t = 1 alone.
     """
 
-    name: Literal["u_shaped"]
+    name: Literal["u_shaped"] = "u_shaped"
     rate: float = Field(default=4.0, gt=0, le=30)
 
     def spread(self, u: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class UShaped(Settings):
 class Beta(Settings):
     """Density t^{a-1} (1 - t)^{b-1} / B(a, b)."""
 
-    name: Literal["beta"]
+    name: Literal["beta"] = "beta"
     a: float = Field(default=2.0, gt=0)
     b: float = Field(default=2.0, gt=0)
 
@@ -77,7 +77,7 @@ class Beta(Settings):
 class Point(Settings):
     """All mass at one time: at t = 1 the round is a one-step student of its coupling."""
 
-    name: Literal["point"]
+    name: Literal["point"] = "point"
     at: float = Field(default=1.0, ge=0, le=1)
 
     def spread(self, u: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Grid(Settings):
     Liu et al. 2022, section 2.3: distillation asks for nothing in between.
     """
 
-    name: Literal["grid"]
+    name: Literal["grid"] = "grid"
     steps: int = Field(gt=0)
 
     def spread(self, u: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 class Adaptive(Settings):
     """Dormand-Prince 5(4) with a step size of its own for each row."""
 
-    name: Literal["dopri5"]
+    name: Literal["dopri5"] = "dopri5"
     rtol: float = Field(default=1e-5, gt=0)
     atol: float = Field(default=1e-5, gt=0)
     max_steps: int = Field(default=1000, gt=0)
