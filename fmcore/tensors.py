@@ -164,7 +164,7 @@ def load_flow(path: Path | str) -> Flow:
 
 def read_coupling(path: Path | str, *, split: Split = "all", limit: int | None = None) -> Pairs:
     """Read the pairs of a coupling's folder into memory, the first `limit` of a split."""
-    return read(open_coupling(Path(path)), split=split, limit=limit)
+    return read(open_coupling(path), split=split, limit=limit)
 
 
 def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:

@@ -74,8 +74,9 @@ class Coupling:
         return found
 
 
-def open_coupling(path: Path) -> Coupling:
+def open_coupling(path: Path | str) -> Coupling:
     """Open the coupling in the folder `path`: its manifest is read, its rows are not."""
+    path = Path(path)
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text())

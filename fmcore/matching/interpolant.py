@@ -241,11 +241,6 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 def interpolate(
     interpolant: Schedule, target: Tensor, source: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return x_t [B, *D] and its velocity u_t = alpha' target + sigma' source [B, *D].
-
-    >>> x = torch.zeros(1, 2); e = torch.ones(1, 2)
-    >>> interpolate(Linear(), x, e, torch.tensor([0.25]))
-    (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
-    """
+    """Return x_t [B, *D] and its velocity u_t = alpha' target + sigma' source [B, *D]."""
     a, b, da, db = interpolant.at(t, target)
     return a * target + b * source, da * target + db * source

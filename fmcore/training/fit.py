@@ -111,7 +111,7 @@ def fit(
         state.optimizer.zero_grad(set_to_none=True)
         per_sample, mean_square = flow_matching_loss(
             network,
-            batch.part(group.part),
+            group.part(batch),
             settings.interpolant,
             settings.objective,
             settings.loss,
