@@ -99,7 +99,7 @@ class Cosine(Schedule):
 class Polynomial(Schedule):
     """alpha = (1 - t)^n, sigma = 1 - alpha: straight paths at a speed that changes."""
 
-    name: Literal["polynomial"]
+    name: Literal["polynomial"] = "polynomial"
     power: float = Field(default=2.0, ge=1)
     """The exponent n in alpha = (1 - t)^n. 1 is the linear interpolant."""
 
@@ -123,7 +123,7 @@ class VariancePreserving(Schedule):
     """
 
     first: ClassVar[float] = EDGE
-    name: Literal["variance_preserving"]
+    name: Literal["variance_preserving"] = "variance_preserving"
     beta_min: float = Field(default=0.1, gt=0)
     """Noise rate beta at t = 0."""
     beta_max: float = Field(default=20.0, gt=0)
@@ -154,7 +154,7 @@ class VarianceExploding(Schedule):
     Noise of size sigma_min stays at t = 0, and the flow starts at sigma_max source.
     """
 
-    name: Literal["variance_exploding"]
+    name: Literal["variance_exploding"] = "variance_exploding"
     sigma_min: float = Field(default=0.01, gt=0)
     """Standard deviation of the noise at t = 0, in units of the data. This noise stays in the
     samples."""
@@ -242,11 +242,6 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 def interpolate(
     interpolant: Schedule, target: Tensor, source: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return x_t [B, *D] and its velocity u_t = alpha' target + sigma' source [B, *D].
-
-    >>> x = torch.zeros(1, 2); e = torch.ones(1, 2)
-    >>> interpolate(Linear(), x, e, torch.tensor([0.25]))
-    (tensor([[0.2500, 0.2500]]), tensor([[1., 1.]]))
-    """
+    """Return x_t [B, *D] and its velocity u_t = alpha' target + sigma' source [B, *D]."""
     a, b, da, db = interpolant.at(t, target)
     return a * target + b * source, da * target + db * source

@@ -36,11 +36,6 @@ class Batch:
     label: Tensor | None = None
     span: Tensor | None = None
 
-    def part(self, cut: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch of the rows that `cut` takes from each of its tensors."""
-        label, span = (None if a is None else cut(a) for a in (self.label, self.span))
-        return Batch(cut(self.target), cut(self.source), cut(self.t), label, span)
-
 
 class SampleLoss(Settings):
     """The base of every loss.

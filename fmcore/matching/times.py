@@ -40,7 +40,7 @@ class Uniform(Law):
 class LogitNormal(Law):
     """logit(t) ~ N(mean, std^2): the middle of the path (Esser et al. 2024, SD3)."""
 
-    name: Literal["logit_normal"]
+    name: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
     """Mean of logit(t). Above 0 more times lie near the source."""
     std: float = Field(default=1.0, gt=0)
@@ -53,7 +53,7 @@ class LogitNormal(Law):
 class Mode(Law):
     """t = 1 - w - scale (cos^2(pi w / 2) - 1 + w) at w = 1 - u: heavy tails, tunable mode (SD3)."""
 
-    name: Literal["mode"]
+    name: Literal["mode"] = "mode"
     scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
     """How much the density peaks in the middle; below 0 it peaks at the ends, 0 is uniform."""
 
@@ -70,7 +70,7 @@ class UShaped(Law):
     From round 2 on the ends are where the loss is, and one Euler step reads t = 1 alone.
     """
 
-    name: Literal["u_shaped"]
+    name: Literal["u_shaped"] = "u_shaped"
     rate: float = Field(default=4.0, gt=0, le=30)
     """How strongly times crowd at both ends; towards 0 the law is uniform."""
 
@@ -82,7 +82,7 @@ class UShaped(Law):
 class Beta(Law):
     """Density t^{a-1} (1 - t)^{b-1} / B(a, b)."""
 
-    name: Literal["beta"]
+    name: Literal["beta"] = "beta"
     a: float = Field(default=2.0, gt=0)
     """First parameter. Raise it for more times near the source (t = 1)."""
     b: float = Field(default=2.0, gt=0)
@@ -97,7 +97,7 @@ class Beta(Law):
 class Point(Law):
     """All mass at one time: at t = 1 the round is a one-step student of its coupling."""
 
-    name: Literal["point"]
+    name: Literal["point"] = "point"
     at: float = Field(default=1.0, ge=0, le=1)
     """The only time that is trained. 1 makes a one-step student."""
 
@@ -111,7 +111,7 @@ class Grid(Law):
     Liu et al. 2022, section 2.3: distillation asks for nothing in between.
     """
 
-    name: Literal["grid"]
+    name: Literal["grid"] = "grid"
     steps: int = Field(gt=0)
     """The k of the times 1/k, 2/k, ..., 1: the number of Euler steps that the student takes."""
 

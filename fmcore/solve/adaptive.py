@@ -32,7 +32,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 class Adaptive(Settings):
     """Dormand-Prince 5(4) with a step size of its own for each row."""
 
-    name: Literal["dopri5"]
+    name: Literal["dopri5"] = "dopri5"
     rtol: float = Field(default=1e-5, gt=0)
     """Error that a step may have relative to the size of the sample. Lower it for accurate pairs;
     each tenth costs about 1.6 times the evaluations."""

@@ -82,7 +82,8 @@ def draw_batch(
     if label is not None and rules.label_dropout:
         dropped = _uniform(rows, seed, "label", step) < rules.label_dropout
         label = torch.where(dropped, rules.classes, label)
-    return Batch(target, source, t, label, span).part(lambda x: x.to(device))
+    target, source, t, span = (a.to(device) for a in (target, source, t, span))
+    return Batch(target, source, t, None if label is None else label.to(device), span)
 
 
 def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:

@@ -20,9 +20,9 @@ from fmcore.matching.loss import Loss, LossOfRound, flow_matching_loss
 from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import averaged
-from fmcore.settings import Settings
+from fmcore.settings import ReflowError, Settings
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
-from fmcore.training.checkpoint import State
+from fmcore.training.checkpoint import State, finite
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
 
@@ -151,7 +151,7 @@ def fit(
         state.optimizer.zero_grad(set_to_none=True)
         per_sample, mean_square = flow_matching_loss(
             network,
-            batch.part(group.part),
+            group.part(batch),
             settings.interpolant,
             settings.objective,
             settings.loss,
@@ -177,3 +177,19 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
         classes=classes,
         label_dropout=settings.label_dropout,
     )
+
+
+def check_loss(loss: float, state: State, settings: Train, kept_in: str | None = None) -> None:
+    """Refuse a loss that is not finite or has run away; `kept_in` has the last good checkpoint."""
+    best = min((row["loss"] for row in state.history), default=math.inf)
+    kept = f"; the last good checkpoint is kept in {kept_in}" if kept_in else ""
+    if not math.isfinite(loss) or not finite(state):
+        raise ReflowError(
+            f"the loss is {loss} at step {state.step}: training diverged; lower train.lr"
+            f" ({settings.lr:g}) or train.clip ({settings.clip:g}){kept}"
+        )
+    if loss > settings.diverged * best:
+        raise ReflowError(
+            f"the loss rose to {loss:.3g} at step {state.step}, {loss / best:.0f} times its best"
+            f" ({best:.3g}); lower train.lr ({settings.lr:g}){kept}"
+        )
