@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmcore.choices.solvers import OdeSolver
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import Pairs, Split, open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
@@ -22,7 +23,7 @@ from fmcore.network.mlp import MLP
 from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, derive_seed
-from fmcore.solve.solver import OdeSolver, Solver
+from fmcore.solve.solver import Solver
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.fit import Step, Train, check_loss, fit, new_state

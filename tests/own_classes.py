@@ -14,7 +14,7 @@ from fmcore.matching.interpolant import Schedule
 from fmcore.matching.loss import SampleLoss
 from fmcore.matching.times import Law
 from fmcore.network.own import OwnNetwork
-from fmcore.solve.solver import StepRule
+from fmcore.choices.solvers import StepRule
 
 
 class Rings(Data):
@@ -130,7 +130,7 @@ couplings:
     solver: {name: custom, path: "my_flows:Ralston", steps: 3}
 """
 
-HARM = '''
+HARM = """
 from os import system
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def _make(*_, **__):
 
 
 Assigned = type("Assigned", (), {{}})
-'''
+"""
 """A module that leaves a mark when it is imported or called."""
 
 OTHER = '''

@@ -6,14 +6,13 @@ stay stratified. A student is a law too: `point` at t = 1 for one step, `grid` f
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
-from fmcore.own import Own
-from fmcore.settings import Settings, by_name
+from fmcore.settings import Settings
 
 
 class Law(Settings):
@@ -66,8 +65,7 @@ class Mode(Law):
 class UShaped(Law):
     """Density e^{rate t} + e^{rate (1 - t)} (Lee et al. 2024, rate 4).
 
-    The CDF is sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
-    From round 2 on the ends are where the loss is, and one Euler step reads t = 1 alone.
+    From round 2 on the loss is at the ends. CDF: sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
     """
 
     name: Literal["u_shaped"] = "u_shaped"
@@ -106,10 +104,7 @@ class Point(Law):
 
 
 class Grid(Law):
-    """The times 1/k, 2/k, ..., 1 alike: where k Euler steps read the velocity (a k-step student).
-
-    Liu et al. 2022, section 2.3: distillation asks for nothing in between.
-    """
+    """The times 1/k, ..., 1 that k Euler steps read: a k-step student (Liu et al. 2022, 2.3)."""
 
     name: Literal["grid"] = "grid"
     steps: int = Field(gt=0)
@@ -117,27 +112,3 @@ class Grid(Law):
 
     def spread(self, u: Tensor) -> Tensor:
         return ((u * self.steps).floor().clamp(max=self.steps - 1) + 1) / self.steps
-
-
-class Custom(Own, Law):
-    """A law of t of the user's own, a subclass of `Law`."""
-
-    base: ClassVar[type] = Law
-
-    def check(self, own: Law) -> None:
-        """Check that the times lie in [0, 1]."""
-        u = (torch.arange(64) + 0.5) / 64
-        t = own.spread(u)
-        if t.shape != u.shape or not bool(((t >= 0) & (t <= 1)).all()):
-            raise ValueError(f"spread must turn u [{len(u)}] into as many times in [0, 1]")
-
-    def spread(self, u: Tensor) -> Tensor:
-        """Return the user's times [B]."""
-        return cast(Tensor, self.own.spread(u)).to(u.dtype)
-
-
-LawOfTime = Annotated[
-    Uniform | LogitNormal | Mode | UShaped | Beta | Point | Grid | Custom,
-    Field(discriminator="name"),
-    BeforeValidator(by_name),
-]

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore import own
+from fmcore.choices.solvers import GridSolver
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
@@ -17,7 +18,7 @@ from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.solver import GridSolver, Solution, Solver
+from fmcore.solve.solver import Solution, Solver
 from fmcore.work.work import Work
 
 

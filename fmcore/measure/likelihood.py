@@ -12,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.choices.solvers import GridSolver
 from fmcore.matching.conversions import Velocity
 from fmcore.sampling.flow import Flow
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.solver import GridSolver, Solver, solve
+from fmcore.solve.solver import Solver, solve
 
 EXACT_UP_TO = 64
 """Dimensions up to which `auto` takes the exact trace: one gradient each."""

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmcore.choices.solvers import OdeSolver
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.store import Model
-from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
+from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles
 
 

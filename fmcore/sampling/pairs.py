@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fmcore.choices.solvers import OdeSolver
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import Pairs, open_coupling, read
 from fmcore.coupling.write import About, table
@@ -20,7 +21,7 @@ from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, Settings
 from fmcore.solve.adaptive import Adaptive
-from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
+from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import numerics
 from fmcore.work.work import Work
 

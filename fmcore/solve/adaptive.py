@@ -44,8 +44,7 @@ class Adaptive(Settings):
 
     def refined(self) -> "Adaptive":
         """Return the same solver with a tenth of the tolerances."""
-        tighter = {"rtol": self.rtol / 10, "atol": self.atol / 10}
-        return self.model_copy(update=tighter)
+        return self.model_copy(update={"rtol": self.rtol / 10, "atol": self.atol / 10})
 
 
 def dopri5(

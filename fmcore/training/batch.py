@@ -7,10 +7,11 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.read import Pairs
 from fmcore.matching.interpolant import expand
 from fmcore.matching.loss import Batch
-from fmcore.matching.times import LawOfTime, Uniform
+from fmcore.matching.times import Uniform
 from fmcore.settings import ReflowError, Settings, by_name, derive_seed
 
 

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from fmcore.choices.interpolants import Interpolant
+from fmcore.choices.laws import LawOfTime
+from fmcore.choices.losses import LossOfRound
 from fmcore.coupling.read import Pairs
-from fmcore.matching.interpolant import Interpolant, Linear, Objective
-from fmcore.matching.loss import Loss, LossOfRound, flow_matching_loss
-from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
+from fmcore.matching.interpolant import Linear, Objective
+from fmcore.matching.loss import Loss, flow_matching_loss
+from fmcore.matching.times import Grid, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import averaged
 from fmcore.settings import ReflowError, Settings

@@ -13,21 +13,23 @@ from ruamel.yaml import YAML
 from flows.params.load import load as load_params
 from fmcore import own
 from fmcore.calibrate import calibrate
+from fmcore.choices.interpolants import Interpolant
+from fmcore.choices.laws import LawOfTime
+from fmcore.choices.losses import LossOfRound
+from fmcore.choices.solvers import OdeSolver
 from fmcore.couple import couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.evaluate import evaluate
 from fmcore.features.extractor import FeaturesOf
 from fmcore.initialise import initialise
-from fmcore.matching.interpolant import Interpolant, Linear, Schedule
-from fmcore.matching.loss import LossOfRound
-from fmcore.matching.times import LawOfTime
+from fmcore.matching.interpolant import Linear, Schedule
 from fmcore.network.build import Network, build
 from fmcore.network.store import load, save
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
-from fmcore.solve.solver import OdeSolver, solve
+from fmcore.solve.solver import solve
 from fmcore.train import train
 from fmcore.work.executor import Executor
 from tests.chains import CPU, silent
@@ -192,7 +194,11 @@ def test_what_is_kept_of_a_class_makes_it_again(project):
     [
         (Dataset, custom("Rings", settings={"ring": 2}), "settings.ring: unknown key; accepted: r"),
         (Dataset, custom("Rings", settings={"rings": "two"}), "settings.rings: Input should be a"),
-        (Network, custom("Tiny", settings={"depth": 2}), "settings.depth: unknown key; accepted: w"),
+        (
+            Network,
+            custom("Tiny", settings={"depth": 2}),
+            "settings.depth: unknown key; accepted: w",
+        ),
         (Network, custom("Tiny", settings={"width": 1.5}), "settings.width: Input should be a val"),
         (Dataset, custom("Tiny"), "my_flows:Tiny is no subclass of fmcore.dataset.samples.Data"),
         (Interpolant, custom("Bent"), "d_alpha is not the derivative of alpha"),
@@ -437,12 +443,12 @@ def test_a_worker_without_the_project_says_so(tmp_path):
 
 
 def test_every_base_says_what_a_class_of_it_does():
+    from fmcore.choices.solvers import StepRule
     from fmcore.dataset.samples import Data
     from fmcore.features.own import FeatureMap
     from fmcore.matching.loss import SampleLoss
     from fmcore.matching.times import Law
     from fmcore.network.own import OwnNetwork
-    from fmcore.solve.solver import StepRule
 
     for base in (Schedule, Law, SampleLoss, StepRule, Data, FeatureMap, OwnNetwork):
         assert "of your own (`name: custom`)" in " ".join(base.__doc__.split()), base

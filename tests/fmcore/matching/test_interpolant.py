@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from fmcore.choices.interpolants import Interpolant
 from fmcore.matching.conversions import (
     diffusion_squared,
     drift,
@@ -18,7 +19,6 @@ from fmcore.matching.conversions import (
 )
 from fmcore.matching.interpolant import (
     Cosine,
-    Interpolant,
     Linear,
     Polynomial,
     Schedule,
