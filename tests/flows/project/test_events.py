@@ -48,7 +48,7 @@ def test_a_file_that_is_not_there_has_no_events(tmp_path: Path) -> None:
     assert reader.read() == []
     with Writer(tmp_path / "none" / "events.jsonl", "couple@rf1", 3):
         assert reader.read() == [Event("couple@rf1", 0, 3)]
-    os.unlink(tmp_path / "none" / "events.jsonl")
+    (tmp_path / "none" / "events.jsonl").unlink()
     assert reader.read() == []
 
 
