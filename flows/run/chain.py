@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from flows.dag import plan, store
+from flows.dag import plan
 from flows.project import environment, servers
 from flows.run.repro import Processes
 from flows.run.schedule import (
@@ -64,6 +64,8 @@ def update_chain(
 
 def _ask_the_remote(root: Path) -> None:
     """Raise ReflowError now, not in each stage, if there is no remote or it does not answer."""
+    from flows.dag import store
+
     nothing = "0" * 32 + ".dir"  # a hash that nothing has
     store.held(root, store.default_remote(root), [nothing])
 
