@@ -1,5 +1,6 @@
 """The words of a stage's command, `VERB [KEY] name=path ...`: one table for all verbs."""
 
+from flows.dag import inputs
 from flows.dag.graph import Command
 from fmcore.settings import ReflowError
 
@@ -23,6 +24,11 @@ KEYED = {"train": "round", "couple": "coupling", "evaluate": "round"}
 def read_words(arguments: list[str]) -> Command:
     """Read the words of a command. Raises ReflowError that names a wrong, missing or double one."""
     names = [word for word in arguments if "=" not in word]
+    if names[:1] == [inputs.STAGE]:
+        raise ReflowError(
+            f"dvc.yaml: stage {inputs.STAGE}: unknown words in its command; expected:"
+            f" out={inputs.FOLDER}"
+        )
     if not names or names[0] not in WORDS:
         raise ReflowError(f"expected a stage: {', '.join(WORDS)}; got {names[:1] or 'none'}")
     verb, keys = names[0], names[1:]
