@@ -130,7 +130,7 @@ couplings:
     solver: {name: custom, path: "my_flows:Ralston", steps: 3}
 """
 
-HARM = '''
+HARM = """
 from os import system
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def _make(*_, **__):
 
 
 Assigned = type("Assigned", (), {{}})
-'''
+"""
 """A module that leaves a mark when it is imported or called."""
 
 OTHER = '''
