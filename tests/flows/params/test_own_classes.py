@@ -168,26 +168,29 @@ def test_a_chain_of_own_classes_from_the_keyboard_to_mlflow(tmp_path):
     chain.root.mkdir()
     for words in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         subprocess.run(words, cwd=chain.root, env=chain.env(), check=True)
+    chain.write(".gitignore", "/.reflow/\n/inputs\n")
     chain.write("dvc.yaml", (SOURCE / "dvc.yaml").read_text())
     plain = PARAMS.replace('time: {name: custom, path: "my_flows:Triangular"}', "time: uniform")
     chain.write("params.yaml", plain)
     chain.write("my_flows.py", MODULE)
+    chain.commit("start")
     done = chain.reflow("run")
     assert "fd_polar" in done.stdout
     assert set(chain.plan().values()) == {"unchanged"}
     chain.edit("my_flows.py", "class Sine", "# Slow.\nclass Sine")
     chain.edit("my_flows.py", "Density 2 t.", "Density 2 t: late times.")
     assert set(chain.plan().values()) == {"unchanged"}
+    first = ("prepare", "initialise", "calibrate", "train@rf1", "couple@rf1", "evaluate@rf1")
     chain.write("params.yaml", PARAMS)
     planned = chain.plan()
     assert planned["train@rf2"] == "run" and planned["evaluate@rf2"] == "downstream"
-    first = ("prepare", "initialise", "calibrate", "train@rf1", "couple@rf1", "evaluate@rf1")
     assert {planned[name] for name in first} == {"unchanged"}
-    chain.reflow("run")
-    chain.edit("my_flows.py", "return u.sqrt()", "return u.pow(0.25)")
+    chain.edit("my_flows.py", "(first / 4 + 3 / 4 *", "(first / 3 + 2 / 3 *")
     planned = chain.plan()
-    assert planned["train@rf2"] == "run" and {planned[name] for name in first} == {"unchanged"}
-    assert "your class my_flows:Triangular changed" in chain.reflow("plan").stdout
-    chain.reflow("sample", "rf2", "--nfe", "2", "--out", "samples.npy")
-    models = "print(len(t.client.search_logged_models([t.experiment])))"
-    assert chain.mlflow(models) == "3"
+    assert {planned[name] for name in first[:4]} == {"unchanged"}
+    assert {planned[name] for name in ("couple@rf1", "train@rf2", "evaluate@rf1")} == {"run"}
+    shown = " ".join(chain.reflow("plan").stdout.split())
+    assert "your class my_flows:Ralston changed" in shown
+    chain.reflow("sample", "rf2", "samples.npy", "--nfe", "2", "--label", "1")
+    assert (chain.root / "samples.npy").exists()
+    assert chain.mlflow("print(len(t.client.search_logged_models([t.experiment])))") == "3"
