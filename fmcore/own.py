@@ -129,10 +129,16 @@ def parsed(kind: type[BaseModel], settings: Mapping[str, Any]) -> Any:
         raise ValueError(one_line(error, "settings", kind)) from None
 
 
-def one_line(error: ValidationError, place: str, kind: type[BaseModel] | None = None) -> str:
-    """Return the first mistake that pydantic found below `place`, in one line."""
+def one_line(
+    error: ValidationError, place: str, kind: type[BaseModel] | None = None, tag: str | None = None
+) -> str:
+    """Return the first mistake that pydantic found below `place`, in one line.
+
+    The tag of a union, with which pydantic begins a place, is no key of the file.
+    """
     first = error.errors()[0]
-    where = ".".join(map(str, (place, *first["loc"])))
+    loc = first["loc"][1:] if first["loc"][:1] == (tag,) else first["loc"]
+    where = ".".join(map(str, (place, *loc)))
     if first["type"] == "extra_forbidden" and kind is not None:
         return f"{where}: unknown key; accepted: {', '.join(sorted(kind.model_fields)) or 'none'}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
@@ -146,7 +152,8 @@ def read(kind: Any, value: Any, place: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise ReflowError(one_line(error, place)) from None
+        tag = value.get("name") if isinstance(value, Mapping) else None
+        raise ReflowError(one_line(error, place, tag=tag)) from None
 
 
 def called(path: str, call: Any, *args: Any) -> Any:

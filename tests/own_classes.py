@@ -108,7 +108,12 @@ evaluate:
   nfe: [1, 2]
   solver: {name: custom, path: "my_flows:Ralston", steps: 2}
   trajectories: 16
-gates: {}
+gates:
+  endpoint_shift: {warn: null, fail: null}
+  solver_gap_rel: {warn: null, fail: null}
+  held_out_ratio: {warn: null, fail: null}
+  cost_rise: {warn: null, fail: null}
+  noise_z: {warn: null, fail: null}
 rounds:
   rf1:
     coupling: independent

@@ -95,7 +95,10 @@ def changes(before: str | None, after: str | None) -> list[str]:
         return ["the record of its code and files is another"]
     old, new = json.loads(before), json.loads(after)
     said = [f"code of {name} changed" for name in _different(old["code"], new["code"])]
-    said += [f"your class {name} changed" for name in _different(old["own"], new["own"])]
+    for name in _different(old["own"], new["own"]):
+        named_now, named_before = name in new["own"], name in old["own"]
+        how = "changed" if named_now and named_before else "is named now"
+        said.append(f"your class {name} {how if named_now else 'is named no longer'}")
     for place in _different(old["files"], new["files"]):
         said.append(f"{place}: {_content(old['files'].get(place), new['files'].get(place))}")
     return said

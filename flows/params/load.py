@@ -116,7 +116,9 @@ def folder_of(path: Path) -> Path:
 
 def _tree(path: Path) -> Any:
     try:
-        tree = YAML(typ="rt").load(path.read_text())
+        text = path.read_text()
+        tree = YAML(typ="rt").load(text)
+        YAML(typ="safe").load(text)  # as DVC reads it: no colon in a word within braces
     except FileNotFoundError:
         raise ReflowError(
             f"{path.name}: not found; run inside a project, or `git checkout` it"
@@ -127,6 +129,8 @@ def _tree(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if problem == "found unexpected ':'":
+            problem += "; put text with a colon in quotes"
         raise ReflowError(f"{path.name}{where}: not valid YAML: {problem}") from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_what_is_kept_of_a_class_makes_it_again(project):
             custom("Tiny", settings={"depth": 2}),
             "settings.depth: unknown key; accepted: w",
         ),
-        (Network, custom("Tiny", settings={"width": 1.5}), "settings.width: Input should be a val"),
+        (Network, custom("Tiny", settings={"width": 1.5}), "settings.width: Input should be a v"),
         (Dataset, custom("Tiny"), "my_flows:Tiny is no subclass of fmcore.dataset.samples.Data"),
         (Interpolant, custom("Bent"), "d_alpha is not the derivative of alpha"),
         (Interpolant, custom("Half"), "my_flows:Half lacks d_alpha, d_sigma"),
@@ -430,6 +431,22 @@ def test_a_module_named_as_an_installed_package_is_refused(tmp_path):
     with pytest.raises(ReflowError, match="torch is the name of an installed package"):
         own.read(Interpolant, {"name": "custom", "path": "torch:Sine"}, "place")
     assert sys.modules["torch"] is kept
+
+
+def test_the_classes_of_the_page_are_used_as_it_says(tmp_path):
+    """Each block of docs/how-to-add.md goes into one my_flows.py, as a reader would put it."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to-add.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_flows.py").write_text("\n".join(blocks))
+    kinds = {"data": Dataset, "network": Network, "solver": OdeSolver, "interpolant": Interpolant}
+    kinds |= {"time": LawOfTime, "loss": LossOfRound, "features": FeaturesOf}
+    lines = re.findall(r"^\+.*?(\w+): (\{name: custom.*?)\}*$", page, flags=re.MULTILINE)
+    assert sorted(kind for kind, _ in lines) == sorted(kinds) and len(blocks) == 7
+    for kind, text in lines:
+        closed = text + "}" * (text.count("{") - text.count("}"))
+        settings = YAML(typ="safe").load(closed)
+        own.trust(tmp_path, own.named(settings))
+        assert parse(kinds[kind], settings).name == "custom"
 
 
 def test_the_names_in_params_are_found_wherever_they_stand():

@@ -75,12 +75,17 @@ CASES = [
     (
         "steps: 5000",
         "steps: 5000, interpolant: {name: custom, path: 'no_module:X'}",
-        r"rounds.rf1.train.interpolant: no_module:X cannot be made",
+        r"rounds.rf1.train.interpolant: no_module:X: the project has no no_module.py",
     ),
     ("warn: 4, fail: 6", "warn: 7, fail: 6", r"gates.noise_z: warn 7 lies above fail 6"),
     ("gates: ", "gatse: ", r"gates: is missing; add it"),
     ("seed: 0", "seed: 0\nseed: 1", r"params.yaml:\d+: not valid YAML: found duplicate key"),
     (GOOD, "", r"params.yaml: expected a mapping of settings, got nothing"),
+    (
+        "data: {name: digits}",
+        "data: {name: custom, path: my_flows:Rings}",
+        r"params.yaml:\d+: not valid YAML: found unexpected ':'; put text with a colon in quotes",
+    ),
 ]
 
 
