@@ -9,48 +9,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.ipc
-import torch
 
 from fmcore.coupling.checks import measure
 from fmcore.coupling.write import finish, is_whole, shard_name, write_shard
 from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
-from fmcore.settings import Accept, Log
-from fmcore.work.compute import Compute
-from fmcore.work.executor import IN_PROCESS, Executor, start_workers
+from fmcore.work.work import Work
+from fmcore.work.workers import start_workers
+
+__all__ = ["Couple", "couple", "couple_shards", "missing_shards", "shard_count"]
 
 SHARDS = "shards"
 """The folder in a stage's scratch where shards gather."""
 
 
-def couple(
-    model: Path,
-    data: Path,
-    out: Path,
-    metrics: Path,
-    settings: Couple,
-    *,
-    seed: int,
-    device: torch.device,
-    scratch: Path,
-    log: Log,
-    compute: Compute | None = None,
-    accept: Accept = lambda _: None,
-    executor: Executor = IN_PROCESS,
-) -> None:
+def couple(model: Path, data: Path, out: Path, metrics: Path, settings: Couple, work: Work) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
-    Shards gather in `scratch` and move to `out` when all are there and their metrics are accepted.
-    A shard that is complete is not sampled again, so a killed run goes on where it stopped. The
-    executor says who samples, this process alone writes: the same bytes from any of them.
+    Shards gather in the scratch folder and move to `out` when all are there and their metrics are
+    accepted. A shard that is complete is not sampled again, so a killed run goes on where it
+    stopped. The executor samples, this process alone writes: the same bytes from any executor.
     """
-    sampler = sampler_of(model, data, settings, seed, device, compute or Compute())
-    about, folder = sampler.about, scratch / SHARDS
+    sampler = sampler_of(model, data, settings, work)
+    about, folder = sampler.about, work.scratch / SHARDS
     count = shard_count(settings)
-    _fill(sampler, folder, range(count), executor, log)
+    _fill(sampler, folder, range(count), work)
     manifest = finish(folder, about, count)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
-    accept(found)
+    work.accept(found)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder.replace(out)
     metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -58,40 +44,22 @@ def couple(
 
 
 def couple_shards(
-    model: Path,
-    data: Path,
-    settings: Couple,
-    shards: Iterable[int],
-    *,
-    seed: int,
-    device: torch.device,
-    scratch: Path,
-    log: Log,
-    compute: Compute | None = None,
-    executor: Executor = IN_PROCESS,
+    model: Path, data: Path, settings: Couple, shards: Iterable[int], work: Work
 ) -> None:
-    """Sample some shards into `scratch`, where `couple` finds them; others may sample beside."""
-    sampler = sampler_of(model, data, settings, seed, device, compute or Compute())
-    _fill(sampler, scratch / SHARDS, shards, executor, log)
+    """Sample some shards into the scratch folder, where `couple` finds them.
+
+    Others may sample beside.
+    """
+    _fill(sampler_of(model, data, settings, work), work.scratch / SHARDS, shards, work)
 
 
-def missing_shards(
-    model: Path,
-    data: Path,
-    settings: Couple,
-    *,
-    seed: int,
-    device: torch.device,
-    scratch: Path,
-    compute: Compute | None = None,
-) -> list[int]:
-    """Return the shards that are not whole in `scratch`, or not of this very coupling."""
-    sampler = sampler_of(model, data, settings, seed, device, compute or Compute())
-    folder = scratch / SHARDS
+def missing_shards(model: Path, data: Path, settings: Couple, work: Work) -> list[int]:
+    """Return the shards that are not whole in the scratch folder, or not of this very coupling."""
+    about, folder = sampler_of(model, data, settings, work).about, work.scratch / SHARDS
     return [
         index
         for index in range(shard_count(settings))
-        if not is_whole(folder / shard_name(index), sampler.about)
+        if not is_whole(folder / shard_name(index), about)
     ]
 
 
@@ -100,9 +68,7 @@ def shard_count(settings: Couple) -> int:
     return -(-settings.pairs // settings.shard)
 
 
-def _fill(
-    sampler: PairSampler, folder: Path, shards: Iterable[int], executor: Executor, log: Log
-) -> None:
+def _fill(sampler: PairSampler, folder: Path, shards: Iterable[int], work: Work) -> None:
     """Sample those of the shards that are not there yet."""
     about, settings = sampler.about, sampler.settings
     done, wanted = 0, []
@@ -112,16 +78,16 @@ def _fill(
         else:
             wanted.append(index)
     if done:
-        log({}, done)
+        work.log({}, done)
     if not wanted:
         return
-    with start_workers(executor, sampler, sampler.device) as run:
+    with start_workers(work.executor, sampler, sampler.device) as run:
         for index, (packed, nfe) in run(wanted):
             if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
             write_shard(folder, index, pyarrow.ipc.open_stream(packed).read_all())
             done += _rows(settings, index)
-            log({}, done)
+            work.log({}, done)
 
 
 def _rows(settings: Couple, index: int) -> int:

@@ -6,6 +6,7 @@ identity cost(k-1) - cost(k) = S + V of Liu et al. 2022 (S straightness, V least
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -23,46 +24,46 @@ from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, sampled
-from fmcore.settings import Accept, Log
 from fmcore.solve.solver import Solver
 from fmcore.training.held_out import held_out_losses
 from fmcore.verdict import pictures
-from fmcore.work.compute import Compute
-from fmcore.work.executor import IN_PROCESS, Executor, start_workers
+from fmcore.work.work import Work
+from fmcore.work.workers import start_workers
+
+__all__ = ["Evaluate", "Paths", "evaluate"]
 
 SHOWN = 16
 """How many samples a picture shows for each NFE."""
 
 
-def evaluate(
-    model: Path,
-    data: Path,
-    coupling: Path,
-    yardstick: Path,
-    metrics: Path,
-    curves: tuple[Path, Path],
-    out: Path,
-    settings: Evaluate,
-    *,
-    seed: int,
-    device: torch.device,
-    log: Log,
-    compute: Compute | None = None,
-    accept: Accept = lambda _: None,
-    executor: Executor = IN_PROCESS,
-) -> dict[str, float]:
-    """Measure the model that was trained on `coupling` against the real `data`.
+@dataclass(frozen=True)
+class Paths:
+    """What `evaluate` reads: model, data, the coupling it trained on, yardstick. And writes:
 
-    Writes `metrics` (json), `curves` (csv: distances over NFE, gap over t) and pictures into the
-    folder `out`. The noise depends on `seed` alone: rounds and NFE are compared on the same draws.
+    `metrics` (json), `fd` and `straightness` (csv: distances over NFE, gap over t), and pictures
+    into the folder `out`.
     """
-    loaded = load(model, device=str(device))
-    measure = load_yardstick(yardstick)
-    real = open_coupling(data)
-    harness = harness_of(
-        Flow.of(loaded, compute), data, measure.samples, settings, seed=seed, device=device
-    )
-    rows, shown = _by_nfe(harness, measure, log, executor)
+
+    model: Path
+    data: Path
+    coupling: Path
+    yardstick: Path
+    metrics: Path
+    fd: Path
+    straightness: Path
+    out: Path
+
+
+def evaluate(paths: Paths, settings: Evaluate, work: Work) -> dict[str, float]:
+    """Measure the model against the real data; return the metrics.
+
+    The noise depends on the seed alone: rounds and NFE are compared on the same draws.
+    """
+    loaded = load(paths.model, device=str(work.device))
+    measure = load_yardstick(paths.yardstick)
+    flow = Flow.of(loaded, work.compute)
+    harness = harness_of(flow, paths.data, measure.samples, settings, work)
+    rows, shown = _by_nfe(harness, measure, work)
     count = min(settings.trajectories, len(harness.noise))
     path = harness.samples(settings.solver, count=count, keep=True).trajectory
     assert path is not None
@@ -70,31 +71,31 @@ def evaluate(
         **_flat(rows, measure),
         **_by_churn(harness, measure),
         **_paths(path),
-        **_known(harness, data, path),
-        **reconstruction(harness, data, path[-1]),
-        **likelihood(harness, data),
-        **_budget(harness, loaded.config, coupling, path),
+        **_known(harness, paths.data, path),
+        **reconstruction(harness, paths.data, path[-1]),
+        **likelihood(harness, paths.data),
+        **_budget(harness, loaded.config, paths.coupling, path),
     }
     t, gap = bend.straightness_curve(path)
-    _csv(curves[0], rows)
-    _csv(curves[1], [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)])
-    _draw(out, shown, path, real)
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_text(json.dumps(result, indent=2) + "\n")
-    accept(result)
+    _csv(paths.fd, rows)
+    gaps = [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)]
+    _csv(paths.straightness, gaps)
+    _draw(paths.out, shown, path, open_coupling(paths.data))
+    paths.metrics.parent.mkdir(parents=True, exist_ok=True)
+    paths.metrics.write_text(json.dumps(result, indent=2) + "\n")
+    work.accept(result)
     return result
 
 
 def _by_nfe(
-    harness: Harness, measure: Yardstick, log: Log, executor: Executor
+    harness: Harness, measure: Yardstick, work: Work
 ) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
     """Return a row of distances for each NFE, and some samples of each to look at."""
     rows: list[dict[str, float]] = []
     shown: dict[int, Tensor] = {}
     batch, guidance = harness.settings.batch, harness.settings.guidance
-    with start_workers(
-        executor, SampleJob(harness.flow, guidance, harness.device), harness.device
-    ) as run:
+    job = SampleJob(harness.flow, guidance, harness.device)
+    with start_workers(work.executor, job, harness.device) as run:
         for done, steps in enumerate(sorted(set(harness.settings.nfe)), start=1):
             solver = Solver(name="euler", steps=steps)
             found = []
@@ -104,7 +105,7 @@ def _by_nfe(
                 if one is harness:
                     shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
             rows.append({"nfe": steps, **_over_seeds(found, measure.name)})
-            log({measure.name: rows[-1][measure.name]}, done)
+            work.log({measure.name: rows[-1][measure.name]}, done)
     return rows, shown
 
 
@@ -183,14 +184,15 @@ def _budget(
         or harness.settings.guidance != 1
     ):
         return {}
+    opened = open_coupling(coupling)
     losses = held_out_losses(
         harness.flow,
-        coupling,
+        opened,
         seed=harness.seed,
         device=harness.device,
         limit=2 * harness.settings.trajectories,
     )
-    pairs = read(open_coupling(coupling), limit=20000)
+    pairs = read(opened, limit=20000)
     before = transport_cost(pairs.source, pairs.target)
     after = transport_cost(path[0], path[-1])
     found = {"transport_cost_before": before, "cost_rise": (after - before) / before}

@@ -6,6 +6,8 @@ from fmcore.coupling.read import open_coupling
 from fmcore.network.build import Network, build
 from fmcore.network.store import save
 
+__all__ = ["Network", "initialise"]
+
 
 def initialise(data: Path, out: Path, settings: Network, *, seed: int) -> None:
     """Write a random network for samples of the shape found in the coupling `data` to `out`.

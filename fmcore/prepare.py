@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.dataset.kinds import Dataset, load
+from fmcore.dataset.kinds import Dataset
 from fmcore.settings import derive_seed
+
+__all__ = ["Dataset", "prepare"]
 
 SHARD_ROWS = 16384
 
@@ -17,7 +19,7 @@ def prepare(out: Path, settings: Dataset, *, seed: int) -> None:
 
     The result is a coupling without a `source` column: its source is drawn afresh in training.
     """
-    samples = load(settings, seed=derive_seed(seed, "target"))
+    samples = settings.read(derive_seed(seed, "target"))
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
     order = torch.randperm(len(samples.target), generator=generator)
     about = About(

@@ -26,6 +26,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def by_name(value: Any) -> Any:
+    """Let `u_shaped` stand for `{name: u_shaped}`: before the settings are checked."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 def derive_seed(seed: int, *names: str | int) -> int:
     """Return a 63-bit seed for the random draw called `names`, so that no two draws share one.
 

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from fmcore.coupling.read import Coupling, open_coupling
 from fmcore.network.build import with_spans
+from fmcore.network.field import Field
 from fmcore.network.store import Model, load, save
-from fmcore.sampling.flow import Flow
-from fmcore.settings import Accept, Log, ReflowError
+from fmcore.settings import ReflowError
+from fmcore.training.batches import batches, longest
 from fmcore.training.checkpoint import History, State, finite, load_state, save_state
 from fmcore.training.fit import Train, fit, new_state
 from fmcore.training.held_out import held_out_losses
 from fmcore.training.processes import Group, training_group
-from fmcore.work.compute import Compute
+from fmcore.work.work import Work
+
+__all__ = ["Train", "train"]
 
 
 def train(
@@ -29,64 +32,54 @@ def train(
     settings: Train,
     *,
     name: str,
-    seed: int,
-    device: torch.device,
-    scratch: Path,
-    log: Log,
-    compute: Compute | None = None,
-    accept: Accept = lambda _: None,
+    work: Work,
 ) -> None:
     """Train the model `init` on `coupling`; write the model, its curve (csv) and metrics (json).
 
-    `scratch` keeps checkpoints: a killed training goes on from there to the same bytes. Several
-    processes that torchrun started train together (`train.processes`); the first alone writes.
+    The scratch folder keeps checkpoints: a killed training goes on from there to the same bytes.
+    Several processes that torchrun started train together (`train.processes`); the first alone
+    writes.
     """
     start = load(init, weights=settings.start_from)
     opened = open_coupling(coupling)
     _check(opened, start, init, settings)
     network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
-    with training_group(settings.processes, settings.batch, device) as (group, own):
+    with training_group(settings.processes, settings.batch, work.device) as (group, own):
         state = new_state(network.to(own), settings)
-        if load_state(scratch, state) and group.leads:
-            log({"resumed": 1.0}, state.step)
-        _run(state, coupling, settings, group, seed=seed, compute=compute, scratch=scratch, log=log)
+        if load_state(work.scratch, state) and group.leads:
+            work.log({"resumed": 1.0}, state.step)
+        _run(state, opened, settings, group, work)
         if not group.leads:
             return
-    final = _held_out(state, coupling, settings, seed=seed, limit=16 * settings.batch)
-    accept(final)
-    save(
-        out,
-        state.ema,
-        raw=state.network,
-        about={
-            "round": name,
-            "seed": seed,
-            "interpolant": settings.interpolant.model_dump(),
-            "objective": settings.objective,
-            "time": settings.time.model_dump(),
-            "pairing": settings.pairing.name,
-            "coupling": opened.about.kind,
-            "init": start.digest,
-            "steps": settings.steps,
-        },
-    )
+    final = _held_out(state, opened, settings, seed=work.seed, limit=16 * settings.batch)
+    work.accept(final)
+    about = {
+        "round": name,
+        "seed": work.seed,
+        "interpolant": settings.interpolant.model_dump(),
+        "objective": settings.objective,
+        "time": settings.time.model_dump(),
+        "pairing": settings.pairing.name,
+        "coupling": opened.about.kind,
+        "init": start.digest,
+        "steps": settings.steps,
+    }
+    save(out, state.ema, raw=state.network, about=about)
     _write(curve, metrics, state, final, start)
 
 
-def _run(
-    state: State,
-    coupling: Path,
-    settings: Train,
-    group: Group,
-    *,
-    seed: int,
-    compute: Compute | None,
-    scratch: Path,
-    log: Log,
-) -> None:
+def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: Work) -> None:
     """Drive `fit`: average the loss between logs, watch it, checkpoint."""
+    stream = batches(
+        coupling,
+        batch=settings.batch,
+        seed=work.seed,
+        start=state.step,
+        memory=settings.memory_mb << 20,
+        shorter_than=longest(coupling, settings.drop_longest),
+    )
     losses: list[Tensor] = []
-    for done in fit(state, coupling, settings, seed=seed, compute=compute, group=group):
+    for done in fit(state, stream, settings, seed=work.seed, compute=work.compute, group=group):
         losses.append(done.loss)
         last = done.step == settings.steps
         logged = done.step % settings.log_every == 0 or last
@@ -99,18 +92,19 @@ def _run(
             "lr": float(state.schedule.get_last_lr()[0]),
             "grad_norm": float(done.grad_norm),
         }
-        _watch(row, state, settings, scratch)
+        _watch(row, state, settings, work.scratch)
         losses.clear()
         if not group.leads:
             continue
         if kept:
-            held = _held_out(state, coupling, settings, seed=seed, limit=4 * settings.batch)
+            limit = 4 * settings.batch
+            held = _held_out(state, coupling, settings, seed=work.seed, limit=limit)
             if "held_out_loss" in held:
                 row["held_out_loss"] = held["held_out_loss"]
         state.history.append(row)
         if kept:
-            save_state(scratch, state)
-        log({k: v for k, v in row.items() if k != "step"}, done.step)
+            save_state(work.scratch, state)
+        work.log({k: v for k, v in row.items() if k != "step"}, done.step)
 
 
 def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> None:
@@ -133,15 +127,15 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
 
 
 def _held_out(
-    state: State, coupling: Path, settings: Train, *, seed: int, limit: int
+    state: State, coupling: Coupling, settings: Train, *, seed: int, limit: int
 ) -> dict[str, float]:
     """Losses of the EMA weights; a student is judged at the times that it learns."""
     device = next(state.network.parameters()).device
     classes = state.network.settings.classes
     state.ema.eval()
-    flow = Flow(state.ema, settings.interpolant, settings.objective, classes)
+    field = Field(state.ema, settings.interpolant, settings.objective, classes)
     found = held_out_losses(
-        flow,
+        field,
         coupling,
         seed=seed,
         device=device,

@@ -11,12 +11,12 @@ from flows.params.load import SCRATCH, Params, load
 from fmcore.calibrate import calibrate
 from fmcore.couple import couple
 from fmcore.dataset.public import EMOJI_FONT, FASHION_FOLDERS
-from fmcore.evaluate import evaluate
+from fmcore.evaluate import Paths, evaluate
 from fmcore.initialise import initialise
 from fmcore.prepare import prepare
 from fmcore.solve.solver import Solver
 from fmcore.train import train
-from tests.chains import CPU, silent
+from fmcore.work.work import Work
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"fashion_mnist": Path(FASHION_FOLDERS[0]), "emoji": Path(EMOJI_FONT)}
@@ -82,23 +82,23 @@ def test_the_chain_runs(file, tmp_path, capsys):
     data = tmp_path / "couplings" / "independent"
     prepare(data, params.data, seed=0)
     initialise(data, tmp_path / "models" / SCRATCH, params.network, seed=0)
-    calibrate(data, tmp_path / "yardstick", params.yardstick, seed=0, log=silent)
-    shared = {"seed": 0, "device": CPU, "log": silent, "compute": params.compute}
+    calibrate(data, tmp_path / "yardstick", params.yardstick, Work(scratch=tmp_path))
     for name, round_ in params.rounds.items():
-        model, scratch = tmp_path / "models" / name, tmp_path / f"scratch_{name}"
+        model = tmp_path / "models" / name
+        work = Work(scratch=tmp_path / f"scratch_{name}", compute=params.compute)
         train(
             tmp_path / "couplings" / round_.coupling, tmp_path / "models" / round_.init, model,
             tmp_path / f"{name}.csv", tmp_path / f"{name}.json", round_.train,
-            name=name, scratch=scratch, **shared,
+            name=name, work=work,
         )  # fmt: skip
         for key, coupling in params.couplings.items():
             if coupling.round == name:
                 out = tmp_path / "couplings" / key
-                couple(model, data, out, tmp_path / "c.json", coupling, scratch=scratch, **shared)
-        found = evaluate(
+                couple(model, data, out, tmp_path / "c.json", coupling, work)
+        paths = Paths(
             model, data, tmp_path / "couplings" / round_.coupling, tmp_path / "yardstick",
-            tmp_path / "e.json", (tmp_path / "f.csv", tmp_path / "s.csv"), tmp_path / "pictures",
-            params.evaluate, **shared,
+            tmp_path / "e.json", tmp_path / "f.csv", tmp_path / "s.csv", tmp_path / "pictures",
         )  # fmt: skip
+        found = evaluate(paths, params.evaluate, work)
         assert np.isfinite([v for v in found.values() if isinstance(v, float)]).all()
         assert {"nfe_1", "nfe_2"} <= {k.split("/")[1] for k in found if "/" in k}

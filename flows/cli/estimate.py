@@ -15,13 +15,14 @@ from flows.params.load import FILE, Params, Round, load
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.dataset.kinds import load as load_data
 from fmcore.network.build import build, with_spans
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple, sampler_of
 from fmcore.settings import derive_seed
-from fmcore.solve.solver import Adaptive
+from fmcore.solve.adaptive import Adaptive
+from fmcore.training.batches import batches
 from fmcore.training.fit import fit, new_state
+from fmcore.work.work import Work
 
 SECONDS = 1.0
 """How long each probe goes on, after a first call that is not counted."""
@@ -77,7 +78,7 @@ def _data(root: Path, params: Params, folder: Path) -> Path:
     prepared = root / "couplings" / "independent"
     if (prepared / "manifest.json").exists():
         return prepared
-    samples = load_data(params.data, seed=derive_seed(params.seed, "target"))
+    samples = params.data.read(derive_seed(params.seed, "target"))
     shape = tuple(samples.target.shape[1:])
     ids = np.arange(min(1024, len(samples.target)))
     about = About(
@@ -107,7 +108,8 @@ def _training(params: Params, name: str, round_: Round, data: Path, seconds: flo
     # On a CPU a step takes a time proportional to its rows: some of them are enough.
     rows = min(batch, network.tile) if device.type == "cpu" else batch
     some = settings.model_copy(update={"drop_longest": 0.0, "steps": 10**9, "batch": rows})
-    steps = fit(new_state(network.to(device), some), data, some, seed=0, compute=params.compute)
+    stream = batches(open_coupling(data), batch=rows, seed=0, memory=settings.memory_mb << 20)
+    steps = fit(new_state(network.to(device), some), stream, some, seed=0, compute=params.compute)
     rate = rows / batch / _seconds_each(lambda: float(next(steps).loss), seconds)
     hours = settings.steps / rate / 3600
     return Cost(f"train@{name}", "steps", settings.steps, None, rate, hours, None)
@@ -117,7 +119,8 @@ def _coupling(
     params: Params, key: str, settings: Couple, model: Path, data: Path, pairs: int, seconds: float
 ) -> Cost:
     device = params.compute.start()
-    sampler = sampler_of(model, data, settings, 0, device, params.compute)
+    work = Work(scratch=model, device=device, compute=params.compute)
+    sampler = sampler_of(model, data, settings, work)
     flow: Flow = sampler.flow
     rows = min(settings.batch, flow.tile if device.type == "cpu" else settings.batch)
     noise = gaussian_noise(0, np.arange(rows), tuple(sampler.about.shape))

@@ -68,13 +68,17 @@ def get_coupling(
 def couple(
     key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, rf1 for one.")],
     shards: Annotated[
-        str | None, typer.Option(help="Sample these shards, a:b, beside other jobs; no other.")
+        str | None,
+        typer.Option(help="Sample only the shards a to b - 1, while other jobs sample others."),
     ] = None,
     finish: Annotated[
-        bool, typer.Option("--finalize", help="Check all shards and let DVC record the stage.")
+        bool,
+        typer.Option(
+            "--finalize", help="Check that all shards are there and let DVC record the stage."
+        ),
     ] = False,
 ) -> None:
-    """Sample a coupling by many jobs: some shards each; with no option, say which are missing."""
+    """Sample a coupling by several jobs, some shards each; without options, list missing ones."""
     from flows.stage import shards as parts
 
     with one_line_errors():
@@ -93,11 +97,11 @@ def couple(
 
 def estimate(
     pairs: Annotated[
-        int | None, typer.Option(min=1, help="As if every coupling had this many pairs.")
+        int | None, typer.Option(min=1, help="Assume that every coupling has this many pairs.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what the chain of params.yaml will take on this machine, from a probe of seconds."""
+    """Estimate the time and disk space of the chain on this machine, from a probe of seconds."""
     from dataclasses import asdict
 
     from flows.cli.estimate import cost_table, duration

@@ -38,10 +38,12 @@ def run(
     ] = True,
     executor: Annotated[
         str | None,
-        typer.Option(help="Who samples: processes:4, ray, dask, ray://HOST:PORT, tcp://HOST:PORT."),
+        typer.Option(
+            help="Where samples are computed: processes:4, ray, dask, ray://..., tcp://..."
+        ),
     ] = None,
     pull: Annotated[
-        bool, typer.Option("--pull", help="Take what others ran before from the DVC remote.")
+        bool, typer.Option("--pull", help="Restore stages that ran before from the DVC remote.")
     ] = False,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
@@ -60,7 +62,7 @@ def run(
 
 @app.command()
 def plan(as_json: AsJson = False) -> None:
-    """Say which stages will run and why, those downstream included. Runs nothing."""
+    """Show which stages will run and why, including those downstream. Runs nothing."""
     from dataclasses import asdict
 
     from flows.cli.tables import plan_table
@@ -90,7 +92,7 @@ def publish() -> None:
 
 @app.command()
 def push() -> None:
-    """Send all that was ever run to the default DVC remote, for `reflow run --pull` elsewhere."""
+    """Send the results of all runs to the default DVC remote, for `reflow run --pull` elsewhere."""
     from flows.dag import store
 
     with one_line_errors():
@@ -161,7 +163,7 @@ def use(
         bool, typer.Option("--force", help="Overwrite a params.yaml that git does not have.")
     ] = False,
     whole: Annotated[
-        bool, typer.Option("--whole", help="Cut nothing down where there is no GPU.")
+        bool, typer.Option("--whole", help="Keep the full size on a machine without a GPU.")
     ] = False,
 ) -> None:
     """Make FILE the params.yaml of the project, after checking it; git keeps the old one."""
@@ -176,7 +178,7 @@ def use(
 
 @app.command()
 def doctor() -> None:
-    """Check the installation and the project: what is there, what is wrong, how to mend it."""
+    """Check the installation and the project: what is installed, what is wrong, how to mend it."""
     from flows.cli.doctor import examine
 
     with one_line_errors():

@@ -49,8 +49,7 @@ def _samples(model: Path, wanted: Draw) -> "Tensor":
     from fmcore.coupling.noise import gaussian_noise
     from fmcore.network.store import load
     from fmcore.sampling.flow import Flow
-    from fmcore.sampling.reverse_sde import diffuse
-    from fmcore.solve.sde import Sde
+    from fmcore.sampling.reverse_sde import Sde, diffuse
     from fmcore.solve.solver import Solver
 
     loaded = load(model)
@@ -65,7 +64,7 @@ def _samples(model: Path, wanted: Draw) -> "Tensor":
     if wanted.churn:
         sde = Sde(steps=wanted.nfe, churn=wanted.churn)
         found = diffuse(
-            flow, noise, sde, ids, seed=wanted.seed, device=cpu, label=label,
+            flow, noise, sde, seed=wanted.seed, device=cpu, label=label,
             guidance=wanted.guidance,
         )  # fmt: skip
     else:

@@ -13,7 +13,7 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a fre
 
 
 def ui(prefect_port: Port = None, mlflow_port: Port = None) -> None:
-    """Serve Prefect's and MLflow's pages of this project on loopback until Ctrl-C."""
+    """Serve the Prefect UI and the MLflow UI of this project on loopback until Ctrl-C."""
     with one_line_errors():
         root = project()
         from flows.servers import (
@@ -24,7 +24,7 @@ def ui(prefect_port: Port = None, mlflow_port: Port = None) -> None:
 
 
 def env() -> None:
-    """Print what points `prefect` and `mlflow` at this project: eval "$(reflow env)"."""
+    """Print variables that direct `prefect` and `mlflow` to this project: eval "$(reflow env)"."""
     with one_line_errors():
         root = project()
         from flows.project.servers import environment
@@ -41,13 +41,13 @@ def deploy(
     retries: Annotated[int, typer.Option(min=0, help="How often a failed run is tried again.")] = 1,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds that a run may take.")] = None,
     pool: Annotated[
-        str | None, typer.Option(help="Register for this process work pool; do not serve here.")
+        str | None, typer.Option(help="Register for this process work pool; do not run it here.")
     ] = None,
     order: Annotated[
         str, typer.Option(help='Parameters of its runs, JSON: {"seed": 1, "rev": "main"}.')
     ] = "{}",
 ) -> None:
-    """Register the chain with Prefect, to run on a schedule or from its pages, in worktrees."""
+    """Register the chain with Prefect: runs on a schedule or from the Prefect UI, in worktrees."""
     with one_line_errors():
         root = project()
         from flows.deploy.register import Wanted

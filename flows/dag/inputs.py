@@ -13,7 +13,6 @@ DVC: the stage runs every time.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,12 +22,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.project.meaning import Code
+from flows.project.own_meaning import own_closure
 from flows.project.seen import Seen
+from fmcore.own import named
 from fmcore.settings import ReflowError
 
 STAGE = "inputs"
 FOLDER = "inputs"
-OWN = re.compile(r"[\w.]+:\w+")
 
 NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     ("data", "images"): ("root", None),
@@ -67,7 +67,7 @@ def compute(root: Path) -> dict[str, str]:
             chosen = {place: _at(params, place) for place in places}
             entry = {
                 "code": closures[verb],
-                "own": {name: code.closure(name.partition(":")[0]) for name in _own(chosen)},
+                "own": {name: own_closure(code, name) for name in _own(chosen)},
                 "files": dict(_files(root, seen, chosen)),
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
@@ -106,21 +106,8 @@ def md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def own_classes(params: Any) -> set[str]:
-    """Return the `module:Class` of every `name: custom` anywhere in some parameters."""
-    if isinstance(params, Mapping):
-        found = {name for value in params.values() for name in own_classes(value)}
-        path = params.get("path")
-        if params.get("name") == "custom" and isinstance(path, str) and OWN.fullmatch(path):
-            found.add(path)
-        return found
-    if isinstance(params, list | tuple):
-        return {name for value in params for name in own_classes(value)}
-    return set()
-
-
 def _own(chosen: Mapping[str, Any]) -> list[str]:
-    return sorted(own_classes(list(chosen.values())))
+    return sorted(named(list(chosen.values())))
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -186,6 +173,19 @@ def _files(root: Path, seen: Seen, chosen: Mapping[str, Any]) -> Iterator[tuple[
             path = settings.get(key) or default
             if isinstance(path, str):
                 yield f"{place}.{key}", content(root / path, seen)
+    yield from _own_files(root, seen, "", chosen)
+
+
+def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (place, content) of what is a path among the settings of the user's own classes."""
+    own = _mapping(value).get("name") == "custom"
+    for key, inner in _mapping(_mapping(value).get("settings")).items() if own else ():
+        if isinstance(inner, str) and ("/" in inner or Path(inner).suffix):
+            path = (root / inner).resolve()
+            if path.exists() and not root.resolve().is_relative_to(path):
+                yield f"{place}settings.{key}", content(path, seen)
+    for key, inner in _mapping(value).items():
+        yield from _own_files(root, seen, f"{place}{key}.", inner)
 
 
 def content(path: Path, seen: Seen) -> dict[str, Any]:

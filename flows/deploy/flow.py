@@ -23,7 +23,7 @@ from flows.run.flow import entered, submit_stages, threads  # noqa: E402
 from flows.run.schedule import ChainRun, select  # noqa: E402
 from flows.servers import crashed  # noqa: E402
 
-# A deployment holds neither retries nor a time limit: `reflow deploy` gives them by environment.
+# A deployment stores neither retries nor a time limit: `reflow deploy` sets them by environment.
 _RETRIES = int(os.environ.get("REFLOW_RETRIES", "1"))
 _TIMEOUT = int(os.environ.get("REFLOW_TIMEOUT", "0")) or None
 _runner: Any = threads

@@ -1,4 +1,4 @@
-"""`reflow deploy`: the chain as a deployment of Prefect's, run on a schedule or from its pages."""
+"""`reflow deploy`: the chain as a Prefect deployment, run on a schedule or from the Prefect UI."""
 
 import contextlib
 import os
@@ -77,7 +77,7 @@ def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> N
     where = f"{crashed.FLOW}/{wanted.name}"
     if wanted.pool is None:
         os.environ.update(limits)
-        say(f"serving {where}: start it from Prefect's pages; Ctrl-C stops")
+        say(f"serving {where}: start it from the Prefect UI; Ctrl-C stops")
         scheduled.serve(
             name=wanted.name, limit=wanted.limit, global_limit=limit, print_starting_message=False,
             **shared,

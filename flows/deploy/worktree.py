@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from flows.deploy.order import Order
+from flows.params import checked
 from flows.params.edit import edited
 from flows.params.load import FILE, load
 from flows.params.reduce import fitted
@@ -32,6 +33,7 @@ def make(root: Path, order: Order, name: str) -> Path:
     """
     folder = environment.local_path(root, "worktrees", slug(name))
     if (folder / ".git").exists():
+        checked.check(folder)
         return folder
     with locked(root, "worktrees", patience=60):
         git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), order.rev)

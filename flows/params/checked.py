@@ -4,8 +4,12 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from flows.project.meaning import Code
 from flows.project.seen import Seen
+from fmcore.own import named, trust
 
 FILE = "params.yaml"
 
@@ -13,16 +17,30 @@ FILE = "params.yaml"
 def check(root: Path) -> None:
     """Check params.yaml as `flows.params.load` does, unless the same text passed before.
 
+    The user's own classes that it names are trusted from then on.
+
     Raises ReflowError with a line for each mistake.
     """
     packages = {name: _folder(name) for name in ("fmcore", "flows")}
+    classes = _named(root / FILE)
+    trust(root, classes)
     with Seen(root) as seen:
-        code = Code(packages, seen, root).closure("flows.params.load")
+        own = {path.partition(":")[0] for path in classes}
+        code = Code(packages, seen, root).closure("flows.params.load", *sorted(own))
         rules = hashlib.sha256(repr(code).encode()).hexdigest()[:16]
         if (root / FILE).is_file():
             seen.text(root / FILE, f"checked by {rules}", _load)
         else:
             _load(root / FILE)
+
+
+def _named(file: Path) -> set[str]:
+    """Return the user's own classes that a parameter file names; none of one that is not YAML."""
+    try:
+        text = file.read_text()
+        return named(YAML(typ="safe").load(text)) if "custom" in text else set()
+    except (OSError, UnicodeDecodeError, YAMLError):  # `_load` says what is wrong
+        return set()
 
 
 def _load(file: Path) -> str:

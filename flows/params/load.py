@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from fmcore import own
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
@@ -72,8 +73,10 @@ def load(path: Path) -> Params:
     Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the mend.
     """
     tree = _tree(path)
+    plain = _plain(tree)
+    own.trust(folder_of(path), own.named(plain))
     try:
-        params = Params.model_validate(_plain(tree))
+        params = Params.model_validate(plain)
     except ValidationError as error:
         lines = [_explain(path, tree, e) for e in error.errors()]
         raise ReflowError("\n".join(dict.fromkeys(lines))) from None
@@ -81,6 +84,12 @@ def load(path: Path) -> Params:
     if mistakes:
         raise ReflowError("\n".join(mistakes))
     return params
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder of the project that a parameter file belongs to: where its dvc.yaml is."""
+    folder = path.resolve().parent
+    return next((f for f in (folder, *folder.parents) if (f / "dvc.yaml").is_file()), folder)
 
 
 def _tree(path: Path) -> Any:

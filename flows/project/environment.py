@@ -1,4 +1,4 @@
-"""Where machine-local state lives: everything under `.reflow/`, nothing in the user's home."""
+"""The project's folder, and the environment of its tools: all local state is in `.reflow/`."""
 
 import os
 from pathlib import Path
@@ -65,7 +65,7 @@ def configure(root: Path) -> None:
         # when it is stopped at the end: harmless, and 160 lines long.
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_CLI_PROMPT": "false",
-        # A run that says nothing for three of these is dead: `flows/zombies.py`.
+        # A run that sends nothing for three of these is dead: `flows/servers/crashed.py`.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     for name, value in defaults.items():

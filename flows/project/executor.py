@@ -1,4 +1,4 @@
-"""Who computes, chosen in the environment: no parameter, because it does not change a byte."""
+"""Which executor the stages use: an environment variable, since it does not affect results."""
 
 import os
 
@@ -9,12 +9,12 @@ EXECUTOR = "REFLOW_EXECUTOR"
 
 
 def chosen() -> Executor:
-    """Return the executor that the environment names; this process where it names none."""
+    """Return the executor that the environment names; in-process if it names none."""
     return Executor.parse(os.environ.get(EXECUTOR) or "in-process")
 
 
 def choose(text: str | None) -> None:
-    """Check the executor and hand it to the stages that this process starts."""
+    """Check the executor and pass it to the stages that this process starts."""
     if text is not None:
         os.environ[EXECUTOR] = text
     chosen()

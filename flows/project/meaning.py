@@ -81,7 +81,7 @@ def _describe(source: bytes, package: str) -> str:
         tree = ast.parse(source)
     except SyntaxError:  # the stage that imports it will say where
         return hashlib.sha256(source).hexdigest()[:16]
-    return " ".join([meaning(tree), *sorted(set(_imports(tree, package)))])
+    return " ".join([meaning(tree), *sorted(set(imported_by(tree, package)))])
 
 
 def meaning(tree: ast.AST) -> str:
@@ -116,7 +116,7 @@ def _for_types_only(node: ast.If) -> bool:
     return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def _imports(node: ast.AST, package: str) -> Iterator[str]:
+def imported_by(node: ast.AST, package: str) -> Iterator[str]:
     """Yield the modules that the code imports, wherever it does; `a.b` also for a name b of a."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and _for_types_only(child):
@@ -129,7 +129,7 @@ def _imports(node: ast.AST, package: str) -> Iterator[str]:
             yield ".".join(parts)
             yield from (".".join([*parts, alias.name]) for alias in child.names)
         else:
-            yield from _imports(child, package)
+            yield from imported_by(child, package)
 
 
 NOTHING = meaning(ast.parse(""))

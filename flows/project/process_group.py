@@ -1,8 +1,8 @@
-"""Die with the parent: no trainer or `dvc` lives on and writes later when its parent is killed.
+"""End a process when its parent ends, so that no orphan writes into the project later.
 
-As a script, `python -P flows/leash.py PARENT MODULE ARGUMENTS...`, it runs a module on the leash
-of the process PARENT; with `--group` before MODULE also all processes that the module starts, which
-needs a process group of its own. Needs nothing but the standard library, so that it costs nothing.
+As a script, `python -P flows/project/process_group.py PARENT MODULE ARGUMENTS...`, it runs a module
+that is killed when the process PARENT dies; with `--group` before MODULE, all processes that the
+module starts are killed too. Uses only the standard library, so that it starts at once.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel kill this process when `parent` (now its parent) dies; Linux only.
 
-    A shell between DVC and the stage does not pass a death on: where the parent is one, a thread
-    watches whose child the shell is.
+    A shell between DVC and the stage does not die with DVC: if the parent is a shell, a thread
+    checks that the shell still has its parent.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -38,10 +38,10 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def hold_group(parent: int, command: list[str], grace: int = 10) -> int:
-    """Run a command; when `parent` dies or this process is told to end, so does its whole group.
+    """Run a command; end its whole process group when `parent` dies or this process is signalled.
 
-    The kernel tells of a parent's death only its own children: this process stays between, adopts
-    those that lose theirs, and is gone when all are.
+    The kernel reports the death of a parent only to its direct children. So this process stays
+    between them, adopts processes that lose their parent, and ends after the last of them.
     """
     import subprocess
 

@@ -1,6 +1,6 @@
-"""The servers that `reflow ui` keeps for a project: where they are, whether they answer.
+"""The servers that `reflow ui` runs for a project: their addresses, and whether they answer.
 
-Needs nothing but the standard library, because `environment.configure` asks in every process.
+Uses only the standard library, because `environment.configure` calls it in every process.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 
 @dataclass(frozen=True)
 class Servers:
-    """The process that keeps the servers, and their addresses; "" for one it does not keep."""
+    """The process that runs the servers, and their addresses; "" for a server it does not run."""
 
     pid: int
     born: str
@@ -26,9 +26,9 @@ class Servers:
 
 
 def living(root: Path) -> Servers | None:
-    """Return the servers of this project that answer now; None when nobody keeps any.
+    """Return the servers of this project that answer now; None if there are none.
 
-    The file alone says nothing: its process may be gone, and its port somebody else's.
+    The file alone is no proof: its process may be gone, and another program may use its port.
     """
     try:
         found = Servers(**json.loads(_file(root).read_text()))
@@ -42,7 +42,7 @@ def living(root: Path) -> Servers | None:
 
 
 def announce(root: Path, prefect: str, mlflow: str) -> None:
-    """Write down that this process keeps these servers."""
+    """Record that this process runs these servers."""
     mine = Servers(os.getpid(), born(os.getpid()), prefect, mlflow)
     path = _file(root)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,9 +57,10 @@ def withdraw(root: Path) -> None:
 
 
 def born(pid: int) -> str:
-    """Return a mark of the process that no later process of that number has; "" if there is none.
+    """Return a mark of a process that a later process with the same number does not have.
 
-    On Linux it is the boot and the clock tick of its start; elsewhere only that it exists.
+    On Linux it holds the boot and the clock tick of the start; elsewhere only that the process
+    exists. "" if there is no such process.
     """
     with contextlib.suppress(OSError, IndexError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,8 +1,8 @@
-"""Flow runs whose process is gone do not stay Running for ever.
+"""Mark flow runs as crashed whose process no longer exists.
 
-Two ways, because a dead process can say nothing. On a server that lives on, an automation ends
-what has sent no heartbeat for a while. And each run holds a lock, which the kernel lets go of
-however the process ends: the next run of the project finds those that died.
+There are two ways, because a dead process cannot report. On a server that keeps running, an
+automation marks runs that sent no heartbeat for a while. And each run holds a file lock, which the
+kernel releases however the process ends: the next run of the project finds locks without owner.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""A Prefect server for the time of one run, unless the user or `reflow ui` has one.
+"""A Prefect server for one run, unless the user or `reflow ui` already runs one.
 
-Prefect would start one itself; that one outlives a killed run, and prints 160 lines of harmless
-CancelledError when it is stopped. Ours is on the leash and writes to `.reflow/prefect`.
+Prefect would start one itself; that one survives a killed run, and prints 160 lines of harmless
+CancelledError when it is stopped. Ours dies with the run and logs to `.reflow/prefect`.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ def auth(root: Path) -> dict[str, str]:
 
 
 def dying_with_this(*command: str) -> list[str]:
-    """Return the command that runs a Python module on the leash of this process."""
+    """Return the command that runs a Python module which is killed when this process dies."""
     return [sys.executable, "-P", str(process_group.__file__), str(os.getpid()), *command]
 
 

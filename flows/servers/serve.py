@@ -1,7 +1,7 @@
 """`reflow ui`: a Prefect server and an MLflow server for this project, on loopback, until Ctrl-C.
 
-Prefect asks for the name and password of `.reflow/prefect/auth`; MLflow answers its own host name
-alone, so that no web page can talk to it. Both die with this process, however it ends.
+Prefect asks for the name and password in `.reflow/prefect/auth`; MLflow accepts requests for its
+own host name only, so that no web page can call it. Both die with this process, however it ends.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ Say = Callable[[str], object]
 
 
 def serve(root: Path, *, prefect_port: int | None, mlflow_port: int | None, say: Say) -> None:
-    """Start the servers, say where they are, and keep them until Ctrl-C or SIGTERM.
+    """Start the servers, print their addresses, and keep them running until Ctrl-C or SIGTERM.
 
-    A port that is named must be free; without one the next free port is taken. What the user's
-    own PREFECT_API_URL or MLFLOW_TRACKING_URI names is left alone. Raises ReflowError.
+    A port that is given must be free; without one the next free port is taken. A server that
+    PREFECT_API_URL or MLFLOW_TRACKING_URI names is used, not started. Raises ReflowError.
     """
     root = root.resolve()
     if kept := servers.living(root):

@@ -5,20 +5,20 @@ The stage then finds them there. DVC sees one stage that ran once, whoever compu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from flows.compare.tables import paths
 from flows.dag import inputs
 from flows.params.load import FILE, load
-from flows.project.executor import chosen
 from flows.run.repro import Emit, Outcome, update_stage
 from flows.stage.guard import shared
 from flows.stage.progress import Reporter
-from fmcore.couple import couple_shards, missing_shards, shard_count
-from fmcore.settings import ReflowError, derive_seed
+from flows.stage.work import work_of
+from fmcore.couple import Couple, couple_shards, missing_shards, shard_count
+from fmcore.settings import ReflowError
+from fmcore.work.work import Work
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ def sample(root: Path, key: str, shards: str) -> range:
 
     Jobs with other shards, or the same, may run at the same time on a shared file system.
     """
-    with _inputs(root, key) as (arguments, settings):
+    with _inputs(root, key) as (files, settings, work):
         wanted = parse(shards, shard_count(settings))
         total = sum(min(settings.shard, settings.pairs - i * settings.shard) for i in wanted)
         with Reporter(f"couple@{key}", total) as log:
-            couple_shards(**arguments, shards=wanted, log=log, executor=chosen())
+            couple_shards(*files, settings, wanted, replace(work, log=log))
     return wanted
 
 
 def state(root: Path, key: str) -> Progress:
     """Read every shard of the scratch folder and say which are missing, damaged or foreign."""
-    with _inputs(root, key) as (arguments, settings):
-        return Progress(shard_count(settings), missing_shards(**arguments))
+    with _inputs(root, key) as (files, settings, work):
+        return Progress(shard_count(settings), missing_shards(*files, settings, work))
 
 
 def finalize(root: Path, key: str, emit: Emit) -> Outcome:
@@ -67,27 +67,16 @@ def finalize(root: Path, key: str, emit: Emit) -> Outcome:
 
 
 @contextmanager
-def _inputs(root: Path, key: str) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Yield what the verb is called with, inside the stage's lock, shared with other jobs."""
+def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple, Work]]:
+    """Yield (model, data), settings and work of a coupling, inside its lock, shared with others."""
     params = load(root / FILE)
     if key not in params.couplings:
         known = ", ".join(params.couplings) or "none"
         raise ReflowError(f"no coupling {key!r}; params.yaml has: {known}")
     files = paths(root, f"couple@{key}")
-    settings, device = params.couplings[key], params.compute.start()
     with shared(root, f"couple@{key}") as scratch:
-        yield (
-            {
-                "model": files["model"],
-                "data": files["data"],
-                "settings": settings,
-                "seed": derive_seed(params.seed, "couple", key),
-                "device": device,
-                "scratch": scratch,
-                "compute": params.compute,
-            },
-            settings,
-        )
+        work = work_of(params, scratch, "couple", key)
+        yield (files["model"], files["data"]), params.couplings[key], work
 
 
 def parse(text: str, count: int) -> range:

@@ -5,33 +5,20 @@ guard (lock, checkpoints, inputs unchanged while running).
 """
 
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
-from flows.project.executor import chosen
 from flows.project.process_group import die_with_parent
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
+from flows.stage.work import work_of
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.processes import rank, started
-from fmcore.verdict.gates import judge
 
 Paths = dict[str, Path]
-
-
-def _gated(params: Params, values: Mapping[str, Any]) -> None:
-    """Say what the gates say of a stage's metrics; a failing gate fails the stage."""
-    verdicts = judge(params.gates, values)
-    for verdict in verdicts:
-        if verdict.state == "warn":
-            print(f"warning: {verdict.says}", flush=True)
-    if failed := [v.says for v in verdicts if v.state == "fail"]:
-        raise ReflowError("; ".join(failed))
 
 
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -47,69 +34,38 @@ def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
     initialise(paths["data"], paths["out"], params.network, seed=seed)
 
 
-def _calibrate(params: Params, _: str, paths: Paths, __: Path) -> None:
+def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
-    params.compute.start()
     with Reporter("calibrate", params.yardstick.features.epochs) as log:
-        calibrate(paths["data"], paths["out"], params.yardstick, seed=params.seed, log=log)
+        work = work_of(params, scratch, log=log)
+        calibrate(**paths, settings=params.yardstick, work=work)
 
 
 def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.train import train
 
     settings = params.rounds[key].train
-    device = params.compute.start()
     with Reporter(f"train@{key}", settings.steps, shown=rank() == 0) as log:
-        train(
-            **paths,
-            settings=settings,
-            name=key,
-            seed=derive_seed(params.seed, "train", key),
-            device=device,
-            scratch=scratch,
-            log=log,
-            compute=params.compute,
-            accept=partial(_gated, params),
-        )
+        work = work_of(params, scratch, "train", key, log=log)
+        train(**paths, settings=settings, name=key, work=work)
 
 
 def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
     settings = params.couplings[key]
-    device = params.compute.start()
     with Reporter(f"couple@{key}", settings.pairs) as log:
-        couple(
-            **paths,
-            settings=settings,
-            seed=derive_seed(params.seed, "couple", key),
-            device=device,
-            scratch=scratch,
-            log=log,
-            compute=params.compute,
-            accept=partial(_gated, params),
-            executor=chosen(),
-        )
+        work = work_of(params, scratch, "couple", key, log=log)
+        couple(**paths, settings=settings, work=work)
 
 
-def _evaluate(params: Params, key: str, paths: Paths, _: Path) -> None:
+def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.evaluate import Paths as Places
     from fmcore.evaluate import evaluate
 
-    device = params.compute.start()
-    curves = (paths.pop("fd"), paths.pop("straightness"))
     with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe))) as log:
-        evaluate(
-            **paths,
-            curves=curves,
-            settings=params.evaluate,
-            seed=params.seed,
-            device=device,
-            log=log,
-            compute=params.compute,
-            accept=partial(_gated, params),
-            executor=chosen(),
-        )
+        evaluate(Places(**paths), params.evaluate, work_of(params, scratch, log=log))
 
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:

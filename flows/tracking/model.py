@@ -1,5 +1,6 @@
 """A round as an MLflow model: noise in, samples out. Safetensors and code, no pickle."""
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,7 @@ def log_model(mlflow: Any, run: str, folder: Path) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from fmcore.network.store import load
-
-    shape = load(folder).shape
+    shape = json.loads((folder / "config.json").read_text())["shape"]
     float32 = np.dtype("float32")
     signature = ModelSignature(
         outputs=Schema([TensorSpec(float32, (-1, *shape))]),

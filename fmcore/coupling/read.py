@@ -34,6 +34,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.target)
 
+    def lengths(self) -> Tensor:
+        """Return |target - source| [N]."""
+        gap = (self.target - self.source).flatten(1)
+        return torch.linalg.vector_norm(gap, dim=1)  # type: ignore[no-any-return]
+
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""
         label = None if self.label is None else self.label[index]

@@ -9,11 +9,11 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from fmcore.dataset.samples import Samples
-from fmcore.settings import ReflowError, Settings
+from fmcore.dataset.samples import Data, Samples
+from fmcore.settings import ReflowError
 
 
-class Images(Settings):
+class Images(Data):
     """A folder of images of one size; its sub-folders, if any, are the classes, however deep.
 
     Transparent pixels are laid on `background`.
@@ -23,8 +23,12 @@ class Images(Settings):
     root: str
     background: Literal["white", "black"] = "white"
 
+    def read(self, seed: int) -> Samples:
+        """Return every image below the root, sorted by name."""
+        return _read_images(self)
 
-class Array(Settings):
+
+class Array(Data):
     """An array of the user's: .npy [N, *D], or Parquet with a `target` (and `label`) column.
 
     Values must lie in `low` to `high`; images [N, 1 or 3, H, W] in [-1, 1] unless one is given.
@@ -41,8 +45,12 @@ class Array(Settings):
             raise ValueError(f"low is {self.low:g}, above high, {self.high:g}")
         return self
 
+    def read(self, seed: int) -> Samples:
+        """Return the array as the file has it."""
+        return _read_array(self)
 
-def read_images(settings: Images) -> Samples:
+
+def _read_images(settings: Images) -> Samples:
     """Read every image below the root, sorted by name; one size and one mode for all."""
     from PIL import Image
 
@@ -107,7 +115,7 @@ def _folders(root: Path, files: list[Path]) -> Tensor | None:
     return torch.tensor([classes.index(name) for name in names])
 
 
-def read_array(settings: Array) -> Samples:
+def _read_array(settings: Array) -> Samples:
     """Read a .npy or Parquet file; finite numbers within the stated range."""
     path = Path(settings.path)
     try:

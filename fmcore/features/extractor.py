@@ -8,15 +8,17 @@ network's features, the Inception of 2015, and of no other's.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fmcore.features.own import Custom, OwnFeatures
 from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Lite0
+from fmcore.own import read
 from fmcore.settings import Log, ReflowError, Settings, derive_seed
 
 
@@ -33,6 +35,17 @@ class FeatureSettings(Settings):
     batch: int = Field(default=128, gt=0)
     lr: float = Field(default=1e-3, gt=0)
     width: int = Field(default=32, gt=0)
+
+
+def _which(value: Any) -> str:
+    own = isinstance(value, Custom) or (isinstance(value, dict) and value.get("name") == "custom")
+    return "custom" if own else "features"
+
+
+FeaturesOf = Annotated[
+    Annotated[FeatureSettings, Tag("features")] | Annotated[Custom, Tag("custom")],
+    Discriminator(_which),
+]
 
 
 class Extractor(nn.Module):
@@ -63,24 +76,34 @@ class Extractor(nn.Module):
         return cast(Tensor, self.head(self.features(images)))
 
 
-Features = Extractor | Lite0 | Inception2015
+Features = Extractor | Lite0 | Inception2015 | OwnFeatures
 """What has `features(images)` and a `config`; None stands for the samples themselves."""
 
 
-def suffix(settings: FeatureSettings) -> str:
-    """Return what stands for the features in names of metrics: clf, lite0, inception, identity."""
+def suffix(settings: FeaturesOf) -> str:
+    """Return what stands for the features in names of metrics: clf, lite0, inception, identity.
+
+    For features of the user's own it is the name of their class in lower case.
+    """
     return "clf" if settings.kind == "classifier" else settings.kind
 
 
-def metric_name(settings: FeatureSettings) -> str:
+def metric_name(settings: FeaturesOf) -> str:
     """Return the name of the Frechet distance: fd_clf, ...; fid with the weights of that name."""
-    if settings.kind == "inception" and settings.sha256 == INCEPTION_SHA256:
+    if not isinstance(settings, FeatureSettings) or settings.kind != "inception":
+        return f"fd_{suffix(settings)}"
+    if settings.sha256 == INCEPTION_SHA256:
         return "fid"
     return f"fd_{suffix(settings)}"
 
 
-def pretrained(settings: FeatureSettings) -> Features:
-    """Return the network that `kind` lite0 or inception names. Raises ReflowError."""
+def pretrained(settings: FeaturesOf) -> Features:
+    """Return the network that `kind` lite0 or inception names, or the user's own features.
+
+    Raises ReflowError.
+    """
+    if isinstance(settings, Custom):
+        return OwnFeatures(settings)
     if settings.kind == "lite0":
         return Lite0()
     if settings.weights is None:
@@ -154,6 +177,8 @@ def load_extractor(path: Path) -> Features:
     """Read what `save_extractor` wrote."""
     try:
         config = json.loads((path / "config.json").read_text())
+        if config.get("name") == "custom":
+            return OwnFeatures(read(Custom, config, f"{path}/config.json"))
         if config.get("kind") == "lite0":
             return Lite0(config["size"])
         if config.get("kind") == "inception":

@@ -8,33 +8,28 @@ so two of (x, velocity, source, target) give the others. The score of the margin
 -source / sigma, for the independent coupling with standard normal source alone (Tweedie).
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from fmcore.matching.interpolant import Objective, Schedule, expand
 
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, *D], t [B]) -> dx/dt [B, *D]. Any module, or a lambda."""
+
 BLIND = 1e-2
-"""How near to the end where its output says nothing of the velocity a network is read."""
-
-
-def _formulas(interpolant: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s = expand(t, x)
-    return (
-        interpolant.alpha(s),
-        interpolant.sigma(s),
-        interpolant.d_alpha(s),
-        interpolant.d_sigma(s),
-    )
+"""Distance kept from the ends of [0, 1], where the prediction does not determine the velocity."""
 
 
 def to_source(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return E[source | x_t = x] = (alpha v - alpha' x) / W [B, *D]; holds for any coupling."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (a * velocity - da * x) / (a * db - da * b)
 
 
 def to_target(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return E[target | x_t = x] = (sigma' x - sigma v) / W [B, *D]; holds for any coupling."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (db * x - b * velocity) / (a * db - da * b)
 
 
@@ -49,13 +44,13 @@ def to_score(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> T
 
 def from_source(interpolant: Schedule, source: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return the velocity (alpha' x + W source) / alpha [B, *D]; needs alpha(t) > 0."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (da * x + (a * db - da * b) * source) / a
 
 
 def from_target(interpolant: Schedule, target: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return the velocity (sigma' x - W target) / sigma [B, *D]; needs sigma(t) > 0."""
-    a, b, da, db = _formulas(interpolant, t, x)
+    a, b, da, db = interpolant.at(t, x)
     return (db * x - (a * db - da * b) * target) / b
 
 
@@ -78,24 +73,19 @@ def diffusion_squared(interpolant: Schedule, t: Tensor) -> Tensor:
 def usable_times(interpolant: Schedule, objective: Objective) -> tuple[float, float]:
     """Return the times between which a network of this objective gives a finite velocity.
 
-    The velocity is finite up to both ends; the source says nothing of the target where alpha = 0,
-    nor the target of the source where sigma = 0, and next to these ends small errors of a network
-    are large errors of its velocity.
+    The source does not determine the target where alpha = 0, nor the target the source where
+    sigma = 0, and next to these ends small errors of a network are large errors of its velocity.
     """
     low = max(interpolant.first, BLIND if objective == "target" else 0.0)
     return low, 1 - BLIND if objective == "noise" else 1.0
-
-
-def prediction(objective: Objective, target: Tensor, source: Tensor, velocity: Tensor) -> Tensor:
-    """Return what a network of this objective is trained towards [B, *D]."""
-    return {"velocity": velocity, "noise": source, "target": target}[objective]
 
 
 def to_velocity(
     interpolant: Schedule, objective: Objective, output: Tensor, x: Tensor, t: Tensor
 ) -> Tensor:
     """Turn the output of a network of this objective at (x, t) into the velocity [B, *D]."""
-    if objective == "velocity":
-        return output
-    convert = from_source if objective == "noise" else from_target
-    return convert(interpolant, output, x, t)
+    if objective == "noise":
+        return from_source(interpolant, output, x, t)
+    if objective == "target":
+        return from_target(interpolant, output, x, t)
+    return output

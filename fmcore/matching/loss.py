@@ -1,16 +1,62 @@
-"""What a round minimises: the gap between prediction and its aim, sample by sample."""
+"""The flow-matching loss: what trains a round, and what is measured on held-out pairs.
 
-from typing import Literal
+    E |v(x_t, t) - u_t|^2,  x_t = alpha target + sigma source,  u_t = alpha' target + sigma' source
+
+Das 2024; Liu et al. 2022, equation 1. A network may predict the source or the target instead of
+the velocity: one regression in other coordinates.
+
+MeanFlow (Geng et al. 2025, equation 6, whose t = 1 is the source too) learns the velocity averaged
+over a span, so that one step may be long: u(x, t, span) is the mean of v over [t - span, t], and
+u = v - span d/dt u along the path, with d/dt u = v du/dx + du/dt where t - span is held fixed. One
+step of length h is x - h u(x, t, h).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from fmcore.matching.interpolant import EDGE, Objective, Schedule
+from fmcore.matching.conversions import usable_times
+from fmcore.matching.interpolant import EDGE, Linear, Objective, Schedule, expand, interpolate
+from fmcore.own import Own
 from fmcore.settings import Settings
 
 
-class Loss(Settings):
+@dataclass(frozen=True)
+class Batch:
+    """Pairs at times: target and source [B, *D], t [B], label [B] and span [B] or None."""
+
+    target: Tensor
+    source: Tensor
+    t: Tensor
+    label: Tensor | None = None
+    span: Tensor | None = None
+
+    def part(self, cut: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch of the rows that `cut` takes from each of its tensors."""
+        label, span = (None if a is None else cut(a) for a in (self.label, self.span))
+        return Batch(cut(self.target), cut(self.source), cut(self.t), label, span)
+
+
+class SampleLoss(Settings):
+    """The base of every loss.
+
+    One of your own (`name: custom`) has `per_sample` and its settings as fields. The training
+    minimises its mean; the curve of a training shows the mean square error whatever it is.
+    """
+
+    @abstractmethod
+    def per_sample(
+        self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
+    ) -> Tensor:
+        """Return the loss [B] of the gaps [B, *D] between prediction and aim at times t [B]."""
+
+
+class Loss(SampleLoss):
     """The loss of one sample, and its weight by t.
 
     `pseudo_huber` is sqrt(|gap|^2 + c^2) - c with c = 0.00054 d unless given (Lee et al. 2024):
@@ -36,13 +82,73 @@ class Loss(Settings):
             value = (flat.square().sum(dim=1) + c * c).sqrt() - c
         if self.normalised:
             value = value / value.detach().clamp(min=1e-6)
-        return value * self._weights(t, interpolant, objective)
-
-    def _weights(self, t: Tensor, interpolant: Schedule, objective: Objective) -> Tensor:
         if self.weight == "inverse_t":
-            return 1 / t.clamp(min=EDGE)
-        if self.weight == "velocity" and objective != "velocity":
-            a, b = interpolant.alpha(t), interpolant.sigma(t)
-            w = a * interpolant.d_sigma(t) - interpolant.d_alpha(t) * b
-            return (w / (a if objective == "noise" else b)).square()
-        return torch.ones_like(t)
+            return value * (1 / t.clamp(min=EDGE))
+        if self.weight == "velocity" and objective in ("noise", "target"):
+            a, b, da, db = interpolant.at(t, t)
+            return value * ((a * db - da * b) / (a if objective == "noise" else b)).square()
+        return value
+
+
+def flow_matching_loss(
+    network: Callable[..., Tensor],
+    batch: Batch,
+    interpolant: Schedule = Linear(),
+    objective: Objective = "velocity",
+    loss: SampleLoss = Loss(),
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each sample [B], whose mean is minimised, and the mean square error [].
+
+    The network is called as (x [B, *D], t [B]), with the label behind if the batch has labels. A
+    velocity of any origin has the objective `velocity`, so that losses compare.
+    """
+    t = batch.t.clamp(*usable_times(interpolant, objective))
+    x, u = interpolate(interpolant, batch.target, batch.source, t)
+    if objective == "mean_flow":
+        gap = mean_flow_gap(network, batch, x, u, t)
+    else:
+        aim = {"velocity": u, "noise": batch.source, "target": batch.target}[objective]
+        gap = (network(x, t) if batch.label is None else network(x, t, batch.label)) - aim
+    return loss.per_sample(gap, t, interpolant, objective), gap.square().mean()
+
+
+def mean_flow_gap(
+    network: Callable[..., Tensor], batch: Batch, x: Tensor, v: Tensor, t: Tensor
+) -> Tensor:
+    """Return u - (v - span d/dt u) [B, *D] at x and t [B], where the path has the velocity v.
+
+    The network is called as (x, t, label, span); no gradient goes into its aim.
+    """
+    ones, span = torch.ones_like(t), torch.zeros_like(t) if batch.span is None else batch.span
+    average = lambda x, t, span: network(x, t, batch.label, span)  # noqa: E731
+    u, change = torch.func.jvp(average, (x, t, span), (v, ones, ones))  # type: ignore[misc]
+    gap: Tensor = u - (v - expand(span, x) * change).detach()
+    return gap
+
+
+class Custom(Own, SampleLoss):
+    """A loss of the user's own, a subclass of `SampleLoss`."""
+
+    base: ClassVar[type] = SampleLoss
+
+    def check(self, own: SampleLoss) -> None:
+        """Check that there is one loss for each sample, and that it has a gradient."""
+        gap = torch.linspace(-1, 1, 12).reshape(4, 3).requires_grad_(True)
+        value = own.per_sample(gap, torch.linspace(0.1, 0.9, 4), Linear(), "velocity")
+        if value.shape != (4,) or not value.requires_grad:
+            raise ValueError("per_sample must return [B] losses of gaps [B, *D], with gradient")
+
+    def per_sample(
+        self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
+    ) -> Tensor:
+        """Return the user's loss [B]."""
+        return cast(Tensor, self.own.per_sample(gap, t, interpolant, objective))
+
+
+def _mse_unless_named(value: Any) -> Any:
+    return {"name": "mse", **value} if isinstance(value, dict) else value
+
+
+LossOfRound = Annotated[
+    Loss | Custom, Field(discriminator="name"), BeforeValidator(_mse_unless_named)
+]

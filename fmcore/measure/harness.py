@@ -6,19 +6,19 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor
 
+from fmcore import own
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import open_coupling, read
-from fmcore.dataset.densities import Density, log_density
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.reverse_sde import diffuse
+from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.sde import Sde
-from fmcore.solve.solver import Solution, Solver
+from fmcore.solve.solver import GridSolver, Solution, Solver
+from fmcore.work.work import Work
 
 
 class Evaluate(Settings):
@@ -31,7 +31,7 @@ class Evaluate(Settings):
     nfe: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)] = (
         1, 2, 4, 8, 16, 32, 64,
     )  # fmt: skip
-    solver: Solver = Solver(name="heun", steps=32)
+    solver: GridSolver = Solver(name="heun", steps=32)
     sde: Annotated[tuple[Sde, ...], Field(strict=False)] = ()
     trajectories: int = Field(default=2048, gt=1)
     reconstructions: int = Field(default=512, ge=0)
@@ -77,7 +77,6 @@ class Harness:
             self.flow,
             self.noise,
             sde,
-            np.arange(len(self.noise)),
             seed=derive_seed(self.seed, "evaluate"),
             device=self.device,
             batch=self.settings.batch,
@@ -86,19 +85,17 @@ class Harness:
         ).x
 
 
-def harness_of(
-    flow: Flow, data: Path, count: int, settings: Evaluate, *, seed: int, device: torch.device
-) -> Harness:
+def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
     """Put a flow on the harness, with `count` noises and, of a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
-    noise = gaussian_noise(derive_seed(seed, "evaluate"), ids, tuple(real.about.shape))
+    noise = gaussian_noise(derive_seed(work.seed, "evaluate"), ids, tuple(real.about.shape))
     label = None
     if flow.classes:
         given = read(real).label
         if given is not None:
-            draws = uniform(derive_seed(seed, "evaluate"), ids, draw=1)
+            draws = uniform(derive_seed(work.seed, "evaluate"), ids, draw=1)
             label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
-    return Harness(flow, noise, label, settings, seed, device)
+    return Harness(flow, noise, label, settings, work.seed, work.device)
 
 
 def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:
@@ -150,6 +147,7 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     result = {"nll": -float(found.mean())}
     if coupling.about.image:
         return {**result, "bits_per_dim": bits_per_dim(result["nll"], size)}
-    law = TypeAdapter(Dataset).validate_python(coupling.about.data) if coupling.about.data else None
-    known = log_density(law, x) if isinstance(law, Density) else None
+    if not coupling.about.data:
+        return result
+    known = own.read(Dataset, coupling.about.data, f"{data}: data").log_density(x)
     return result if known is None else {**result, "nll/floor": -float(known.mean())}

@@ -12,9 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.matching.conversions import Velocity
 from fmcore.sampling.flow import Flow
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.solver import Solver, Velocity, solve
+from fmcore.solve.solver import GridSolver, Solver, solve
 
 EXACT_UP_TO = 64
 """Dimensions up to which `auto` takes the exact trace: one gradient each."""
@@ -26,7 +27,7 @@ class Likelihood(Settings):
     """How the likelihood of held-out data is computed, on how many samples."""
 
     samples: int = Field(default=512, gt=1)
-    solver: Solver = Solver(name="rk4", steps=32)
+    solver: GridSolver = Solver(name="rk4", steps=32)
     trace: Literal["auto", "exact", "hutchinson"] = "auto"
     probes: int = Field(default=4, gt=0)
 

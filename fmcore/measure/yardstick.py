@@ -22,6 +22,7 @@ from fmcore.dataset.densities import EightGaussians
 from fmcore.features.extractor import (
     Features,
     FeatureSettings,
+    FeaturesOf,
     extract,
     fingerprint,
     fit_classifier,
@@ -45,7 +46,7 @@ NEIGHBOURS = 2000
 class YardstickSettings(Settings):
     """Which features, how many samples a half, how many cuts."""
 
-    features: FeatureSettings = FeatureSettings()
+    features: FeaturesOf = FeatureSettings()
     samples: int = Field(default=5000, gt=1)
     splits: int = Field(default=4, gt=0)
 
@@ -85,7 +86,7 @@ class Yardstick:
 
 
 def _features(extractor: Features | None, x: Tensor) -> Tensor:
-    return extract(extractor, quantise(x) if extractor is not None else x)
+    return extract(extractor, quantise(x) if extractor is not None and x.ndim == 4 else x)
 
 
 def _distances(
@@ -178,11 +179,11 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
 
 
 def _extractor(
-    coupling: Coupling, pairs: Pairs, settings: FeatureSettings, *, seed: int, log: Log
+    coupling: Coupling, pairs: Pairs, settings: FeaturesOf, *, seed: int, log: Log
 ) -> Features | None:
     if settings.kind == "identity":
         return None
-    if settings.kind != "classifier":
+    if not isinstance(settings, FeatureSettings) or settings.kind != "classifier":
         return pretrained(settings)
     if pairs.label is None or not coupling.about.image:
         raise ReflowError(

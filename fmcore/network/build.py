@@ -7,9 +7,10 @@ from pydantic import BeforeValidator, Field
 
 from fmcore.network.images import DiT, ImageNetwork, UNet
 from fmcore.network.mlp import MLP, ResidualMLP
+from fmcore.network.own import Custom, OwnNetwork
 from fmcore.settings import ReflowError
 
-VelocityNetwork = ResidualMLP | ImageNetwork
+VelocityNetwork = ResidualMLP | ImageNetwork | OwnNetwork
 """Called as (x [B, *D], t [B], label [B] or None) -> [B, *D]; has `settings`, `shape`, `tile`."""
 
 
@@ -20,7 +21,7 @@ def _mlp_unless_named(value: Any) -> Any:
 
 
 Network = Annotated[
-    MLP | UNet | DiT, Field(discriminator="name"), BeforeValidator(_mlp_unless_named)
+    MLP | UNet | DiT | Custom, Field(discriminator="name"), BeforeValidator(_mlp_unless_named)
 ]
 
 
@@ -28,9 +29,7 @@ def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> VelocityNe
     """Make an untrained network for samples of `shape`; the weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(settings, MLP):
-            return ResidualMLP(settings, shape)
-        return ImageNetwork(settings, shape)
+        return settings.build(shape)
 
 
 def with_spans(network: VelocityNetwork) -> ResidualMLP:

@@ -31,6 +31,10 @@ class UNet(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     classes: int = Field(default=0, ge=0)
 
+    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
+        """Make the network for images of `shape`."""
+        return ImageNetwork(self, shape)
+
 
 class DiT(Settings):
     """diffusers' DiTTransformer2DModel on patches of the image.
@@ -45,6 +49,10 @@ class DiT(Settings):
     patch: int = Field(default=2, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     classes: int = Field(default=0, ge=0)
+
+    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
+        """Make the network for images of `shape`."""
+        return ImageNetwork(self, shape)
 
 
 class ImageNetwork(nn.Module):

@@ -28,6 +28,10 @@ class MLP(Settings):
     classes: int = Field(default=0, ge=0)
     spans: bool = False
 
+    def build(self, shape: tuple[int, ...]) -> "ResidualMLP":
+        """Make the network for samples of `shape`."""
+        return ResidualMLP(self, shape)
+
 
 class Block(nn.Module):
     """x + W2 silu(W1 norm(x) + time): a residual step whose input is shifted by the time."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fmcore.network.build import Network, VelocityNetwork, build
 from fmcore.network.images import DIFFUSERS, ImageNetwork
+from fmcore.own import read
 from fmcore.settings import CONVENTION, ReflowError
 
 
@@ -70,7 +70,7 @@ def write_tensors(
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
 
 
 def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "cpu") -> Model:
@@ -78,7 +78,7 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
     file = path / ("model.safetensors" if weights == "ema" else "raw.safetensors")
     try:
         config = json.loads((path / "config.json").read_text())
-        settings = TypeAdapter[Network](Network).validate_python(config["network"])
+        settings: Network = read(Network, config["network"], f"{path}/config.json: network")
         network = build(settings, tuple(config["shape"]), seed=0)
         whole: nn.Module = network
         if isinstance(network, ImageNetwork) and weights == "ema":
@@ -89,7 +89,7 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
             f"{path}: expected a model (config.json and {file.name}), {error.filename} is missing;"
             " run the stage that trains it"
         ) from error
-    except (KeyError, TypeError, ValueError, ValidationError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ReflowError(
             f"{file}: not a model of this version ({reason}); train it again"

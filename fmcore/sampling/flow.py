@@ -1,36 +1,25 @@
-"""A trained network as a flow: its velocity, with guidance, and the samples that it makes."""
+"""A trained network as a flow: the samples that its velocity makes, and the way back."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from fmcore.matching.conversions import to_velocity, usable_times
-from fmcore.matching.interpolant import Interpolant, Objective, Schedule
+from fmcore.network.field import Field, interpolant_of
 from fmcore.network.store import Model
-from fmcore.solve.solver import OdeSolver, Solution, Solver, Velocity, solve
+from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles
-
-Predicts = Objective | Literal["mean_flow"]
-"""`mean_flow` predicts the velocity averaged over a span of time (Geng et al. 2025)."""
 
 
 @dataclass(frozen=True)
-class Flow:
-    """dx/dt = v(x, t), sampled by a network that predicts one of four things.
+class Flow(Field):
+    """A velocity field that is sampled: source to target, or back.
 
-    `network` is called as (x [B, *D], t [B]) and, where there are classes or spans, with the label
-    [B] and the span [B] behind. `score` says whether the velocity is also a score.
+    `score` says whether the velocity is also a score.
     """
 
-    network: Callable[..., Tensor]
-    interpolant: Schedule
-    objective: Predicts = "velocity"
-    classes: int = 0
     score: bool = False
     tile: int = TILE
     made_of: tuple[Model, Compute] | None = field(default=None, repr=False, compare=False)
@@ -48,32 +37,6 @@ class Flow:
             model.network.tile,
             (model, compute),
         )
-
-    def velocity(
-        self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
-    ) -> Velocity:
-        """Return v(x, t) with label [B] and guidance bound: v_null + guidance (v - v_null).
-
-        `span` is the length of the steps that will be taken, for a network that predicts averages.
-        """
-        objective = "velocity" if self.objective == "mean_flow" else self.objective
-        low, high = usable_times(self.interpolant, objective)
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            t = t.clamp(low, high)
-            out = self._call(x, t, label, span)
-            if label is not None and guidance != 1:
-                null = torch.full_like(label, self.classes)
-                plain = self._call(x, t, null, span)
-                out = plain + guidance * (out - plain)
-            return to_velocity(self.interpolant, objective, out, x, t)
-
-        return velocity
-
-    def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: float) -> Tensor:
-        if self.objective == "mean_flow":
-            return self.network(x, t, label, torch.full_like(t, span))
-        return self.network(x, t) if label is None else self.network(x, t, label)
 
     def on(self, device: torch.device) -> "Flow":
         """Return the flow with its weights on `device`."""
@@ -149,14 +112,6 @@ class Flow:
             start, end = ends
             parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
         return concatenated(parts, 1 if label is None or guidance == 1 else 2)
-
-
-def interpolant_of(about: dict[str, Any]) -> Schedule:
-    """Return the interpolant that a model's config names; the straight one where it names none."""
-    found: Schedule = TypeAdapter(Interpolant).validate_python(
-        about.get("interpolant", {"name": "linear"})
-    )
-    return found
 
 
 def concatenated(parts: list[Solution], factor: int = 1) -> Solution:

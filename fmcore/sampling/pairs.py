@@ -19,8 +19,10 @@ from fmcore.coupling.write import About, table
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, Settings
-from fmcore.solve.solver import Adaptive, OdeSolver, Solution, Solver, solve
-from fmcore.work.compute import Compute, numerics
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
+from fmcore.work.compute import numerics
+from fmcore.work.work import Work
 
 Kind = Literal["generated", "inverted"]
 
@@ -136,17 +138,10 @@ class PairSampler:
         )
 
 
-def sampler_of(
-    model: Path,
-    data: Path,
-    settings: Couple,
-    seed: int,
-    device: torch.device,
-    compute: Compute,
-) -> PairSampler:
+def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSampler:
     """Return the sampler of the coupling that the folder `model` makes from `data`."""
-    velocity = load(model, weights=settings.weights, device=str(device))
-    flow, real = Flow.of(velocity, compute), open_coupling(data)
+    velocity = load(model, weights=settings.weights, device=str(work.device))
+    flow, real = Flow.of(velocity, work.compute), open_coupling(data)
     if settings.guidance != 1 and not flow.classes:
         raise ReflowError(
             f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
@@ -157,18 +152,18 @@ def sampler_of(
         shape=list(velocity.shape),
         image=real.about.image,
         pairs=settings.pairs,
-        seed=seed,
+        seed=work.seed,
         model=velocity.digest,
         weights=settings.weights,
         solver=settings.solver.model_dump(mode="json", exclude_none=True),
         nfe=_nfe(settings, flow),
         audit_every=settings.audit_every,
-        numerics=numerics(device, compute, flow.tile),
+        numerics=numerics(work.device, work.compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
         mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
     )
     needed = flow.classes or "inverted" in settings.mix
-    return PairSampler(flow, read(real) if needed else None, about, settings, device)
+    return PairSampler(flow, read(real) if needed else None, about, settings, work.device)
 
 
 def _nfe(settings: Couple, flow: Flow) -> int | None:

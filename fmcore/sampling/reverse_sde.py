@@ -1,22 +1,30 @@
-"""Samples of a flow by the reverse SDE, with noise by (seed, id, step)."""
+"""Samples of a flow by the reverse SDE, with noise by (seed, row, step)."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.sampling.flow import Flow, concatenated
-from fmcore.settings import ReflowError, derive_seed
-from fmcore.solve.sde import Sde, euler_maruyama
+from fmcore.settings import ReflowError, Settings, derive_seed
+from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solution
+
+
+class Sde(Settings):
+    """Euler-Maruyama: how many equal steps, and how much of the noise is drawn anew."""
+
+    name: str = Field(default="euler_maruyama", pattern="^euler_maruyama$")
+    steps: int = Field(default=64, gt=0)
+    churn: float = Field(default=1.0, ge=0, le=1)
 
 
 def diffuse(
     flow: Flow,
     source: Tensor,
     settings: Sde,
-    ids: NDArray[np.int64],
     *,
     seed: int,
     device: torch.device,
@@ -24,7 +32,7 @@ def diffuse(
     label: Tensor | None = None,
     guidance: float = 1.0,
 ) -> Solution:
-    """Carry source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, id [N], step).
+    """Carry source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, row, step).
 
     Raises ReflowError where the velocity is not a score.
     """
@@ -34,7 +42,7 @@ def diffuse(
             " independent coupling: on any other, source and target depend on each other; use"
             " churn 0 (the ODE), or a round with `coupling: independent`"
         )
-    tiled, parts = flow.tiled(), []
+    tiled, parts, ids = flow.tiled(), [], np.arange(len(source))
     for first in range(0, len(source), batch):
         rows, own = source[first : first + batch], ids[first : first + batch]
         named = None if label is None else label[first : first + batch].to(device)
@@ -44,5 +52,6 @@ def diffuse(
 
         start = (flow.interpolant.noise_scale * rows).to(device)
         v = tiled.velocity(named, guidance=guidance)
-        parts.append(euler_maruyama(v, flow.interpolant, start, settings, noise))
+        steps, churn = settings.steps, settings.churn
+        parts.append(euler_maruyama(v, flow.interpolant, start, noise, steps=steps, churn=churn))
     return concatenated(parts, 1 if label is None or guidance == 1 else 2)

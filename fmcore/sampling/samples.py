@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fmcore.sampling.flow import Flow
 from fmcore.solve.solver import OdeSolver
-from fmcore.work.executor import Run
+from fmcore.work.workers import Run
 
 Part = tuple[int, OdeSolver, NDArray[Any], NDArray[Any] | None]
 """First row, solver, noise [B, *D], labels [B]; arrays, because a tensor travels with its base."""

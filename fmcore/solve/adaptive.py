@@ -5,12 +5,15 @@ mates, and a coupling on the batch size. Here each row has its own time and step
 v(x, t) with t [B] allows; rows that have arrived wait for the others.
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fmcore.settings import ReflowError
+from fmcore.matching.conversions import Velocity
+from fmcore.matching.interpolant import expand
+from fmcore.settings import ReflowError, Settings
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 STAGES = (
@@ -25,28 +28,34 @@ STAGES = (
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 """Order 5 minus order 4 (Dormand & Prince 1980)."""
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
+
+class Adaptive(Settings):
+    """Dormand-Prince 5(4) with a step size of its own for each row."""
+
+    name: Literal["dopri5"]
+    rtol: float = Field(default=1e-5, gt=0)
+    atol: float = Field(default=1e-5, gt=0)
+    max_steps: int = Field(default=1000, gt=0)
+
+    def refined(self) -> "Adaptive":
+        """Return the same solver with a tenth of the tolerances."""
+        tighter = {"rtol": self.rtol / 10, "atol": self.atol / 10}
+        return self.model_copy(update=tighter)
 
 
 def dopri5(
-    velocity: Velocity,
-    x: Tensor,
-    start: float,
-    end: float,
-    *,
-    rtol: float,
-    atol: float,
-    max_steps: int,
+    velocity: Velocity, x: Tensor, settings: Adaptive, start: float, end: float
 ) -> tuple[Tensor, Tensor]:
     """Integrate each row of x [B, *D] from `start` to `end`; also return its evaluations [B].
 
     Raises ReflowError when a row does not arrive within `max_steps` steps.
     """
+    rtol, atol = settings.rtol, settings.atol
     t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
     slope = velocity(x, t.to(x.dtype))
     h = _first_step(velocity, x, slope, start, end, rtol, atol)
     calls = torch.full((len(x),), 2, dtype=torch.int64, device=x.device)
-    for _ in range(max_steps):
+    for _ in range(settings.max_steps):
         left = end - t
         moving = left != 0
         step = torch.where(h.abs() < left.abs(), h, left)
@@ -58,12 +67,12 @@ def dopri5(
         factor = torch.where(good, factor.clamp(1, 10), factor.clamp(0.2, 1))
         h = step * torch.nan_to_num(factor, nan=0.2)
         t = torch.where(good, torch.where(step == left, end, t + step), t)
-        x, slope = torch.where(_wide(good, x), y, x), torch.where(_wide(good, x), k, slope)
+        x, slope = torch.where(expand(good, x), y, x), torch.where(expand(good, x), k, slope)
         if bool((t == end).all()):
             return x, calls
     late = int((t != end).sum())
     raise ReflowError(
-        f"dopri5: {late} samples did not arrive within {max_steps} steps; the velocity is"
+        f"dopri5: {late} samples did not arrive within {settings.max_steps} steps; the velocity is"
         " rough or not finite: loosen rtol and atol, raise max_steps, or take a fixed grid"
     )
 
@@ -72,7 +81,7 @@ def _step(
     velocity: Velocity, x: Tensor, t: Tensor, h: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return x after one step, its slope there, and the estimated error, all [B, *D]."""
-    hs = _wide(h.to(x.dtype), x)
+    hs = expand(h.to(x.dtype), x)
     k, y = [slope], x
     for node, weights in zip(NODES, STAGES, strict=True):
         y = x + hs * sum(w * s for w, s in zip(weights, k, strict=True) if w)
@@ -90,16 +99,12 @@ def _first_step(
     small = (size < 1e-5) | (speed < 1e-5)
     h = torch.where(small, torch.full_like(size, 1e-6), 0.01 * size / speed.clamp(min=1e-12))
     sign = 1.0 if end > start else -1.0
-    hs = _wide((sign * h).to(x.dtype), x)
+    hs = expand((sign * h).to(x.dtype), x)
     t = (start + sign * h).to(x.dtype)
     change = _rms((velocity(x + hs * slope, t) - slope) / scale) / h
     most = torch.maximum(speed, change)
     guess = torch.where(most <= 1e-15, h.clamp(min=1e-6) * 1e3, (0.01 / most) ** 0.2)
     return sign * torch.minimum(100 * h, guess).clamp(max=abs(end - start))
-
-
-def _wide(a: Tensor, like: Tensor) -> Tensor:
-    return a.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _rms(x: Tensor) -> Tensor:

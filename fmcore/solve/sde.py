@@ -10,21 +10,11 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from fmcore.matching.conversions import diffusion_squared, to_score
+from fmcore.matching.conversions import Velocity, diffusion_squared, to_score
 from fmcore.matching.interpolant import EDGE, Schedule
-from fmcore.settings import Settings
-from fmcore.solve.solver import Solution, Velocity
-
-
-class Sde(Settings):
-    """Euler-Maruyama: how many equal steps, and how much of the noise is drawn anew."""
-
-    name: str = Field(default="euler_maruyama", pattern="^euler_maruyama$")
-    steps: int = Field(default=64, gt=0)
-    churn: float = Field(default=1.0, ge=0, le=1)
+from fmcore.solve.solver import Solution
 
 
 @torch.no_grad()
@@ -32,22 +22,24 @@ def euler_maruyama(
     velocity: Velocity,
     interpolant: Schedule,
     x: Tensor,
-    settings: Sde,
     noise: Callable[[int], Tensor],
+    *,
+    steps: int,
+    churn: float,
 ) -> Solution:
     """Carry x [B, *D] from t = 1 to t = 0; `noise(i)` is standard normal [B, *D] for step i.
 
     Where alpha = 0 the diffusion g has no bound (x_1 is all source), so that step is the ODE's.
     """
-    grid = torch.linspace(1, 0, settings.steps + 1, dtype=torch.float64).to(x.device, x.dtype)
+    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64).to(x.device, x.dtype)
     for i, (t, after) in enumerate(pairwise(grid)):
         at, h = t.expand(len(x)), t - after
         v = velocity(x, at)
         drift = -h * v
-        if settings.churn and float(interpolant.alpha(t)) > EDGE:
+        if churn and float(interpolant.alpha(t)) > EDGE:
             g2 = diffusion_squared(interpolant, t)
             score = to_score(interpolant, v, x, at)
-            drift = drift + h * settings.churn**2 / 2 * g2 * score
-            drift = drift + settings.churn * (g2 * h).sqrt() * noise(i).to(x)
+            drift = drift + h * churn**2 / 2 * g2 * score
+            drift = drift + churn * (g2 * h).sqrt() * noise(i).to(x)
         x = x + drift
-    return Solution(x, settings.steps)
+    return Solution(x, steps)

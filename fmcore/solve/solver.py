@@ -4,50 +4,66 @@ The ODE is dx/dt = v(x, t); it carries source (t = 1) to target (t = 0), or back
 exact: the last step ends on `end` itself, never at an epsilon beside it.
 """
 
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from fmcore.matching.conversions import Velocity
+from fmcore.own import Own
 from fmcore.settings import Settings
-from fmcore.solve.adaptive import dopri5
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x [B, *D], t [B]) -> dx/dt [B, *D]. Any module, or a lambda."""
+from fmcore.solve.adaptive import Adaptive, dopri5
 
 Step = Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]
+"""(v, x, t, dt) -> x at t + dt; here v takes the time t [] of all rows."""
 
 
 def euler(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     """One step of order 1, one evaluation: x + dt v(x, t)."""
-    return x + dt * _at(v, x, t)
+    return x + dt * v(x, t)
 
 
 def midpoint(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     """One step of order 2, two evaluations: the velocity at the middle of an Euler half step."""
-    return x + dt * _at(v, x + dt / 2 * _at(v, x, t), t + dt / 2)
+    return x + dt * v(x + dt / 2 * v(x, t), t + dt / 2)
 
 
 def heun(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     """One step of order 2, two evaluations: the mean of both ends (explicit trapezoid)."""
-    first = _at(v, x, t)
-    return x + dt / 2 * (first + _at(v, x + dt * first, t + dt))
+    first = v(x, t)
+    return x + dt / 2 * (first + v(x + dt * first, t + dt))
 
 
 def rk4(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     """One step of order 4, four evaluations: the classical Runge-Kutta rule."""
-    k1 = _at(v, x, t)
-    k2 = _at(v, x + dt / 2 * k1, t + dt / 2)
-    k3 = _at(v, x + dt / 2 * k2, t + dt / 2)
-    k4 = _at(v, x + dt * k3, t + dt)
+    k1 = v(x, t)
+    k2 = v(x + dt / 2 * k1, t + dt / 2)
+    k3 = v(x + dt / 2 * k2, t + dt / 2)
+    k4 = v(x + dt * k3, t + dt)
     return x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
 STEPS: dict[str, Step] = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
+
+
+class StepRule(Settings):
+    """The base of a solver of your own (`name: custom`): one step, and its settings as fields.
+
+    The grid (`steps`, `shift`, `times`) stands beside them in params.yaml. Evaluations are counted
+    where they happen. That a constant velocity is followed exactly is checked when it is read.
+    """
+
+    @abstractmethod
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x [B, *D] at t + dt; t and dt are scalars, dt < 0 towards the target.
+
+        `v(x, s)` is the velocity [B, *D] at x [B, *D] and a scalar time s.
+        """
 
 
 class Solver(Settings):
@@ -83,41 +99,58 @@ class Solver(Settings):
 
     def grid(self, start: float, end: float) -> Tensor:
         """Return the times [steps + 1] from `start` to `end`, both exact, in float64."""
-        if self.times is not None:
-            grid = torch.tensor(self.times, dtype=torch.float64)
-            grid = grid if start > end else grid.flip(0)
-            return start + (end - start) * (grid - grid[0]) / (grid[-1] - grid[0])
         grid = torch.linspace(start, end, self.steps + 1, dtype=torch.float64)
-        if self.shift == 1:
+        if self.times is not None:
+            given = torch.tensor(self.times, dtype=torch.float64)
+            grid = given if start > end else given.flip(0)
+        elif self.shift == 1:
             return grid
-        shifted = self.shift * grid / (1 + (self.shift - 1) * grid)
-        first, last = shifted[0], shifted[-1]
-        return start + (end - start) * (shifted - first) / (last - first)
+        else:
+            grid = self.shift * grid / (1 + (self.shift - 1) * grid)
+        return start + (end - start) * (grid - grid[0]) / (grid[-1] - grid[0])
 
-    def refined(self) -> "Solver":
+    def refined(self) -> Self:
         """Return the same solver with twice the steps, for error estimates by step doubling."""
         if self.times is None:
-            return Solver(name=self.name, steps=2 * self.steps, shift=self.shift)
+            return self.model_copy(update={"steps": 2 * self.steps})
         middle = [(a + b) / 2 for a, b in pairwise(self.times)]
         times = sorted([*self.times, *middle], reverse=True)
-        return Solver(name=self.name, times=tuple(times), steps=len(times) - 1)
+        return self.model_copy(update={"times": tuple(times), "steps": len(times) - 1})
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x [B, *D] at t + dt."""
+        return STEPS[self.name](v, x, t, dt)
 
 
-class Adaptive(Settings):
-    """Dormand-Prince 5(4) with a step size of its own for each row."""
+class Custom(Own, Solver):
+    """A solver of the user's own on a fixed grid, a subclass of `StepRule`."""
 
-    name: Literal["dopri5"]
-    rtol: float = Field(default=1e-5, gt=0)
-    atol: float = Field(default=1e-5, gt=0)
-    max_steps: int = Field(default=1000, gt=0)
+    base: ClassVar[type] = StepRule
+    name: Literal["custom"]  # type: ignore[assignment]
 
-    def refined(self) -> "Adaptive":
-        """Return the same solver with a tenth of the tolerances."""
-        tighter = {"rtol": self.rtol / 10, "atol": self.atol / 10}
-        return self.model_copy(update=tighter)
+    def check(self, own: StepRule) -> None:
+        """Check that a constant velocity is followed exactly."""
+        x, t, dt = torch.zeros(3, 2), torch.tensor(0.75), torch.tensor(-0.25)
+        found = own.step(lambda x, t: torch.ones_like(x), x, t, dt)
+        if found.shape != x.shape or not bool(((found - dt).abs() <= 1e-5).all()):
+            raise ValueError("a step of dx/dt = 1 must return x + dt")
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return the user's step."""
+        return cast(Tensor, self.own.step(v, x, t, dt))
 
 
-OdeSolver = Annotated[Solver | Adaptive, Field(discriminator="name")]
+OdeSolver = Annotated[Solver | Custom | Adaptive, Field(discriminator="name")]
+
+
+def _heun_unless_named(value: Any) -> Any:
+    return {"name": "heun", **value} if isinstance(value, dict) else value
+
+
+GridSolver = Annotated[
+    Solver | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
+]
+"""A solver on a fixed grid."""
 
 
 @dataclass(frozen=True)
@@ -132,29 +165,6 @@ class Solution:
     nfe: int
     trajectory: Tensor | None = None
     evaluations: Tensor | None = None
-
-
-def _at(v: Velocity, x: Tensor, t: Tensor) -> Tensor:
-    """Evaluate the velocity with the scalar time t repeated for every row."""
-    return v(x, t.expand(x.shape[0]))
-
-
-def _count(velocity: Velocity, calls: list[int]) -> Velocity:
-    """Wrap the velocity so that the NFE is counted where it happens and cannot be wrong."""
-
-    def counted(x: Tensor, t: Tensor) -> Tensor:
-        calls[0] += 1
-        return velocity(x, t)
-
-    return counted
-
-
-def _walk(v: Velocity, x: Tensor, solver: Solver, start: float, end: float) -> Iterator[Tensor]:
-    """Yield x after each step of the grid."""
-    grid = solver.grid(start, end).to(x.device, x.dtype)
-    for t, after in pairwise(grid):
-        x = STEPS[solver.name](v, x, t, after - t)
-        yield x
 
 
 @torch.no_grad()
@@ -175,14 +185,17 @@ def solve(
     if isinstance(solver, Adaptive):
         if keep_trajectory:
             raise ValueError("an adaptive solver keeps no trajectory: each row has its own times")
-        x, evaluations = dopri5(
-            velocity, x, start, end, rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps
-        )
+        x, evaluations = dopri5(velocity, x, solver, start, end)
         return Solution(x, int(evaluations.max()), evaluations=evaluations)
-    calls = [0]
-    kept = [x]
-    end_point = x
-    for end_point in _walk(_count(velocity, calls), x, solver, start, end):
+    calls, kept = 0, [x]
+
+    def v(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1  # the NFE, counted where it happens
+        return velocity(x, t.expand(len(x)))
+
+    for t, after in pairwise(solver.grid(start, end).to(x.device, x.dtype)):
+        x = solver.step(v, x, t, after - t)
         if keep_trajectory:
-            kept.append(end_point)
-    return Solution(end_point, calls[0], torch.stack(kept) if keep_trajectory else None)
+            kept.append(x)
+    return Solution(x, calls, torch.stack(kept) if keep_trajectory else None)

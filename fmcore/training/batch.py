@@ -1,6 +1,5 @@
 """One training batch: times, pairing, flips and labels, each a function of (seed, step)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,8 +8,10 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from fmcore.coupling.read import Pairs
-from fmcore.matching.times import LawOfTime, by_name
-from fmcore.settings import ReflowError, Settings, derive_seed
+from fmcore.matching.interpolant import expand
+from fmcore.matching.loss import Batch
+from fmcore.matching.times import LawOfTime, Uniform
+from fmcore.settings import ReflowError, Settings, by_name, derive_seed
 
 
 class Independent(Settings):
@@ -38,58 +39,48 @@ Pairing = Annotated[
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Target and source [B, *D], times t [B], spans [B], labels [B] or None, on a device."""
+class BatchRules:
+    """How the batches of a round are drawn.
 
-    target: Tensor
-    source: Tensor
-    t: Tensor
-    span: Tensor
-    label: Tensor | None
+    `law` gives the times; `spans` is the share of rows with a span above 0 (MeanFlow); labels are
+    replaced by the null class `classes` at the rate `label_dropout`.
+    """
 
-    def part(self, cut: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch of the rows that `cut` takes from each of its tensors."""
-        label = None if self.label is None else cut(self.label)
-        return Batch(cut(self.target), cut(self.source), cut(self.t), cut(self.span), label)
+    law: LawOfTime = Uniform()
+    spans: float = 0.0
+    pairing: Pairing = Independent()
+    flip: bool = False
+    classes: int = 0
+    label_dropout: float = 0.0
 
 
 def draw_batch(
-    pairs: Pairs,
-    *,
-    seed: int,
-    step: int,
-    law: LawOfTime,
-    spans: float,
-    pairing: Pairing,
-    flip: bool,
-    classes: int,
-    label_dropout: float,
-    device: torch.device,
+    pairs: Pairs, rules: BatchRules, *, seed: int, step: int, device: torch.device
 ) -> Batch:
     """Make the batch of a step. Times are stratified: u_i = (i + r_i) / B covers [0, 1] evenly.
 
-    `spans` is the share of rows with a span above 0 (MeanFlow): t and t - span are two draws.
+    With spans, t and t - span are two draws of the law.
     """
     rows = len(pairs)
-    t = law.spread(_stratified(rows, seed, "time", step))
+    t = rules.law.spread(_stratified(rows, seed, "time", step))
     span = torch.zeros_like(t)
-    if spans:
-        other = law.spread(_stratified(rows, seed, "span", step)[_order(rows, seed, step)])
-        chosen = _uniform(rows, seed, "spans", step) < spans
+    if rules.spans:
+        other = rules.law.spread(_stratified(rows, seed, "span", step)[_order(rows, seed, step)])
+        chosen = _uniform(rows, seed, "spans", step) < rules.spans
         t, low = torch.maximum(t, other), torch.minimum(t, other)
         span = torch.where(chosen, t - low, 0.0)
     target, source = pairs.target, pairs.source
-    if pairing.name != "independent":
-        source = source[_assignment(source, target, pairing, derive_seed(seed, "pairing", step))]
-    if flip:
+    if rules.pairing.name != "independent":
+        paired = _assignment(source, target, rules.pairing, derive_seed(seed, "pairing", step))
+        source = source[paired]
+    if rules.flip:
         turned = _uniform(rows, seed, "flip", step) < 0.5
         target, source = (_flipped(x, turned) for x in (target, source))
-    label = pairs.label if classes else None
-    if label is not None and label_dropout:
-        dropped = _uniform(rows, seed, "label", step) < label_dropout
-        label = torch.where(dropped, classes, label)
-    target, source, t, span = (a.to(device) for a in (target, source, t, span))
-    return Batch(target, source, t, span, None if label is None else label.to(device))
+    label = pairs.label if rules.classes else None
+    if label is not None and rules.label_dropout:
+        dropped = _uniform(rows, seed, "label", step) < rules.label_dropout
+        label = torch.where(dropped, rules.classes, label)
+    return Batch(target, source, t, label, span).part(lambda x: x.to(device))
 
 
 def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:
@@ -108,7 +99,7 @@ def _order(rows: int, seed: int, step: int) -> Tensor:
 
 def _flipped(x: Tensor, turned: Tensor) -> Tensor:
     """Mirror the chosen images left to right; noise mirrored is noise, so a pair stays a pair."""
-    return torch.where(turned.reshape(-1, *(1,) * (x.ndim - 1)), x.flip(-1), x)
+    return torch.where(expand(turned, x), x.flip(-1), x)
 
 
 def _assignment(source: Tensor, target: Tensor, pairing: Pairing, seed: int) -> Tensor:

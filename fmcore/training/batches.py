@@ -61,22 +61,17 @@ def longest(coupling: Coupling, share: float) -> float | None:
     if not share:
         return None
     lengths = [
-        _lengths(decode(coupling, table_of(coupling, [group], "train")))
+        decode(coupling, table_of(coupling, [group], "train")).lengths()
         for group in coupling.groups
     ]
     return float(np.quantile(torch.cat(lengths).numpy(), 1 - share))
-
-
-def _lengths(pairs: Pairs) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm((pairs.target - pairs.source).flatten(1), dim=1)
-    return lengths
 
 
 def _train_pairs(coupling: Coupling, groups: list[Group], shorter_than: float | None) -> Pairs:
     pairs = decode(coupling, table_of(coupling, groups, "train"))
     if shorter_than is None:
         return pairs
-    return pairs.rows((_lengths(pairs) < shorter_than).nonzero()[:, 0])
+    return pairs.rows((pairs.lengths() < shorter_than).nonzero()[:, 0])
 
 
 def _windows(coupling: Coupling, memory: int) -> list[list[Group]]:

@@ -1,13 +1,12 @@
 """The optimisation of a velocity: settings, state, and one step after another.
 
-Loss: E ||v(x_t, t) - u_t||^2 with x_t = alpha target + sigma source, u_t = alpha' target +
-sigma' source (Das 2024; Liu et al. 2022, equation 1).
+The loss is `fmcore.matching.loss.flow_matching_loss`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Literal
 
 from pydantic import Field
@@ -15,18 +14,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from fmcore.coupling.read import open_coupling
-from fmcore.matching.conversions import prediction, usable_times
-from fmcore.matching.interpolant import Interpolant, Linear, interpolate
-from fmcore.matching.loss import Loss
-from fmcore.matching.mean_flow import mean_flow_gap
+from fmcore.coupling.read import Pairs
+from fmcore.matching.interpolant import Interpolant, Linear, Objective
+from fmcore.matching.loss import Loss, LossOfRound, flow_matching_loss
 from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import averaged
-from fmcore.sampling.flow import Predicts
 from fmcore.settings import Settings
-from fmcore.training.batch import Batch, Independent, Pairing, draw_batch
-from fmcore.training.batches import batches, longest
+from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
 from fmcore.training.checkpoint import State
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
@@ -49,10 +44,10 @@ class Train(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     interpolant: Interpolant = Linear()
-    objective: Predicts = "velocity"
+    objective: Objective = "velocity"
     time: LawOfTime = Uniform()
     spans: float = Field(default=0.25, ge=0, le=1)
-    loss: Loss = Loss()
+    loss: LossOfRound = Loss()
     pairing: Pairing = Independent()
     flip: bool = False
     drop_longest: float = Field(default=0.0, ge=0, lt=1)
@@ -95,48 +90,34 @@ def new_state(network: VelocityNetwork, settings: Train) -> State:
 
 def fit(
     state: State,
-    coupling: Path,
+    stream: Iterator[Pairs],
     settings: Train,
     *,
     seed: int,
     compute: Compute | None = None,
     group: Group = ALONE,
 ) -> Iterator[Step]:
-    """Train `state` on `coupling` from where it stands; a generator, so the caller drives.
+    """Train `state` on a stream of pairs from where it stands; a generator: the caller drives.
 
-    Every draw (rows, source, t) is a function of (seed, step): stopping and going on changes
-    nothing. The loss of a step is the mean square error, whatever it is that is minimised.
+    The stream gives the pairs of step `state.step`, then of the next ones. Every draw (source, t,
+    labels) is a function of (seed, step): stopping and going on changes nothing. The loss of a step
+    is the mean square error, whatever it is that is minimised.
     """
     device = next(state.network.parameters()).device
-    opened = open_coupling(coupling)
     network = (compute or Compute()).running(state.network)
-    stream = batches(
-        opened,
-        batch=settings.batch,
-        seed=seed,
-        start=state.step,
-        memory=settings.memory_mb << 20,
-        shorter_than=longest(opened, settings.drop_longest),
-    )
-    for pairs in stream:
-        if state.step >= settings.steps:
-            return
-        batch = draw_batch(
-            pairs,
-            seed=seed,
-            step=state.step,
-            law=settings.time,
-            spans=settings.spans if settings.objective == "mean_flow" else 0.0,
-            pairing=settings.pairing,
-            flip=settings.flip,
-            classes=state.network.settings.classes,
-            label_dropout=settings.label_dropout,
-            device=device,
-        )
+    rules = batch_rules(settings, state.network.settings.classes)
+    for pairs in islice(stream, settings.steps - state.step):
+        batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
         state.optimizer.zero_grad(set_to_none=True)
-        loss, error = _losses(network, batch.part(group.part), settings)
-        loss.backward()
-        error = error.detach()
+        per_sample, mean_square = flow_matching_loss(
+            network,
+            batch.part(group.part),
+            settings.interpolant,
+            settings.objective,
+            settings.loss,
+        )
+        per_sample.mean().backward()
+        error = mean_square.detach()
         group.average([error, *(p.grad for p in state.network.parameters())])
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
         state.optimizer.step()
@@ -146,16 +127,13 @@ def fit(
         yield Step(state.step, error, norm.detach())
 
 
-def _losses(network: Callable[..., Tensor], batch: Batch, settings: Train) -> tuple[Tensor, Tensor]:
-    """Return what is minimised [] and the mean square error [] of a batch."""
-    objective = "velocity" if settings.objective == "mean_flow" else settings.objective
-    low, high = usable_times(settings.interpolant, objective)
-    t = batch.t.clamp(low, high)
-    x, u = interpolate(settings.interpolant, batch.target, batch.source, t)
-    if settings.objective == "mean_flow":
-        gap = mean_flow_gap(network, x, u, t, batch.span, batch.label)
-    else:
-        out = network(x, t) if batch.label is None else network(x, t, batch.label)
-        gap = out - prediction(objective, batch.target, batch.source, u)
-    value = settings.loss.per_sample(gap, t, settings.interpolant, objective).mean()
-    return value, gap.square().mean()
+def batch_rules(settings: Train, classes: int) -> BatchRules:
+    """Return how the batches of a round are drawn, for a network of so many classes."""
+    return BatchRules(
+        law=settings.time,
+        spans=settings.spans if settings.objective == "mean_flow" else 0.0,
+        pairing=settings.pairing,
+        flip=settings.flip,
+        classes=classes,
+        label_dropout=settings.label_dropout,
+    )

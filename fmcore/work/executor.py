@@ -1,34 +1,12 @@
-"""Where pure work is computed: in this process, in others, or on a cluster by Ray or Dask.
-
-A job is a pure function of its items, so an item has the same bytes wherever it is computed, and
-one whose worker is lost is computed again. Workers run with the threads of the caller and refuse
-to run where the last bits would be others (`compute.numerics`).
-"""
+"""Who computes pure work: this process, others of this machine, or a cluster by Ray or Dask."""
 
 import os
-import pickle
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal
 
 import torch
 from pydantic import Field
 
 from fmcore.settings import ReflowError, Settings
-from fmcore.work.compute import Compute, numerics
-from fmcore.work.pools import Submit, on_dask, on_processes, on_ray
-from fmcore.work.worker import Payload
-
-I = TypeVar("I")  # noqa: E741  an item
-T = TypeVar("T")
-Item = TypeVar("Item", contravariant=True)
-Result = TypeVar("Result", covariant=True)
-Run = Callable[[Iterable[I]], Iterator[tuple[I, T]]]
-
-TRIES = 3
-"""How often an item is computed before its failure ends the work."""
 
 ACCEPTED = "in-process, processes[:N], ray[:N], ray://HOST:PORT, dask[:N], tcp://HOST:PORT (Dask)"
 
@@ -76,61 +54,3 @@ class Executor(Settings):
 
 
 IN_PROCESS = Executor()
-
-
-class Job(Protocol[Item, Result]):
-    """Work that can be sent to another process by pickle."""
-
-    def on(self, device: torch.device) -> Callable[[Item], Result]:
-        """Return the function of one item, with its weights on `device`."""
-        ...
-
-
-@contextmanager
-def start_workers(executor: Executor, job: Job[I, T], device: torch.device) -> Iterator[Run[I, T]]:
-    """Yield `run`: it computes items on the executor and yields (item, result) as they are done.
-
-    Workers start once, on entering. Raises ReflowError when the executor cannot be had, or when
-    the worker of one item is lost `TRIES` times; a ReflowError of the job itself at once.
-    """
-    if executor.kind == "in-process":
-        call = job.on(device)
-        yield lambda items: ((item, call(item)) for item in items)
-        return
-    payload = Payload(pickle.dumps(job), device.type, numerics(device, Compute()))
-    start = {"processes": on_processes, "ray": on_ray, "dask": on_dask}[executor.kind]
-    with start(executor.address, payload, executor.count(device)) as (submit, ahead):
-        yield lambda items: _drive(submit, ahead, items)
-
-
-def _drive(submit: Submit, ahead: int, items: Iterable[I]) -> Iterator[tuple[I, Any]]:
-    """Keep `ahead` items under way, so that results never pile up; try a failed one again."""
-    waiting, tries = deque(enumerate(items)), Counter[int]()
-    running: dict[Future[Any], tuple[int, I]] = {}
-    while waiting or running:
-        while waiting and len(running) < ahead:
-            number, item = waiting.popleft()
-            running[submit(item)] = (number, item)
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            number, item = running.pop(future)
-            error = future.exception()
-            if error is None:
-                yield item, future.result()
-                continue
-            cause = getattr(error, "cause", None) or error  # Ray wraps what a worker raised
-            if isinstance(cause, ReflowError):
-                raise ReflowError(str(cause)) from None
-            tries[number] += 1
-            if tries[number] == TRIES:
-                raise _failed(error)
-            waiting.appendleft((number, item))
-
-
-def _failed(error: BaseException) -> BaseException:
-    lost = ("BrokenProcessPool", "WorkerCrashedError", "NodeDiedError", "KilledWorker")
-    if type(error).__name__ not in (*lost, "OutOfMemoryError", "MemoryError"):
-        return error
-    return ReflowError(
-        f"a worker was lost {TRIES} times over the same work ({type(error).__name__}): out of"
-        " memory? lower `batch` or `shard`, or use fewer workers; what is finished is kept"
-    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fmcore import own
 from fmcore.settings import ReflowError
 from fmcore.work.compute import Compute, numerics
 
@@ -24,6 +25,8 @@ class Payload:
     job: bytes
     device: str
     numerics: dict[str, Any]
+    classes: tuple[tuple[str, str], ...] = ()
+    """The user's own classes that the job may hold, with the folders of their projects."""
 
     @property
     def name(self) -> str:
@@ -52,6 +55,7 @@ def work(item: Any, payload: Payload | None = None) -> Any:
             " the same torch and the same GPU or CPU"
         )
     if _opened is None or _opened[0] != payload.name:
+        own.use(payload.classes)
         _opened = (payload.name, pickle.loads(payload.job).on(device))
     return _opened[1](item)
 

@@ -13,7 +13,8 @@ from fmcore.couple import couple
 from fmcore.coupling.read import verify
 from fmcore.sampling.pairs import Couple
 from fmcore.solve.solver import Solver
-from tests.chains import CPU, gaussian_data, scratch_model, silent
+from fmcore.work.work import Work
+from tests.chains import gaussian_data, scratch_model
 from tests.conftest import SOURCE
 from tests.real_chain import PARAMS
 
@@ -53,10 +54,7 @@ def test_bytes_and_nfe_are_those_of_the_coupling(tmp_path):
     model = scratch_model(tmp_path / "model", dim=64)
     settings = Couple(pairs=4000, solver=Solver(name="heun", steps=3))
     out = tmp_path / "out"
-    couple(
-        model, data, out, tmp_path / "m.json", settings,
-        seed=0, device=CPU, scratch=tmp_path / "scratch", log=silent,
-    )  # fmt: skip
+    couple(model, data, out, tmp_path / "m.json", settings, Work(scratch=tmp_path / "scratch"))
     size = sum(f.stat().st_size for f in out.iterdir())
     assert pytest.approx(size, rel=0.05) == 4000 * (8 * 64 + 12)
     assert verify(out).about.nfe == 6

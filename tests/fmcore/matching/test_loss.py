@@ -7,8 +7,7 @@ import torch
 
 from fmcore.matching.conversions import to_velocity
 from fmcore.matching.interpolant import Cosine, Linear, VariancePreserving, interpolate
-from fmcore.matching.loss import Loss
-from fmcore.matching.mean_flow import mean_flow_gap
+from fmcore.matching.loss import Batch, Loss, mean_flow_gap
 from tests.oracles import gaussian_velocity
 
 GAP = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.3, 0.4]])
@@ -80,9 +79,9 @@ def test_the_exact_average_velocity_has_no_mean_flow_gap():
     span = t * torch.tensor([0.1, 0.9, 0.5, 0.2, 1.0, 0.5], dtype=torch.float64)
     v = gaussian_velocity(mu, s)(x, t)
     network = average_velocity(mu, s)
-    gap = mean_flow_gap(network, x, v, t, span, None)
+    gap = mean_flow_gap(network, Batch(x, x, t, span=span), x, v, t)
     torch.testing.assert_close(gap, torch.zeros_like(gap), atol=1e-9, rtol=0)
-    wrong = mean_flow_gap(lambda *a: 1.1 * network(*a), x, v, t, span, None)
+    wrong = mean_flow_gap(lambda *a: 1.1 * network(*a), Batch(x, x, t, span=span), x, v, t)
     assert float(wrong.abs().min(1).values.max()) > 0.01
 
 

@@ -8,20 +8,18 @@ import pytest
 import torch
 
 from fmcore.compare import RoundName, compare
-from fmcore.couple import couple
-from fmcore.evaluate import evaluate
+from fmcore.couple import Couple, couple
+from fmcore.evaluate import Evaluate, Paths, evaluate
 from fmcore.features.extractor import FeatureSettings
-from fmcore.measure.harness import Evaluate
 from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
 from fmcore.network.mlp import MLP
-from fmcore.sampling.pairs import Couple
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
-from fmcore.train import train
-from fmcore.training.fit import Train
+from fmcore.train import Train, train
 from fmcore.verdict.gates import Gates
-from tests.chains import CPU, gaussian_data, scratch_model, silent
+from fmcore.work.work import Work
+from tests.chains import gaussian_data, scratch_model, silent
 from tests.oracles import least_loss, straightness
 
 MU, S = [2.0, -1.0], [1.0, 1.0]
@@ -44,27 +42,27 @@ def rounds(tmp_path_factory):
         train(
             root / coupling, root / init, out, root / f"train/{name}.csv",
             root / f"train/{name}.json",
-            Train(steps=steps, batch=512, lr=lr, ema=0.99, warmup=20), name=name, seed=1,
-            device=CPU, scratch=root / "tmp" / name, log=silent,
+            Train(steps=steps, batch=512, lr=lr, ema=0.99, warmup=20), name=name,
+            work=Work(scratch=root / "tmp" / name, seed=1),
         )  # fmt: skip
         measure(root, name, coupling, f"evaluate/{name}")
 
     learn("rf1", "data", "scratch", 1500, 5e-3)
     couple(
         root / "rf1", root / "data", root / "pairs", root / "couple.json",
-        Couple(pairs=20_000, solver=Solver(name="rk4", steps=10)), seed=2, device=CPU,
-        scratch=root / "tmp" / "couple", log=silent,
+        Couple(pairs=20_000, solver=Solver(name="rk4", steps=10)),
+        Work(scratch=root / "tmp" / "couple", seed=2),
     )  # fmt: skip
     learn("rf2", "pairs", "rf1", 1000, 2e-3)
     return root
 
 
 def measure(root, name, coupling, where, *, seed=3, settings=SETTINGS):
-    return evaluate(
-        root / name, root / "data", root / coupling, root / "yardstick",
-        root / f"{where}.json", (root / f"fd/{name}.csv", root / f"gap/{name}.csv"),
-        root / "pictures" / name, settings, seed=seed, device=CPU, log=silent,
+    paths = Paths(
+        root / name, root / "data", root / coupling, root / "yardstick", root / f"{where}.json",
+        root / f"fd/{name}.csv", root / f"gap/{name}.csv", root / "pictures" / name,
     )  # fmt: skip
+    return evaluate(paths, settings, Work(scratch=root / "tmp", seed=seed))
 
 
 def result(root, name):

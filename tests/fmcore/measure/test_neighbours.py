@@ -8,8 +8,7 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons, log_density
-from fmcore.dataset.kinds import load
+from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
 from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infinity
 from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest_train
 
@@ -79,7 +78,7 @@ def test_extrapolation_takes_the_bias_out():
 
 def test_modes_that_are_missing_show():
     settings = EightGaussians(name="eight_gaussians", samples=4000)
-    x = load(settings, seed=0).target
+    x = settings.read(0).target
     found = mode_scores(x, settings.modes(), settings.std)
     assert found["mode_share"] == pytest.approx(1 - math.exp(-4.5), abs=0.005)
     assert found["mode_weights_tv"] < 0.03
@@ -100,12 +99,12 @@ def test_modes_that_are_missing_show():
 def test_a_density_integrates_to_one_and_is_that_of_the_samples(law):
     side = torch.linspace(-8, 8, 801, dtype=torch.float64)[:-1] + 0.01
     grid = torch.cartesian_prod(side, side)
-    log_p = log_density(law, grid)
+    log_p = law.log_density(grid)
     assert float(log_p.exp().sum() * 0.02**2) == pytest.approx(1, abs=2e-3)
     entropy = -float((log_p.exp() * log_p.clamp(min=-1e3)).sum() * 0.02**2)
-    x = load(law.model_copy(update={"samples": 20_000}), seed=1).target
-    assert -float(log_density(law, x).mean()) == pytest.approx(entropy, abs=0.03)
+    x = law.model_copy(update={"samples": 20_000}).read(1).target
+    assert -float(law.log_density(x).mean()) == pytest.approx(entropy, abs=0.03)
 
 
 def test_moons_without_noise_have_no_density():
-    assert log_density(TwoMoons(name="two_moons", std=0.0), torch.zeros(1, 2)) is None
+    assert TwoMoons(name="two_moons", std=0.0).log_density(torch.zeros(1, 2)) is None

@@ -6,15 +6,15 @@ import pandas as pd
 import pytest
 import torch
 
-from fmcore.couple import couple
+from fmcore.couple import Couple, couple
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling, read, verify
 from fmcore.network.store import load, save
-from fmcore.sampling.pairs import Couple
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
 from fmcore.work.compute import in_tiles
-from tests.chains import CPU, gaussian_data, scratch_model, silent
+from fmcore.work.work import Work
+from tests.chains import gaussian_data, scratch_model, silent
 
 
 class Killed(BaseException):
@@ -42,10 +42,7 @@ def run(start, name, settings, *, log=silent, seed=11):
         out,
         start / name / "metrics.json",
         settings,
-        seed=seed,
-        device=CPU,
-        scratch=start / name / "scratch",
-        log=log,
+        Work(scratch=start / name / "scratch", seed=seed, log=log),
     )
     return {p.name: p.read_bytes() for p in out.iterdir()}
 

@@ -8,7 +8,8 @@ from fmcore.matching.interpolant import Cosine, Linear, VarianceExploding, Varia
 from fmcore.network.build import build, with_spans
 from fmcore.network.mlp import MLP
 from fmcore.sampling.flow import Flow
-from fmcore.solve.solver import Adaptive, Solver
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import Solver
 from tests.chains import CPU
 from tests.fmcore.matching.test_loss import average_velocity
 from tests.oracles import gaussian_velocity

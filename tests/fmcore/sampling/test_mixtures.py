@@ -16,8 +16,10 @@ from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
 from fmcore.sampling.pairs import Couple
 from fmcore.settings import ReflowError
-from fmcore.solve.solver import Adaptive, Solver
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import Solver
 from fmcore.training.batches import batches, longest
+from fmcore.work.work import Work
 from tests.chains import CPU, gaussian_data, silent
 
 FINE = Solver(name="rk4", steps=12)
@@ -51,7 +53,7 @@ def run(start, name, settings, *, log=silent):
     scratch = start / name / "scratch"
     couple(
         start / "model", start / "data", out, metrics, settings,
-        seed=11, device=CPU, scratch=scratch, log=log,
+        Work(scratch=scratch, seed=11, log=log),
     )  # fmt: skip
     return {p.name: p.read_bytes() for p in out.iterdir()}, json.loads(metrics.read_text())
 
@@ -132,8 +134,7 @@ def test_a_refused_coupling_stays_in_the_scratch(start):
     with pytest.raises(ReflowError, match="no"):
         couple(
             start / "model", start / "data", out / "coupling", out / "m.json",
-            Couple(pairs=50, solver=FINE), seed=1, device=CPU, scratch=out / "scratch",
-            log=silent, accept=refuse,
+            Couple(pairs=50, solver=FINE), Work(scratch=out / "scratch", accept=refuse),
         )  # fmt: skip
     assert seen[0]["pairs"] == 50 and not (out / "coupling").exists()
     assert (out / "scratch" / "shards" / "part-00000.parquet").exists()

@@ -5,7 +5,8 @@ import torch
 import torchdiffeq
 
 from fmcore.settings import ReflowError
-from fmcore.solve.solver import Adaptive, solve
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import solve
 from tests.oracles import eight_gaussians_velocity
 
 V = eight_gaussians_velocity(4.0, 0.5)

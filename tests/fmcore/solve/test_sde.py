@@ -10,9 +10,9 @@ from fmcore.coupling.noise import gaussian_noise
 from fmcore.matching.interpolant import Cosine, Linear, VarianceExploding, VariancePreserving
 from fmcore.measure.transport import energy_distance
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.reverse_sde import diffuse
+from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import ReflowError
-from fmcore.solve.sde import Sde, euler_maruyama
+from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solver, solve
 from tests.oracles import eight_gaussians_velocity, gaussian_velocity
 
@@ -42,9 +42,9 @@ def start(interpolant):
 )
 def test_a_gaussian_keeps_its_mean_and_spread(interpolant, churn):
     v = gaussian_velocity(MU, S, interpolant)
-    settings = Sde(steps=400 if churn == 0 else 200, churn=churn)
-    found = euler_maruyama(v, interpolant, start(interpolant), settings, noise)
-    assert found.nfe == settings.steps
+    steps = 400 if churn == 0 else 200
+    found = euler_maruyama(v, interpolant, start(interpolant), noise, steps=steps, churn=churn)
+    assert found.nfe == steps
     torch.testing.assert_close(found.x.mean(0), MU, atol=0.08, rtol=0)
     torch.testing.assert_close(found.x.std(0), S, atol=0.04, rtol=0.04)
 
@@ -52,7 +52,8 @@ def test_a_gaussian_keeps_its_mean_and_spread(interpolant, churn):
 def test_the_error_of_the_spread_falls_with_the_step():
     v = gaussian_velocity(MU, S)
     spreads = [
-        euler_maruyama(v, Linear(), start(Linear()), Sde(steps=n), noise).x.std(0) for n in (3, 60)
+        euler_maruyama(v, Linear(), start(Linear()), noise, steps=n, churn=1.0).x.std(0)
+        for n in (3, 60)
     ]
     errors = [float((spread - S).norm()) for spread in spreads]
     assert errors[0] > 4 * errors[1]
@@ -61,7 +62,7 @@ def test_the_error_of_the_spread_falls_with_the_step():
 def test_a_mixture_is_reached_by_ode_and_sde_alike():
     v = eight_gaussians_velocity(4.0, 0.5)
     ode = solve(v, start(Linear()), Solver(name="rk4", steps=50)).x[:2000]
-    sde = euler_maruyama(v, Linear(), start(Linear()), Sde(steps=150, churn=1.0), noise).x
+    sde = euler_maruyama(v, Linear(), start(Linear()), noise, steps=150, churn=1.0).x
     assert abs(energy_distance(ode, sde[2000:4000])) < 0.02
     angle = torch.atan2(sde[:, 1], sde[:, 0])
     weights = torch.bincount((angle / (math.pi / 4)).round().long() % 8, minlength=8) / N
@@ -72,7 +73,8 @@ def test_no_churn_is_the_euler_solver_to_the_bit():
     v = gaussian_velocity(MU, S)
     x = start(Linear())
     ode = solve(v, x, Solver(name="euler", steps=9)).x
-    assert torch.equal(euler_maruyama(v, Linear(), x, Sde(steps=9, churn=0.0), noise).x, ode)
+    sde = euler_maruyama(v, Linear(), x, noise, steps=9, churn=0.0).x
+    assert torch.equal(sde, ode)
 
 
 def test_the_noise_belongs_to_the_pair_whatever_the_batch():
@@ -80,13 +82,13 @@ def test_the_noise_belongs_to_the_pair_whatever_the_batch():
     ids = np.arange(100)
     source = gaussian_noise(3, ids, (2,))
     cpu = torch.device("cpu")
-    whole = diffuse(flow, source, Sde(steps=5), ids, seed=1, device=cpu).x
-    parts = diffuse(flow, source, Sde(steps=5), ids, seed=1, device=cpu, batch=33).x
+    whole = diffuse(flow, source, Sde(steps=5), seed=1, device=cpu).x
+    parts = diffuse(flow, source, Sde(steps=5), seed=1, device=cpu, batch=33).x
     assert torch.equal(whole, parts)
-    assert not torch.equal(whole, diffuse(flow, source, Sde(steps=5), ids, seed=2, device=cpu).x)
+    assert not torch.equal(whole, diffuse(flow, source, Sde(steps=5), seed=2, device=cpu).x)
 
 
 def test_a_velocity_of_a_dependent_coupling_is_refused():
     flow = Flow(gaussian_velocity(MU, S), Linear())
     with pytest.raises(ReflowError, match="needs the score.*independent coupling"):
-        diffuse(flow, torch.zeros(1, 2), Sde(), np.arange(1), seed=0, device=torch.device("cpu"))
+        diffuse(flow, torch.zeros(1, 2), Sde(), seed=0, device=torch.device("cpu"))

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from fmcore.coupling.read import Pairs
-from fmcore.matching.times import Uniform
 from fmcore.measure.transport import transport_cost, w2
-from fmcore.training.batch import Independent, Optimal, Sinkhorn, draw_batch
+from fmcore.training.batch import BatchRules, Optimal, Sinkhorn, draw_batch
 
 CPU = torch.device("cpu")
 
@@ -21,11 +20,8 @@ def pairs(n=64, shape=(2,), labels=False):
 
 
 def made(given, **changes):
-    settings = dict(
-        seed=1, step=5, law=Uniform(), spans=0.0, pairing=Independent(), flip=False, classes=0,
-        label_dropout=0.0, device=CPU,
-    )  # fmt: skip
-    return draw_batch(given, **{**settings, **changes})
+    step = changes.pop("step", 5)
+    return draw_batch(given, BatchRules(**changes), seed=1, step=step, device=CPU)
 
 
 def test_times_are_stratified_and_a_function_of_seed_and_step():

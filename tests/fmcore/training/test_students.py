@@ -19,10 +19,10 @@ from fmcore.network.store import load, save
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
-from fmcore.train import train
+from fmcore.train import Train, train
 from fmcore.training.batch import Optimal
-from fmcore.training.fit import Train
-from tests.chains import CPU, gaussian_data, silent
+from fmcore.work.work import Work
+from tests.chains import CPU, gaussian_data
 
 MU, S = torch.tensor([1.0, -0.5]), torch.tensor([0.5, 1.5])
 BASE = dict(steps=500, batch=256, lr=1e-2, warmup=10, ema=0.98, checkpoint_every=500)
@@ -51,7 +51,7 @@ def trained(start, name, settings, *, coupling="coupling", init="init"):
     out = start / name
     train(
         start / coupling, start / init, out, out / "curve.csv", out / "metrics.json", settings,
-        name=name, seed=5, device=CPU, scratch=start / f"{name}_scratch", log=silent,
+        name=name, work=Work(scratch=start / f"{name}_scratch", seed=5),
     )  # fmt: skip
     return Flow.of(load(out)), json.loads((out / "metrics.json").read_text())
 

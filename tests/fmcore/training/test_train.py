@@ -9,12 +9,15 @@ import torch
 
 from fmcore.coupling.read import open_coupling, read
 from fmcore.matching.interpolant import Linear
+from fmcore.matching.loss import Batch, flow_matching_loss
+from fmcore.network.field import Field
 from fmcore.network.store import load
-from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
-from fmcore.train import train
-from fmcore.training.fit import Train, fit, new_state
-from fmcore.training.held_out import flow_matching_loss, held_out_losses
+from fmcore.train import Train, train
+from fmcore.training.batches import batches
+from fmcore.training.fit import fit, new_state
+from fmcore.training.held_out import held_out_losses
+from fmcore.work.work import Work
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.oracles import gaussian_velocity, least_loss
 
@@ -33,10 +36,7 @@ def run(tmp_path, name, settings, *, log=silent, data="data", seed=5):
         out / "metrics.json",
         settings,
         name="rf1",
-        seed=seed,
-        device=CPU,
-        scratch=out / "scratch",
-        log=log,
+        work=Work(scratch=out / "scratch", seed=seed, log=log),
     )
     return {p.relative_to(out): p.read_bytes() for p in (out / "model").iterdir()} | {
         "curve": (out / "curve.csv").read_bytes(),
@@ -58,7 +58,7 @@ def test_the_exact_velocity_reaches_the_least_loss(start):
     pairs = read(open_coupling(start / "many"))
     v = gaussian_velocity(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.5]))
     t = (torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)) + 0.5) / len(pairs)
-    loss = float(flow_matching_loss(v, Linear(), pairs.target, pairs.source, t)) * 2
+    loss = float(flow_matching_loss(v, Batch(pairs.target, pairs.source, t))[1]) * 2
     assert loss == pytest.approx(least_loss(1.0) + least_loss(0.5), rel=0.015)
 
 
@@ -69,7 +69,11 @@ def test_training_lowers_the_held_out_loss_towards_the_least(start):
     assert metrics["held_out_loss"] == pytest.approx(least, rel=0.15)
     assert metrics["held_out_ratio"] == pytest.approx(1, abs=0.2)
     untrained = held_out_losses(
-        Flow.of(load(start / "init")), start / "data", seed=5, device=CPU, limit=4096
+        Field(load(start / "init").network, Linear()),
+        open_coupling(start / "data"),
+        seed=5,
+        device=CPU,
+        limit=4096,
     )
     assert metrics["held_out_loss"] < 0.6 * untrained["held_out_loss"]
 
@@ -99,7 +103,8 @@ def test_without_the_optimizer_state_resuming_would_differ(start):
 
     def trained(restart):
         state = new_state(load(start / "init").network, settings)
-        for done in fit(state, start / "data", settings, seed=1):
+        stream = batches(open_coupling(start / "data"), batch=32, seed=1)
+        for done in fit(state, stream, settings, seed=1):
             if restart and done.step == 30:
                 state.optimizer.state.clear()
         return state.network.state_dict()["leave.weight"]

@@ -23,8 +23,10 @@ from fmcore.sampling.pairs import Couple
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
-from fmcore.work.executor import IN_PROCESS, Executor, start_workers
+from fmcore.work.executor import IN_PROCESS, Executor
+from fmcore.work.work import Work
 from fmcore.work.worker import Payload, work
+from fmcore.work.workers import start_workers
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.conftest import SOURCE
 
@@ -61,11 +63,7 @@ def run(start, name, executor, log=silent):
         out,
         start / name / "metrics.json",
         SETTINGS,
-        seed=11,
-        device=CPU,
-        scratch=start / name / "scratch",
-        log=log,
-        executor=executor,
+        Work(scratch=start / name / "scratch", seed=11, log=log, executor=executor),
     )
     return {p.name: p.read_bytes() for p in out.iterdir()}
 

@@ -1,0 +1,38 @@
+"""The circumstances in which a stage works, from params.yaml, the guard and the environment."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.params.load import Params
+from flows.project.executor import chosen
+from fmcore.settings import Log, ReflowError, derive_seed
+from fmcore.verdict.gates import judge
+from fmcore.work.work import Work, silent
+
+
+def work_of(params: Params, scratch: Path, *stage: str, log: Log = silent) -> Work:
+    """Return the work of a stage, on the device of this machine.
+
+    Its seed is the chain's, or the one derived from it by `stage`, as ("train", "rf1").
+    """
+    return Work(
+        seed=derive_seed(params.seed, *stage) if stage else params.seed,
+        device=params.compute.start(),
+        compute=params.compute,
+        scratch=scratch,
+        log=log,
+        accept=partial(gated, params),
+        executor=chosen(),
+    )
+
+
+def gated(params: Params, values: Mapping[str, Any]) -> None:
+    """Print what the gates say of a stage's metrics; a failing gate fails the stage."""
+    verdicts = judge(params.gates, values)
+    for verdict in verdicts:
+        if verdict.state == "warn":
+            print(f"warning: {verdict.says}", flush=True)
+    if failed := [v.says for v in verdicts if v.state == "fail"]:
+        raise ReflowError("; ".join(failed))

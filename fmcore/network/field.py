@@ -1,0 +1,58 @@
+"""A network as a velocity field: whatever it predicts, its velocity, with guidance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmcore.matching.conversions import Velocity, to_velocity, usable_times
+from fmcore.matching.interpolant import Interpolant, Objective, Schedule
+from fmcore.own import read
+
+
+@dataclass(frozen=True)
+class Field:
+    """dx/dt = v(x, t), by a network that predicts one of four things.
+
+    `network` is called as (x [B, *D], t [B]) and, where there are classes or spans, with the label
+    [B] and the span [B] behind.
+    """
+
+    network: Callable[..., Tensor]
+    interpolant: Schedule
+    objective: Objective = "velocity"
+    classes: int = 0
+
+    def velocity(
+        self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
+    ) -> Velocity:
+        """Return v(x, t) with label [B] and guidance bound: v_null + guidance (v - v_null).
+
+        `span` is the length of the steps that will be taken, for a network that predicts averages.
+        """
+        low, high = usable_times(self.interpolant, self.objective)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            t = t.clamp(low, high)
+            out = self._call(x, t, label, span)
+            if label is not None and guidance != 1:
+                null = torch.full_like(label, self.classes)
+                plain = self._call(x, t, null, span)
+                out = plain + guidance * (out - plain)
+            return to_velocity(self.interpolant, self.objective, out, x, t)
+
+        return velocity
+
+    def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: float) -> Tensor:
+        if self.objective == "mean_flow":
+            return self.network(x, t, label, torch.full_like(t, span))
+        return self.network(x, t) if label is None else self.network(x, t, label)
+
+
+def interpolant_of(about: dict[str, Any]) -> Schedule:
+    """Return the interpolant that a model's config names; the straight one where it names none."""
+    given = about.get("interpolant", {"name": "linear"})
+    found: Schedule = read(Interpolant, given, "a model's config.json: interpolant")
+    return found
