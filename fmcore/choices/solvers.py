@@ -34,6 +34,7 @@ class Custom(Own, Solver):
 
     base: ClassVar[type] = StepRule
     name: Literal["custom"]  # type: ignore[assignment]
+    """A step of the user's own, a subclass of `StepRule`."""
 
     def check(self, own: StepRule) -> None:
         """Check that a constant velocity is followed exactly."""
