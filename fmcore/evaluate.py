@@ -30,14 +30,14 @@ from fmcore.verdict import keys, pictures
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
-__all__ = ["Evaluate", "Paths", "evaluate"]
+__all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
 
 SHOWN = 16
 """How many samples a picture shows for each NFE."""
 
 
 @dataclass(frozen=True)
-class Paths:
+class EvaluatePaths:
     """What `evaluate` reads: model, data, the coupling it trained on, yardstick. And writes:
 
     `metrics` (json), `fd` and `straightness` (csv: distances over NFE, gap over t), and pictures
@@ -54,7 +54,7 @@ class Paths:
     out: Path
 
 
-def evaluate(paths: Paths, settings: Evaluate, work: Work) -> dict[str, float]:
+def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, float]:
     """Measure the model against the real data; return the metrics.
 
     The noise depends on the seed alone: rounds and NFE are compared on the same draws.

@@ -63,11 +63,10 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
 
 def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
-    from fmcore.evaluate import Paths as Places
-    from fmcore.evaluate import evaluate
+    from fmcore.evaluate import EvaluatePaths, evaluate
 
     with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
-        evaluate(Places(**paths), params.evaluate, work_of(params, scratch, log=log))
+        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log=log))
 
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:

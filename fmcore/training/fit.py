@@ -149,7 +149,7 @@ def fit(
     device = next(state.network.parameters()).device
     network = (compute or Compute()).running(state.network)
     rules = batch_rules(settings, state.network.settings.classes)
-    for pairs in islice(stream, settings.steps - state.step):
+    for pairs in islice(stream, max(0, settings.steps - state.step)):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
         state.optimizer.zero_grad(set_to_none=True)
         per_sample, mean_square = flow_matching_loss(
