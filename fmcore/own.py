@@ -130,14 +130,16 @@ def parsed(kind: type[BaseModel], settings: Mapping[str, Any]) -> Any:
 
 
 def one_line(
-    error: ValidationError, place: str, kind: type[BaseModel] | None = None, tag: str | None = None
+    error: ValidationError, place: str, kind: type[BaseModel] | None = None, given: Any = None
 ) -> str:
     """Return the first mistake that pydantic found below `place`, in one line.
 
-    The tag of a union, with which pydantic begins a place, is no key of the file.
+    Pydantic begins a place with the tag of a union, which is no key of what was `given`.
     """
     first = error.errors()[0]
-    loc = first["loc"][1:] if first["loc"][:1] == (tag,) else first["loc"]
+    loc = first["loc"]
+    if isinstance(given, Mapping) and loc and loc[0] not in given and first["type"] != "missing":
+        loc = loc[1:]
     where = ".".join(map(str, (place, *loc)))
     if first["type"] == "extra_forbidden" and kind is not None:
         return f"{where}: unknown key; accepted: {', '.join(sorted(kind.model_fields)) or 'none'}"
@@ -152,8 +154,7 @@ def read(kind: Any, value: Any, place: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        tag = value.get("name") if isinstance(value, Mapping) else None
-        raise ReflowError(one_line(error, place, tag=tag)) from None
+        raise ReflowError(one_line(error, place, given=value)) from None
 
 
 def called(path: str, call: Any, *args: Any) -> Any:

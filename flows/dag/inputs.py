@@ -67,7 +67,7 @@ def compute(root: Path) -> dict[str, str]:
             chosen = {place: _at(params, place) for place in places}
             entry = {
                 "code": closures[verb],
-                "own": {name: own_closure(code, name) for name in _own(chosen)},
+                "own": _own(code, chosen, closures[verb]),
                 "files": dict(_files(root, seen, chosen)),
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
@@ -109,8 +109,12 @@ def md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _own(chosen: Mapping[str, Any]) -> list[str]:
-    return sorted(named(list(chosen.values())))
+def _own(
+    code: Code, chosen: Mapping[str, Any], known: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return the meaning of each class that some parameters name, beyond the `known` modules."""
+    found = {path: own_closure(code, path) for path in sorted(named(list(chosen.values())))}
+    return {path: {k: v for k, v in own.items() if k not in known} for path, own in found.items()}
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
