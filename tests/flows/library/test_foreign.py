@@ -6,7 +6,7 @@ import pytest
 
 from flows.dag.lock import read_lock
 from flows.library import history
-from tests.conftest import Project
+from tests.conftest import SOURCE, Project
 from tests.real_chain import Chain
 
 OURS = """\
@@ -58,6 +58,7 @@ def repository(empty: Project) -> Chain:
     """A branch for each foreign dvc.lock, and one with a lock of ours."""
     chain = Chain(empty.root)
     chain.write("dvc.yaml", "stages: {}\n")
+    chain.write("params.yaml", (SOURCE / "params.yaml").read_text())
     chain.commit("start")
     for number, text in enumerate(FOREIGN.values()):
         chain.sh("git", "checkout", "-q", "-b", f"b{number}")

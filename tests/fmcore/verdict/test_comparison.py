@@ -115,7 +115,7 @@ def edited(**changes):
         (edited(rounds=[[]]), "a round: expected a mapping"),
         (edited(rounds=[{"coupling": "a"}]), "name: Field required"),
         (edited(metric="fd_other"), "distances: Field required"),
-        (edited(floor="low"), "floor: Input should be a valid"),
+        (edited(floor="low"), "floor.int: Input should be a valid"),
         (edited(ship={"best": 3}), "ship.best"),
         (edited(gates=[{"stage": "a"}]), "gates.0.verdict.gate: Field required"),
         (comparison().text()[:400], "line"),
