@@ -26,7 +26,7 @@ stages:
     - {path: m.json, hash: md5, md5: 2c, size: 3}
 """
 FOREIGN = {
-    "another pipeline": "stages:\n  prepare:\n    cmd: python prep.py\n    outs:\n"
+    "another pipeline": "schema: '2.0'\nstages:\n  prepare:\n    cmd: python prep.py\n    outs:\n"
     "    - {path: data/prepared, md5: 3d.dir}\n",
     "several commands": "stages:\n  prepare: {cmd: [python a.py, python b.py]}\n",
     "no outs": "stages:\n  prepare: {cmd: python -m flows.stage prepare out=a}\n",
