@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -44,7 +43,7 @@ def stored(version: Version, asked: Sequence[Place]) -> list[str]:
     return [place.name for place in asked if version.md5 in place.md5s]
 
 
-def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, Any]]:
+def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, object]]:
     """Return the versions for programs."""
     return [{**asdict(v), "stored": stored(v, asked)} for v in found]
 
