@@ -8,7 +8,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from flows.dag import plan
+from flows.dag import inputs, plan
 from flows.params.load import load
 from flows.stage.guard import shared
 from flows.stage.shards import parse, ranges
@@ -29,13 +29,15 @@ def chain(empty):
         shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
     stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
     with (empty.root / "dvc.yaml").open("w") as file:
-        YAML(typ="safe").dump({"stages": {"couple": stages["couple"]}}, file)
+        kept = {name: stages[name] for name in ("inputs", "couple")}
+        YAML(typ="safe").dump({"stages": kept}, file)
     text = PARAMS.replace("pairs: 2000, shard: 512", "pairs: 700, shard: 200")
     untrained = "gates: {endpoint_shift: {warn: null, fail: null}}"
     empty.write("params.yaml", text.replace("gates: {}", untrained))
     torch.set_num_threads(1)
     gaussian_data(empty.root / "couplings/independent", mu=[2.0, -1.0], s=[1.0, 1.0], pairs=100)
     scratch_model(empty.root / "models/rf1", dim=2)
+    inputs.write(empty.root)
     return empty
 
 
