@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.compare.tables import comparison, paths, rounds_table
+from flows.compare.tables import comparison, rounds_table
+from flows.dag.paths import paths
 from flows.dag.receipts import note_timings
 from flows.project.events import Event
 from flows.run import closing as records
