@@ -1,5 +1,6 @@
 """An open DVC project: its stages in topological order, its dvc.lock, its errors in one line."""
 
+import hashlib
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ from dvc.repo import Repo
 from dvc.repo.index import Index
 
 from flows.dag import inputs
+from flows.dag.parameters import read_each_file_once
 from fmcore.settings import ReflowError
 
 Params = dict[str, dict[str, object]]
@@ -78,8 +80,15 @@ class Project:
 
     def __init__(self, repo: Any, root: Path) -> None:
         self.repo = repo
-        self.lock = load_file(repo, str(root / "dvc.yaml")).lockfile_contents
-        index = Index.from_file(repo, str(root / "dvc.yaml"))
+        names = ("dvc.yaml", "dvc.lock", "params.yaml")
+        self.files = {root / name: _hash(root / name) for name in names}  # before they are read
+        file = load_file(repo, str(root / "dvc.yaml"))
+        self.lock = file.lockfile_contents
+        index = Index(repo, stages=list(file.stages.values()))
+        deps = [dep for stage in index.stages for dep in param_deps(stage)]
+        read_each_file_once(deps)
+        for path in map(Path, {*(d.fs_path for d in deps), *file.resolver.context.imports}):
+            self.files.setdefault(root / path, _hash(root / path))
         graph = index.graph.reverse(copy=True)
         order = list(networkx.lexicographical_topological_sort(graph, key=lambda s: s.name))
         self.stages: dict[str, Any] = {stage.name: stage for stage in order}
@@ -141,37 +150,51 @@ def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
         yield repo
 
 
+@dataclass(frozen=True)
+class Known:
+    """What was read of a project, and the hashes of the files that it was read from."""
+
+    stages: dict[str, Stage]
+    locked: dict[str, dict[str, Any]]
+    files: dict[Path, str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the files are as they were."""
+        return all(_hash(file) == hash_ for file, hash_ in self.files.items())
+
+
+_KNOWN: dict[Path, Known] = {}
+"""By project: DVC takes a second to open one, a minute at 200 rounds; many questions come twice."""
+
+
+def known(root: Path) -> Known:
+    """Return the stages of dvc.yaml and entries of dvc.lock; read again only if they changed."""
+    root = root.resolve()
+    found = _KNOWN.get(root)
+    if found is None or not found.holds:
+        with opened(root) as project:
+            found = remember(project)
+    return found
+
+
+def remember(project: Project) -> Known:
+    """Keep what an open project says, for `known`."""
+    stages = {name: _describe(project, name) for name in project.stages}
+    entries = {name: project.locked(name) for name in stages if project.locked(name)}
+    found = _KNOWN[project.root] = Known(stages, entries, project.files)
+    return found
+
+
 def read(root: Path) -> dict[str, Stage]:
     """Return the stages of dvc.yaml by name, each after those that it depends on."""
-    with opened(root) as project:
-        return stages_of(project)
-
-
-def stages_of(project: Project) -> dict[str, Stage]:
-    """Return the stages of an open project, as `read` does."""
-    if not project.stages:
+    stages = known(root).stages
+    if not stages:
         raise ReflowError(
             "dvc.yaml has no stages, expected at least one; note that DVC drops the items of"
             " a foreach whose keys are integers: write rf1, not 1"
         )
-    return {name: _describe(project, name) for name in project.stages}
-
-
-def sort_lock(root: Path) -> None:
-    """Put dvc.lock into the order in which `dvc repro` writes it, whichever stage ended first."""
-    with opened(root) as project, project.repo.lock:
-        file = project.root / "dvc.lock"
-        if not file.exists():
-            return
-        head, *blocks = re.split(r"^(?=  \S)", file.read_text(), flags=re.MULTILINE)
-        place = {name: i for i, name in enumerate(project.repro_order)}
-        last = len(place)
-        blocks.sort(key=lambda block: place.get(block.strip().partition(":")[0], last))
-        text = head + "".join(blocks)
-        if text != file.read_text():
-            temporary = file.with_suffix(".lock.part")
-            temporary.write_text(text)
-            temporary.replace(file)
+    return dict(stages)
 
 
 def overlap(one: str, other: str) -> bool:
@@ -225,6 +248,14 @@ def md5(dep: Any, name: str) -> str:
             " restore it or run the stage that makes it"
         )
     return str(dep.get_hash().value)
+
+
+def _hash(file: Path) -> str:
+    """Return the hash of a small file; "" if it cannot be read."""
+    try:
+        return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError:
+        return ""
 
 
 @contextmanager

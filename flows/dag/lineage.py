@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.dag import inputs
-from flows.dag.graph import data_deps, md5, opened, overlap, params_of
+from flows.dag.graph import data_deps, known, md5, opened, overlap, params_of
 from fmcore.settings import ReflowError
 
 
@@ -42,6 +42,8 @@ def entries(root: Path) -> dict[str, dict[str, Any]]:
 
 def lock_entries(root: Path, rev: str | None = None) -> dict[str, dict[str, Any]]:
     """Return the entries of dvc.lock, of a git revision if given, for stages still in dvc.yaml."""
+    if rev is None:
+        return dict(known(root).locked)
     with opened(root, rev) as project:
         return {name: project.locked(name) for name in project.stages if project.locked(name)}
 

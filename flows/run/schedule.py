@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.dag import graph
+from flows.dag.lockfile import sort_lock
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
 from fmcore.settings import ReflowError
@@ -108,7 +109,7 @@ class ChainRun:
     def close(self) -> None:
         """Keep the records of the run, once; what they raise is theirs to catch."""
         if any(result.state == "done" for result in self.results.values()):
-            graph.sort_lock(self.root)
+            sort_lock(self.root)
         closing, self.closing = self.closing, None
         if closing:
             closing(self.result())
