@@ -47,7 +47,6 @@ def run(
     ] = False,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
-    from flows.library.places import pull_what_others_ran
     from flows.project.executor import choose
     from flows.run.start import start
 
@@ -55,6 +54,8 @@ def run(
         choose(executor)
         root = project()
         if pull:
+            from flows.library.places import pull_what_others_ran
+
             pull_what_others_ran(root)
         ok = start(root, targets, prefect=prefect, mlflow=mlflow, out=out)
     raise typer.Exit(0 if ok else 1)

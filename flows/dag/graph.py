@@ -15,11 +15,12 @@ from typing import Any
 import networkx
 from dvc.dependency import ParamsDependency
 from dvc.dvcfile import load_file
-from dvc.exceptions import CyclicGraphError, DvcException
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.index import Index
 
 from flows.dag import inputs
+from flows.dag.errors import in_one_line
 from flows.dag.parameters import read_each_file_once
 from fmcore.settings import ReflowError
 
@@ -197,6 +198,23 @@ def read(root: Path) -> dict[str, Stage]:
     return dict(stages)
 
 
+def sort_lock(root: Path) -> None:
+    """Put dvc.lock into the order in which `dvc repro` writes it, whichever stage ended first."""
+    with opened(root) as project, project.repo.lock:
+        file = project.root / "dvc.lock"
+        if not file.exists():
+            return
+        head, *blocks = re.split(r"^(?=  \S)", file.read_text(), flags=re.MULTILINE)
+        place = {name: i for i, name in enumerate(project.repro_order)}
+        last = len(place)
+        blocks.sort(key=lambda block: place.get(block.strip().partition(":")[0], last))
+        text = head + "".join(blocks)
+        if text != file.read_text():
+            temporary = file.with_suffix(".lock.part")
+            temporary.write_text(text)
+            temporary.replace(file)
+
+
 def overlap(one: str, other: str) -> bool:
     """Say whether two paths are the same or one lies inside the other."""
     return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
@@ -256,25 +274,6 @@ def _hash(file: Path) -> str:
         return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
     except OSError:
         return ""
-
-
-@contextmanager
-def in_one_line(root: Path) -> Iterator[None]:
-    """Raise DVC's errors as one line each, with paths as seen from the project."""
-    try:
-        yield
-    except CyclicGraphError as error:
-        names = str(error).replace(f"{os.path.relpath(root)}/dvc.yaml:", "").rpartition(": ")[2]
-        raise ReflowError(f"dvc.yaml: stages depend on each other in a cycle: {names}") from error
-    except DvcException as error:
-        parts: list[str] = []
-        cause: BaseException | None = error
-        while cause is not None:
-            text = " ".join(str(cause).split()).replace(f"{os.path.relpath(root)}/", "")
-            if text and not any(text in part for part in parts):
-                parts.append(text)
-            cause = cause.__cause__
-        raise ReflowError(f"DVC: {': '.join(parts)}") from error
 
 
 def _patiently(load: Callable[[], Project], seconds: float = 3.0) -> Project:

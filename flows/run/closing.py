@@ -35,7 +35,7 @@ def close(
             parent = done.parent
             for skipped in done.skipped:
                 say(f"MLflow: {skipped}")
-    if prefect and report.ok:
+    if prefect and report.ok and report.flow_run:
         from flows.run import artifacts
 
         with best_effort(say, "Prefect: no artifacts"):

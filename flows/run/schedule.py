@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from flows.dag import graph
-from flows.dag.lockfile import sort_lock
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
 from fmcore.settings import ReflowError
@@ -109,7 +108,7 @@ class ChainRun:
     def close(self) -> None:
         """Keep the records of the run, once; what they raise is theirs to catch."""
         if any(result.state == "done" for result in self.results.values()):
-            sort_lock(self.root)
+            graph.sort_lock(self.root)
         closing, self.closing = self.closing, None
         if closing:
             closing(self.result())
