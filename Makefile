@@ -7,7 +7,7 @@ bin := $(VENV)/bin
 run := PATH="$(abspath $(bin)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain check format test test-all ui clean lock
+.PHONY: help setup demo chain check format settings test test-all ui clean lock mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,11 +34,18 @@ format: setup  ## format the code and mend what can be mended
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
+settings: setup  ## write docs/settings.md and params.schema.json from the settings classes
+	$(run) python -m flows.params.reference > docs/settings.md
+	$(run) python -m flows.params.schema > params.schema.json
+
 test: setup  ## the tests, one real chain included; two files of them at a time
 	$(run) pytest -m "not servers" -n 2 --dist loadfile
 
 test-all: setup  ## all tests: also real servers, deployments, and their pages in Chromium
 	$(run) pytest
+
+mutations: setup  ## break the core in 40 and more ways; a test must notice each (about 20 minutes)
+	$(run) python -m tests.mutations
 
 ui: setup  ## Prefect's and MLflow's pages of this project on loopback, until Ctrl-C
 	@$(run) reflow ui

@@ -40,9 +40,7 @@ def params(rounds: int) -> str:
     """Return params.yaml of a chain of so many rounds, each trained on what the last one made."""
     names = [f"rf{k}" for k in range(1, rounds + 1)]
     before = dict(zip(names, [("independent", "scratch"), *((n, n) for n in names)], strict=False))
-    lines = [
-        f"  {n}: {{coupling: {c}, init: {i}, train: {TRAIN}}}" for n, (c, i) in before.items()
-    ]
+    lines = [f"  {n}: {{coupling: {c}, init: {i}, train: {TRAIN}}}" for n, (c, i) in before.items()]
     made = [f"  {n}: {COUPLE % n}" for n in names[:-1]]
     return "\n".join([PARAMS, "rounds:", *lines, "couplings:", *made, ""])
 

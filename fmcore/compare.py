@@ -1,15 +1,14 @@
 """Verb: put the rounds of a chain side by side."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from fmcore.settings import ReflowError, Settings
-from fmcore.verdict import pictures
+from fmcore.verdict import keys, pictures
 from fmcore.verdict.advice import next_round, ship
+from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.gates import Gates, judge
 
 PLAIN = (
@@ -41,96 +40,96 @@ def compare(
 ) -> None:
     """Write rounds.json, .csv, .md, the curves and figures of all rounds to the folder `out`.
 
-    `metrics` holds what the stages measured (evaluate/<round>.json, train, couple), `curves` the
-    straightness/<round>.csv, and `yardstick` the floor that every distance is read against.
+    `metrics` is the folder of what the stages measured and `curves` that of the straightness; the
+    yardstick has the floor that every distance is read against. The stage depends on whole
+    folders, so the names inside are fixed: metrics/<verb>/<round or coupling>.json and
+    curves/<round>.csv, as dvc.yaml has them.
     """
     about = json.loads((yardstick / "yardstick.json").read_text())
-    name, floor = about["metric"], about["floor"][about["metric"]]
-    table = [_round(r, metrics / "evaluate" / f"{r.name}.json", name) for r in rounds]
+    metric, floor = about["metric"], about["floor"][about["metric"]]
+    results = [_result(r, metrics / "evaluate" / f"{r.name}.json", metric) for r in rounds]
+    found = Comparison(
+        metric=metric,
+        fingerprint=about["fingerprint"],
+        floor=floor,
+        rounds=results,
+        ship=ship(results),
+        next=next_round(results, floor),
+        gates=_judged(gates, rounds, metrics),
+    )
     out.mkdir(parents=True, exist_ok=True)
-    verdicts = _verdicts(gates, rounds, metrics)
-    whole = {
-        "metric": name,
-        "fingerprint": about["fingerprint"],
-        "floor": floor,
-        "rounds": table,
-        "ship": {k: asdict(v) for k, v in ship(table, name).items()},
-        "next": next_round(table, name, floor),
-        "gates": verdicts,
-    }
-    (out / "rounds.json").write_text(json.dumps(whole, indent=2) + "\n")
-    frame = pd.DataFrame([_line(row, name) for row in table])
+    (out / FILE).write_text(found.text())
+    frame = _frame(found)
     frame.to_csv(out / "rounds.csv", index=False, lineterminator="\n")
-    (out / "rounds.md").write_text(_markdown(frame, whole))
-    distances = {r["round"]: {int(k): v for k, v in r[name].items()} for r in table}
-    pictures.fd_over_nfe(out / "fd_over_nfe.png", distances, floor, name)
+    (out / "rounds.md").write_text(_markdown(frame, found))
+    distances = {r.name: r.distances for r in results}
+    pictures.fd_over_nfe(out / "fd_over_nfe.png", distances, floor, metric)
     gaps = {r.name: pd.read_csv(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", gaps)
     _curves(out, distances, floor, gaps)
 
 
-def _verdicts(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[dict[str, Any]]:
+def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged]:
     """Judge what every stage of the chain measured, in the order of the chain."""
     found = []
     couplings = [r.coupling for r in rounds]
-    for stage, keys in (
+    for stage, names in (
         ("couple", list(dict.fromkeys(couplings))),
         ("train", [r.name for r in rounds]),
         ("evaluate", [r.name for r in rounds]),
     ):
-        for key in keys:
-            file = metrics / stage / f"{key}.json"
+        for name in names:
+            file = metrics / stage / f"{name}.json"
             if file.exists():  # the independent coupling has none
-                judged = judge(gates, json.loads(file.read_text()))
-                found += [{"stage": f"{stage}@{key}", **asdict(v)} for v in judged]
+                verdicts = judge(gates, json.loads(file.read_text()))
+                found += [Judged(f"{stage}@{name}", verdict) for verdict in verdicts]
     return found
 
 
-def _round(which: RoundName, file: Path, name: str) -> dict[str, Any]:
+def _result(which: RoundName, file: Path, metric: str) -> RoundResult:
     try:
         values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        distances = keys.by_nfe(values, metric)
+    except (OSError, ValueError, AttributeError) as error:
         raise ReflowError(f"{file}: no metrics of round {which.name}; run evaluate") from error
-    by_nfe = {
-        key.removeprefix(f"{name}/nfe_"): value
-        for key, value in values.items()
-        if key.startswith(f"{name}/nfe_")
-    }
-    most = max(by_nfe, key=int)
-    return {
-        "round": which.name,
-        "coupling": which.coupling,
-        "parent": which.parent,
-        "student": which.student,
-        name: by_nfe,
-        "spread": values.get(f"{name}_sd/nfe_{most}", 0.0),
-        **{key: value for key, value in values.items() if "/" not in key},
-    }
+    if not distances:
+        raise ReflowError(
+            f"{file}: round {which.name} has no {metric}, the distance of the present yardstick;"
+            " run evaluate"
+        )
+    return RoundResult(
+        name=which.name,
+        coupling=which.coupling,
+        parent=which.parent,
+        student=which.student,
+        distances=distances,
+        spread=values.get(keys.at_nfe(keys.spread(metric), max(distances)), 0.0),
+        metrics=keys.plain(values),
+    )
 
 
-def _line(row: dict[str, Any], name: str) -> dict[str, Any]:
-    distances = {f"{name}@{nfe}": value for nfe, value in row[name].items()}
-    plain = {key: row[key] for key in PLAIN if key in row}
-    return {"round": row["round"], "coupling": row["coupling"], **distances, **plain}
+def _frame(found: Comparison) -> pd.DataFrame:
+    """Return the table of rounds.csv and rounds.md, a row for each round."""
+    table = found.table(PLAIN)
+    columns = [*(keys.column(found.metric, nfe) for nfe in table.nfes), *table.metrics]
+    rows = [[row.round, row.coupling, *row.values] for row in table.rows]
+    return pd.DataFrame(rows, columns=["round", "coupling", *columns])
 
 
-def _markdown(frame: pd.DataFrame, whole: dict[str, Any]) -> str:
+def _markdown(frame: pd.DataFrame, found: Comparison) -> str:
     def cell(value: object) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns)]
     lines += [" | ".join(cell(v) for v in row) for row in frame.itertuples(index=False)]
     body = "\n".join(f"| {line} |" for line in lines)
-    name, floor = whole["metric"], whole["floor"]
-    notes = [f"{name} of real against real data (the floor): {floor:.4g}"]
+    notes = [f"{found.metric} of real against real data (the floor): {found.floor:.4g}"]
     notes += [
-        f"ship for {use}: {c['round']} at NFE {c['nfe']} ({name} {c['distance']:.4g})"
-        for use, c in whole["ship"].items()
+        f"ship for {use}: {c.round} at NFE {c.nfe} ({found.metric} {c.distance:.4g})"
+        for use, c in found.ship.items()
     ]
-    notes += whole["next"]
-    notes += [
-        f"{g['state']}: {g['stage']}: {g['says']}" for g in whole["gates"] if g["state"] != "ok"
-    ]
+    notes += found.next
+    notes += [judged.text for judged in found.unhappy]
     return body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 

@@ -26,18 +26,18 @@ from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.solve.solver import Solver
 from fmcore.training.held_out import held_out_losses
-from fmcore.verdict import pictures
+from fmcore.verdict import keys, pictures
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
-__all__ = ["Evaluate", "Paths", "evaluate"]
+__all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
 
 SHOWN = 16
 """How many samples a picture shows for each NFE."""
 
 
 @dataclass(frozen=True)
-class Paths:
+class EvaluatePaths:
     """What `evaluate` reads: model, data, the coupling it trained on, yardstick. And writes:
 
     `metrics` (json), `fd` and `straightness` (csv: distances over NFE, gap over t), and pictures
@@ -54,7 +54,7 @@ class Paths:
     out: Path
 
 
-def evaluate(paths: Paths, settings: Evaluate, work: Work) -> dict[str, float]:
+def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, float]:
     """Measure the model against the real data; return the metrics.
 
     The noise depends on the seed alone: rounds and NFE are compared on the same draws.
@@ -114,7 +114,7 @@ def _over_seeds(found: list[dict[str, float]], name: str) -> dict[str, float]:
     if len(found) == 1:
         return found[0]
     means = {key: fmean(one[key] for one in found) for key in found[0]}
-    return {**means, f"{name}_seed_sd": pstdev(one[name] for one in found)}
+    return {**means, keys.seed_spread(name): pstdev(one[name] for one in found)}
 
 
 def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
@@ -122,19 +122,21 @@ def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
     found: dict[str, float] = {}
     for sde in harness.settings.sde if harness.flow.score else ():
         values = measure.measure(harness.diffused(sde), harness.label)
-        found |= {f"{k}/churn_{sde.churn:g}_steps_{sde.steps}": v for k, v in values.items()}
+        found |= {keys.at_churn(k, sde.churn, sde.steps): v for k, v in values.items()}
     return found
 
 
 def _flat(rows: list[dict[str, float]], measure: Yardstick) -> dict[str, float]:
     flat = {
-        f"{name}/nfe_{int(row['nfe'])}": value
+        keys.at_nfe(name, int(row["nfe"])): value
         for row in rows
         for name, value in row.items()
         if name != "nfe"
     }
     floors = {
-        f"{name}/floor": value for name, value in measure.about["floor"].items() if name in rows[0]
+        keys.at_floor(name): value
+        for name, value in measure.about["floor"].items()
+        if name in rows[0]
     }
     return {**flat, **floors}
 

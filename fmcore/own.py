@@ -98,9 +98,11 @@ class Own(Settings):
 
     name: Literal["custom"]
     path: str = Field(pattern=PATTERN, description="The class as `module:Class`.")
+    """The class, as `module:Class`; the module lies in the project."""
     settings: dict[str, Any] = Field(
         default_factory=dict, description="The fields of the class, checked by it."
     )
+    """What the class is made with: its fields and their values."""
 
     @cached_property
     def own(self) -> Any:
@@ -127,10 +129,18 @@ def parsed(kind: type[BaseModel], settings: Mapping[str, Any]) -> Any:
         raise ValueError(one_line(error, "settings", kind)) from None
 
 
-def one_line(error: ValidationError, place: str, kind: type[BaseModel] | None = None) -> str:
-    """Return the first mistake that pydantic found below `place`, in one line."""
+def one_line(
+    error: ValidationError, place: str, kind: type[BaseModel] | None = None, given: Any = None
+) -> str:
+    """Return the first mistake that pydantic found below `place`, in one line.
+
+    Pydantic begins a place with the tag of a union, which is no key of what was `given`.
+    """
     first = error.errors()[0]
-    where = ".".join(map(str, (place, *first["loc"])))
+    loc = first["loc"]
+    if isinstance(given, Mapping) and loc and loc[0] not in given and first["type"] != "missing":
+        loc = loc[1:]
+    where = ".".join(map(str, (place, *loc)))
     if first["type"] == "extra_forbidden" and kind is not None:
         return f"{where}: unknown key; accepted: {', '.join(sorted(kind.model_fields)) or 'none'}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
@@ -144,7 +154,7 @@ def read(kind: Any, value: Any, place: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise ReflowError(one_line(error, place)) from None
+        raise ReflowError(one_line(error, place, given=value)) from None
 
 
 def called(path: str, call: Any, *args: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -14,8 +13,8 @@ from fmcore.network.field import Field
 from fmcore.network.store import Model, load, save
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
-from fmcore.training.checkpoint import History, State, finite, load_state, save_state
-from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.checkpoint import History, State, load_state, save_state
+from fmcore.training.fit import Train, check_loss, fit, new_state
 from fmcore.training.held_out import held_out_losses
 from fmcore.training.processes import Group, training_group
 from fmcore.work.work import Work
@@ -47,7 +46,7 @@ def train(
     with training_group(settings.processes, settings.batch, work.device) as (group, own):
         state = new_state(network.to(own), settings)
         if load_state(work.scratch, state) and group.leads:
-            work.log({"resumed": 1.0}, state.step)
+            work.log({}, state.step)
         _run(state, opened, settings, group, work)
         if not group.leads:
             return
@@ -92,7 +91,8 @@ def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: 
             "lr": float(state.schedule.get_last_lr()[0]),
             "grad_norm": float(done.grad_norm),
         }
-        _watch(row, state, settings, work.scratch)
+        kept_in = work.scratch.name if work.scratch.exists() else None
+        check_loss(row["loss"], state, settings, kept_in)
         losses.clear()
         if not group.leads:
             continue
@@ -144,23 +144,6 @@ def _held_out(
     )
     state.ema.train()
     return found
-
-
-def _watch(row: dict[str, float], state: State, settings: Train, scratch: Path) -> None:
-    """Stop on a loss that is not finite or has run away; the last good checkpoint stays."""
-    step, loss = int(row["step"]), row["loss"]
-    best = min((r["loss"] for r in state.history), default=math.inf)
-    kept = f"the last good checkpoint is kept in {scratch.name}" if scratch.exists() else ""
-    if not math.isfinite(loss) or not finite(state):
-        raise ReflowError(
-            f"the loss is {loss} at step {step}: training diverged; lower train.lr"
-            f" ({settings.lr:g}) or train.clip ({settings.clip:g}); {kept}".rstrip("; ")
-        )
-    if loss > settings.diverged * best:
-        raise ReflowError(
-            f"the loss rose to {loss:.3g} at step {step}, {loss / best:.0f} times its best"
-            f" ({best:.3g}); lower train.lr ({settings.lr:g}); {kept}".rstrip("; ")
-        )
 
 
 def _write(curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model) -> None:

@@ -20,7 +20,7 @@ rounds:
   rf1:
     coupling: independent
     init: scratch
-    train: {steps: 500, batch: 256, lr: 1.0e-2, ema: 0.98, warmup: 20}
+    train: {steps: 500, batch: 256, lr: 1.0e-2, ema: 0.98, warmup: 20, checkpoint_every: 200}
   rf2:
     coupling: rf1
     init: rf1

@@ -1,24 +1,30 @@
-"""A repository whose stages write real, tiny couplings in a second: for tests of the library."""
+"""A repository whose two stages make real, tiny couplings in seconds: for tests of the library.
+
+The model that the coupling rf1 is sampled from is an untrained one that git keeps.
+"""
 
 import shutil
 from pathlib import Path
 
+from fmcore.network.mlp import MLP
+from tests.chains import scratch_model
 from tests.conftest import Project
 from tests.real_chain import Chain
 
 DAG = """
 stages:
   prepare:
-    cmd: python src/write.py out=couplings/independent
+    cmd: python -m flows.stage prepare out=couplings/independent
     params: [seed, data]
-    deps: [src/write.py]
     outs: [couplings/independent]
   couple:
     foreach: ${couplings}
     do:
-      cmd: python src/write.py out=couplings/${key} metrics=metrics/couple/${key}.json
+      cmd: >-
+        python -m flows.stage couple ${key} model=models/${item.round}
+        data=couplings/independent out=couplings/${key} metrics=metrics/couple/${key}.json
       params: [seed, "couplings.${key}"]
-      deps: [couplings/independent, src/write.py]
+      deps: ["models/${item.round}", couplings/independent]
       outs: ["couplings/${key}"]
       metrics: ["metrics/couple/${key}.json": {cache: false}]
 """
@@ -26,43 +32,14 @@ PARAMS = """
 seed: 0
 compute: {device: cpu, threads: 1}
 data: {name: gaussian, mean: [1.0], std: [1.0], samples: 100}
-network: {width: 8, depth: 1}
+network: {width: 8, depth: 1, time_features: 2}
 yardstick: {features: {kind: identity}, samples: 50, splits: 2}
 evaluate: {nfe: [1], solver: {name: heun, steps: 2}}
-gates: {}
+gates: {endpoint_shift: {}, solver_gap_rel: {}}
 rounds:
   rf1: {coupling: independent, init: scratch, train: {steps: 1, lr: 1.0e-3}}
 couplings:
   rf1: {round: rf1, pairs: 300, solver: {name: heun, steps: 4}, shard: 100}
-"""
-WRITE = """
-import json, sys
-from pathlib import Path
-
-import numpy as np
-from ruamel.yaml import YAML
-
-from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.write import About, finish, table, write_shard
-
-words = dict(word.split("=") for word in sys.argv[1:])
-params = YAML(typ="safe").load(Path("params.yaml").read_text())
-out = Path(words["out"])
-made = params["couplings"].get(out.name)
-pairs = made["pairs"] if made else params["data"]["samples"]
-kind = "generated" if made else "independent"
-about = About(kind=kind, shape=[1], pairs=pairs, seed=params["seed"])
-for index, first in enumerate(range(0, pairs, 100)):
-    ids = np.arange(first, min(first + 100, pairs))
-    noise = gaussian_noise(about.seed, ids, (1,))
-    gap = np.full(len(ids), 0.25, np.float32)
-    more = {"source": noise, "solver_gap": gap} if made else {}
-    write_shard(out, index, table(about, ids, noise + 1, **more))
-finish(out, about, -(-pairs // 100))
-if "metrics" in words:
-    file = Path(words["metrics"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"pairs": pairs, "solver_gap_rms": 0.25, "solver_gap_rel": 0.5}))
 """
 
 
@@ -80,7 +57,7 @@ def start(root: Path) -> Chain:
     library.write(".gitignore", "/.reflow/\n/couplings/*/\n")
     library.write("params.yaml", PARAMS)
     library.write("dvc.yaml", DAG)
-    library.write("src/write.py", WRITE)
+    scratch_model(root / "models/rf1", dim=1, network=MLP(width=8, depth=1, time_features=2))
     library.repro()
     library.commit("300 pairs")
     library.sh("git", "tag", "first")

@@ -11,7 +11,7 @@ from flows.params.load import SCRATCH, Params, load
 from fmcore.calibrate import calibrate
 from fmcore.couple import couple
 from fmcore.dataset.public import EMOJI_FONT, FASHION_FOLDERS
-from fmcore.evaluate import Paths, evaluate
+from fmcore.evaluate import EvaluatePaths, evaluate
 from fmcore.initialise import initialise
 from fmcore.prepare import prepare
 from fmcore.solve.solver import Solver
@@ -95,7 +95,7 @@ def test_the_chain_runs(file, tmp_path, capsys):
             if coupling.round == name:
                 out = tmp_path / "couplings" / key
                 couple(model, data, out, tmp_path / "c.json", coupling, work)
-        paths = Paths(
+        paths = EvaluatePaths(
             model, data, tmp_path / "couplings" / round_.coupling, tmp_path / "yardstick",
             tmp_path / "e.json", tmp_path / "f.csv", tmp_path / "s.csv", tmp_path / "pictures",
         )  # fmt: skip

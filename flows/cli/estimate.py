@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from flows.dag import graph
+from flows.dag.paths import prepared
 from flows.params.load import FILE, Params, Round, load
+from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
@@ -56,28 +59,28 @@ def estimate(
     """
     params = load(root / FILE)
     params.compute.start()
+    stages = graph.read(root)
     found: list[Cost] = []
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
-        data = _data(root, params, Path(folder) / "data")
+        data = _data(root, params, prepared(stages), Path(folder) / "data")
         for name, round_ in params.rounds.items():
             begin(f"train@{name}")
             found.append(_training(params, name, round_, data, seconds))
             for key, coupling in params.couplings.items():
                 if coupling.round == name:
                     begin(f"couple@{key}")
-                    model = root / "models" / name
-                    if not (model / "config.json").exists():
+                    model = _trained(root, stages, name)
+                    if model is None:
                         model = _untrained(params, round_, data, Path(folder) / name)
                     wanted = coupling.pairs if pairs is None else pairs
                     found.append(_coupling(params, key, coupling, model, data, wanted, seconds))
     return found
 
 
-def _data(root: Path, params: Params, folder: Path) -> Path:
-    """Return the independent coupling if it is prepared, else some noise of its shape."""
-    prepared = root / "couplings" / "independent"
-    if (prepared / "manifest.json").exists():
-        return prepared
+def _data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
+    """Return the prepared data of the project if `path` holds it, else some noise of its shape."""
+    if path and (root / path / MANIFEST).exists():
+        return root / path
     samples = params.data.read(derive_seed(params.seed, "target"))
     shape = tuple(samples.target.shape[1:])
     ids = np.arange(min(1024, len(samples.target)))
@@ -88,6 +91,13 @@ def _data(root: Path, params: Params, folder: Path) -> Path:
     write_shard(folder, 0, table(about, ids, gaussian_noise(0, ids, shape), label=label))
     finish(folder, about, 1)
     return folder
+
+
+def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path | None:
+    """Return the model of a round if dvc.yaml has the round and its model is there."""
+    stage = stages.get(f"train@{name}")
+    path = stage.paths.get("out") if stage else None
+    return root / path if path and (root / path).is_dir() else None
 
 
 def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:

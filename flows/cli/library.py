@@ -57,9 +57,9 @@ def get_coupling(
     with one_line_errors():
         found = fetch(project(), rev, name=name, folder=folder, remote=remote)
     shown = os.path.relpath(found.folder)
-    whence = "was there" if found.place == "there" else f"from {found.place}"
+    origin = "was there" if found.place == "there" else f"from {found.place}"
     out.print(
-        f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {whence}",
+        f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {origin}",
         markup=False,
         soft_wrap=True,
     )
@@ -89,10 +89,26 @@ def couple(
             done = parts.sample(root, key, shards)
             said = f"shards {done.start}:{done.stop} are there"
         elif finish:
-            said = parts.finalize(root, key, lambda line: out.print(line, markup=False)).state
+            said = _finalize(root, key)
         else:
             said = str(parts.state(root, key))
     out.print(f"couple@{key}: {said}", markup=False, soft_wrap=True)
+
+
+def _finalize(root: Path, key: str) -> str:
+    """Check that all shards are there, then run the stage, which only has to put them together."""
+    from flows.dag import inputs
+    from flows.run.repro import update_stage
+    from flows.stage.shards import state
+
+    found = state(root, key)
+    if found.missing:
+        raise ReflowError(
+            f"couple@{key}: {found}; sample those by `reflow couple {key} --shards a:b`, or all by"
+            f" `reflow run couple@{key}`"
+        )
+    update_stage(root, inputs.STAGE, say)
+    return update_stage(root, f"couple@{key}", say).state
 
 
 def estimate(

@@ -8,6 +8,7 @@ import typer
 
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, project
+from flows.cli.settings import settings
 from flows.project.environment import configure, find_root
 
 app = typer.Typer(
@@ -52,12 +53,7 @@ def run(
 
     with one_line_errors():
         choose(executor)
-        root = project()
-        if pull:
-            from flows.library.places import pull_what_others_ran
-
-            pull_what_others_ran(root)
-        ok = start(root, targets, prefect=prefect, mlflow=mlflow, out=out)
+        ok = start(project(), targets, prefect=prefect, mlflow=mlflow, pull=pull, out=out)
     raise typer.Exit(0 if ok else 1)
 
 
@@ -196,6 +192,7 @@ def doctor() -> None:
 
 app.command()(library.couple)
 app.command()(library.estimate)
+app.command()(settings)
 app.command()(servers.ui)
 app.command()(servers.env)
 app.command()(servers.deploy)

@@ -4,19 +4,47 @@ import base64
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from flows.compare.chains import ComparedChain, Group, frame, notes, spread
+from flows.compare.chains import ComparedChain
 from flows.compare.charts import Axes, Line, chart
+from flows.compare.groups import Group, GroupRow, by_metric, frame, group_rows, notes
 from flows.dag.chain import flat
+from flows.dag.description import Description
+from fmcore.verdict import keys
+from fmcore.verdict.comparison import Choice, Comparison, Table, short
 
 USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
 LIMIT = 6
 """Lines in one chart: more cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table over all chains, of one distance."""
+
+    metric: str
+    nfes: list[int]
+    columns: Sequence[str]
+    rows: list[GroupRow]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one chain."""
+
+    name: str
+    about: Description
+    found: Comparison
+    table: Table
+    uses: list[tuple[str, Choice]]
+    charts: list[tuple[str, str]]
+    pictures: list[tuple[str, list[tuple[str, str]]]]
+    settings: dict[str, str]
 
 
 def page(groups: Sequence[Group]) -> str:
@@ -28,20 +56,16 @@ def page(groups: Sequence[Group]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    place.globals.update(spread=spread, number=_number)
-    records = [record for group in groups for record in group.records]
+    place.globals.update(number=_number)
+    chains = [one for group in groups for one in group.chains]
     return place.get_template("page.html").render(
-        title=", ".join(dict.fromkeys(_title(r) for r in records)),
-        many=len(records) > 1,
+        title=", ".join(dict.fromkeys(one.about.data.replace("_", " ") for one in chains)),
+        many=len(chains) > 1,
         table=_across(groups),
         notes=notes(groups),
-        curves=_all_curves(groups) if len(records) > 1 else [],
-        chains=[_chain(record) for record in records],
+        curves=_all_curves(groups) if len(chains) > 1 else [],
+        chains=[_section(one) for one in chains],
     )
-
-
-def _title(record: ComparedChain) -> str:
-    return f"{record.about['data'].replace('_', ' ')}"
 
 
 def _number(value: object) -> str:
@@ -50,105 +74,67 @@ def _number(value: object) -> str:
         return ""
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return f"{int(value):,}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return short(value) if isinstance(value, float) else str(value)
 
 
-def _across(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _across(groups: Sequence[Group]) -> list[Block]:
     """Return a table for each distance: its columns, and a row per group and round."""
     found = []
-    for metric in dict.fromkeys(g.metric for g in groups):
-        mine = [g for g in groups if g.metric == metric]
-        columns = frame(mine).columns
-        nfes = sorted(int(c.split("nfe_")[1]) for c in columns if _distance(c, metric))
-        rows = [
-            {
-                "chain": g.name,
-                "seeds": len(g.records),
-                "round": round_,
-                "cells": [
-                    spread(mean[n], g.sd[round_].get(n)) if n in mean else ""
-                    for n in (*(f"{metric}/nfe_{k}" for k in nfes), *SHOWN)
-                ],
-            }
-            for g in mine
-            for round_, mean in g.mean.items()
-        ]
-        found.append({"metric": metric, "nfes": nfes, "columns": SHOWN, "rows": rows})
+    for metric, mine in by_metric(groups).items():
+        nfes = keys.nfes(frame(mine).columns, metric)
+        found.append(Block(metric, nfes, SHOWN, group_rows(mine, nfes, SHOWN)))
     return found
-
-
-def _distance(column: str, metric: str) -> bool:
-    return column.startswith(f"{metric}/nfe_") and not column.endswith("_sd")
 
 
 def _all_curves(groups: Sequence[Group]) -> list[str]:
     """Draw the distance over NFE of all groups, mean and spread, a chart for each distance."""
     drawn = []
-    for metric in dict.fromkeys(g.metric for g in groups):
-        lines: list[Line] = []
-        for group in (g for g in groups if g.metric == metric):
-            for round_, mean in group.mean.items():
-                names = {int(k.split("nfe_")[1]): k for k in mean if k.startswith(f"{metric}/nfe_")}
-                nfes, sd = sorted(names), group.sd[round_]
-                lines.append(
-                    Line(
-                        f"{group.name} {round_}",
-                        nfes,
-                        [mean[names[n]] for n in nfes],
-                        [sd[names[n]] for n in nfes] if names[nfes[0]] in sd else (),
-                    )
-                )
+    for metric, mine in by_metric(groups).items():
+        lines = [_line(group, round_) for group in mine for round_ in group.mean]
         ticks = sorted({x for line in lines for x in line.x})
         drawn.append(chart(lines[:LIMIT], Axes("NFE", metric, log_x=True, ticks=ticks)))
     return drawn
 
 
-def _chain(record: ComparedChain) -> dict[str, Any]:
-    """Return what the page shows of one chain."""
-    found = record.found
-    rounds = found["rounds"]
-    metric = found["metric"]
-    nfes = sorted({int(n) for row in rounds for n in row[metric]})
-    return {
-        "name": record.name,
-        "about": record.about,
-        "found": found,
-        "metric": metric,
-        "floor": found["floor"],
-        "nfes": nfes,
-        "rounds": rounds,
-        "least": {
-            n: min(row[metric][str(n)] for row in rounds if str(n) in row[metric]) for n in nfes
-        },
-        "columns": [c for c in SHOWN if any(c in row for row in rounds)],
-        "uses": [(USES.get(k, k), v) for k, v in found.get("ship", {}).items()],
-        "next": found.get("next", []),
-        "gates": [g for g in found.get("gates", []) if g["state"] != "ok"],
-        "judged": len(found.get("gates", [])),
-        "charts": _charts(record, nfes),
-        "pictures": [(name, _pictures(record, name)) for name in ("samples", "trajectories")],
-        "settings": flat(record.about["settings"]),
-    }
+def _line(group: Group, round_: str) -> Line:
+    nfes = group.nfes(round_)
+    points = [group.distance(round_, nfe) for nfe in nfes]
+    sd = [spread for _, spread in points if spread is not None]
+    whole = sd if len(sd) == len(points) else ()
+    return Line(f"{group.name} {round_}", nfes, [mean for mean, _ in points], whole)
 
 
-def _charts(record: ComparedChain, nfes: Sequence[int]) -> list[tuple[str, str]]:
+def _section(one: ComparedChain) -> Section:
+    names = ("samples", "trajectories")
+    return Section(
+        name=one.name,
+        about=one.about,
+        found=one.found,
+        table=one.found.table(SHOWN),
+        uses=[(USES.get(use, use), choice) for use, choice in one.found.ship.items()],
+        charts=_charts(one),
+        pictures=[(name, _pictures(one, name)) for name in names],
+        settings=flat(one.about.settings),
+    )
+
+
+def _charts(one: ComparedChain) -> list[tuple[str, str]]:
     """Draw distance over NFE, straightness over t and transport cost over the rounds."""
-    found, metric = record.found, record.found["metric"]
-    rounds = found["rounds"][:LIMIT]
+    found, rounds = one.found, one.found.rounds[:LIMIT]
     distances = []
-    for row in rounds:
-        own = sorted(int(n) for n in row[metric])
-        distances.append(Line(row["round"], own, [row[metric][str(n)] for n in own]))
-    axes = Axes("NFE", metric, log_x=True, ticks=nfes, floor=found["floor"])
+    for r in rounds:
+        own = sorted(r.distances)
+        distances.append(Line(r.name, own, [r.distances[nfe] for nfe in own]))
+    axes = Axes("NFE", found.metric, log_x=True, ticks=found.nfes, floor=found.floor)
     drawn = [("Distance to real data: lower is better", chart(distances, axes))]
-    gaps = [line for row in rounds if (line := _gap(record, row["round"]))]
+    gaps = [line for r in rounds if (line := _gap(one, r.name))]
     if gaps:
         straight = Axes("t  (0 = data, 1 = noise)", "E‖(Z₁ − Z₀) − v‖²")
         drawn.append(("Straightness over t: lower is straighter", chart(gaps, straight)))
-    cost = [row["transport_cost"] for row in rounds]
-    before = rounds[0].get("transport_cost_before")
-    names = [row["round"] for row in rounds]
-    if before is not None and rounds[0]["coupling"] == "independent":
+    cost = [r.metrics["transport_cost"] for r in rounds]
+    before = rounds[0].metrics.get("transport_cost_before")
+    names = [r.name for r in rounds]
+    if before is not None and rounds[0].coupling == "independent":
         cost, names = [before, *cost], ["independent", *names]
     places = list(range(len(cost)))
     drawn.append(
@@ -163,20 +149,20 @@ def _charts(record: ComparedChain, nfes: Sequence[int]) -> list[tuple[str, str]]
     return drawn
 
 
-def _gap(record: ComparedChain, round_: str) -> Line | None:
-    files = record.about["files"]["rounds"].get(round_)
-    text = record.read(files["straightness"]) if files else None
+def _gap(one: ComparedChain, round_: str) -> Line | None:
+    files = one.about.files.rounds.get(round_)
+    text = one.read(files.straightness) if files else None
     if text is None:
         return None
     rows = list(csv.DictReader(io.StringIO(text.decode())))
     return Line(round_, [float(r["t"]) for r in rows], [float(r["gap"]) for r in rows])
 
 
-def _pictures(record: ComparedChain, name: str) -> list[tuple[str, str]]:
+def _pictures(one: ComparedChain, name: str) -> list[tuple[str, str]]:
     """Return (round, data URI) of one kind of picture, of the rounds that have it."""
     found = []
-    for round_, files in record.about["files"]["rounds"].items():
-        content = record.read(f"{files['pictures']}/{name}.png")
+    for round_, files in one.about.files.rounds.items():
+        content = one.read(f"{files.pictures}/{name}.png")
         if content is not None:
             found.append((round_, "data:image/png;base64," + base64.b64encode(content).decode()))
     return found

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.compare.chains import as_json as groups_as_json
-from flows.compare.chains import frame, gather, grouped, notes, tables
-from flows.compare.tables import comparison, rounds_table
+from flows.compare.chains import gather
+from flows.compare.groups import as_json as groups_as_json
+from flows.compare.groups import frame, grouped, notes
+from flows.compare.tables import comparison, group_tables, rounds_table
 from fmcore.settings import ReflowError
 
 
@@ -31,14 +32,15 @@ def show(
 
         _write(html, ".html", page(groups))
     if as_json:
-        print(json.dumps(comparison(root) if alone else groups_as_json(groups), indent=2))
+        found = comparison(root).as_dict() if alone else groups_as_json(groups)
+        print(json.dumps(found, indent=2))
         return
     if alone:
-        found = comparison(root)
-        out.print(rounds_table(found))
-        for use, choice in found["ship"].items():
-            out.print(f"{use:<9} {choice['round']} at NFE {choice['nfe']}", highlight=False)
-    for table in tables(groups) if not alone else []:
+        timed = comparison(root)
+        out.print(rounds_table(timed))
+        for use, choice in timed.found.ship.items():
+            out.print(f"{use:<9} {choice.round} at NFE {choice.nfe}", highlight=False)
+    for table in group_tables(groups) if not alone else []:
         out.print(table)
     for note in notes(groups):
         out.print(note, markup=False, highlight=False, soft_wrap=True)

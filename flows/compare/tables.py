@@ -1,56 +1,57 @@
-"""What the command line shows: the plan, the table of rounds, samples."""
+"""The tables of `reflow run` and `reflow compare`: the workspace's rounds, groups of chains."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from flows.dag import graph, lineage
-from flows.dag.chain import arguments
+from flows.compare.groups import Group, by_metric, group_rows
+from flows.dag import lineage
+from flows.dag.paths import paths as paths
 from flows.dag.receipts import timings
 from fmcore.settings import ReflowError
-
-if TYPE_CHECKING:
-    pass
+from fmcore.verdict.comparison import FILE, Comparison, nearest, short
 
 
-def paths(root: Path, stage: str) -> dict[str, Path]:
-    """Return the paths that dvc.yaml gives a stage, by their names in its command."""
-    stages = graph.read(root)
-    if stage not in stages:
-        kind = stage.split("@")[0]
-        known = [s.split("@")[1] for s in stages if s.startswith(f"{kind}@")]
-        raise ReflowError(
-            f"no {stage.split('@')[-1]!r} among the rounds; params.yaml has: {', '.join(known)}"
-        )
-    return {k: root / v for k, v in arguments(stages[stage].cmd).items()}
+@dataclass(frozen=True)
+class TimedComparison:
+    """The workspace's comparison, and the seconds that rounds took to train on this machine."""
+
+    found: Comparison
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the comparison for programs: each round has the floor and its seconds, too."""
+        floor, seconds = self.found.floor, self.seconds
+        rows = [
+            {**self.found.row(r), "floor": floor, "train_seconds": seconds.get(r.name)}
+            for r in self.found.rounds
+        ]
+        return {**self.found.as_dict(), "rounds": rows}
 
 
-def comparison(root: Path) -> dict[str, Any]:
-    """Return the comparison of the rounds, with the seconds that each took on this machine."""
-    file = paths(root, "compare")["out"] / "rounds.json"
+def comparison(root: Path) -> TimedComparison:
+    """Return the comparison of the workspace's rounds."""
+    file = paths(root, "compare")["out"] / FILE
+    where = str(file.relative_to(root))
     if not file.exists():
-        raise ReflowError(
-            f"{file.relative_to(root)}: no comparison yet; run `reflow run`, or `dvc checkout`"
-        )
-    found: dict[str, Any] = json.loads(file.read_text())
+        raise ReflowError(f"{where}: no comparison yet; run `reflow run`, or `dvc checkout`")
+    found = Comparison.read(file.read_bytes(), where)
     took, entries = timings(root), lineage.lock_entries(root)
-    for row in found["rounds"]:
-        stage = f"train@{row['round']}"
-        seconds = took.get((stage, lineage.digest(entries.get(stage, {}))))
-        row["floor"] = found["floor"]
-        row["train_seconds"] = None if seconds is None else round(seconds, 1)
-    return found
+    seconds = {
+        entry.key: round(took[name, entry.digest], 1)
+        for name, entry in entries.items()
+        if entry.verb == "train" and (name, entry.digest) in took
+    }
+    return TimedComparison(found, seconds)
 
 
-def rounds_table(found: Mapping[str, Any]) -> Table:
+def rounds_table(timed: TimedComparison) -> Table:
     """Lay out a comparison: a row per round, a column per NFE; fits 80 columns."""
-    name = found["metric"]
-    nfes = sorted({int(n) for row in found["rounds"] for n in row[name]})
+    found, layout = timed.found, timed.found.table(())
     table = Table(
-        title=f"{name} by NFE (real against real, the floor: {found['floor']:.3g})",
+        title=f"{found.metric} by NFE (real against real, the floor: {short(found.floor)})",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -58,19 +59,46 @@ def rounds_table(found: Mapping[str, Any]) -> Table:
         header_style="bold",
     )
     table.add_column("round")
-    for nfe in nfes:
-        table.add_column(f"NFE {nfe}" if nfe == nfes[0] else str(nfe), justify="right")
+    for nfe in layout.nfes:
+        table.add_column(f"NFE {nfe}" if nfe == layout.nfes[0] else str(nfe), justify="right")
     for column in ("straight", "rel", "cost", "train"):
         table.add_column(column, justify="right")
-    for row in found["rounds"]:
-        distances = [f"{row[name][str(n)]:.3g}" if str(n) in row[name] else "" for n in nfes]
-        seconds = row.get("train_seconds")
+    for row, result in zip(layout.rows, found.rounds, strict=True):
+        metrics, seconds = result.metrics, timed.seconds.get(result.name)
+        rel = metrics.get("straightness_rel")
         table.add_row(
-            row["round"],
-            *distances,
-            f"{row['straightness']:.3g}",
-            f"{row['straightness_rel']:.4f}",
-            f"{row['transport_cost']:.3g}",
+            row.round,
+            *(short(distance) for distance in row.distances),
+            short(metrics.get("straightness")),
+            "" if rel is None else f"{rel:.4f}",
+            short(metrics.get("transport_cost")),
             "" if seconds is None else f"{seconds:.0f} s",
         )
     return table
+
+
+def group_tables(groups: Sequence[Group]) -> list[Table]:
+    """Lay out groups of chains, a table for each distance: a row per chain and round.
+
+    Of the NFE it shows one step, the nearest to four, and the most; `frame` has them all.
+    """
+    found = []
+    for metric, mine in by_metric(groups).items():
+        every = sorted({nfe for g in mine for round_ in g.mean for nfe in g.nfes(round_)})
+        nfes = sorted({every[0], nearest(every), every[-1]})
+        table = Table(
+            title=f"{metric} by NFE, mean ± standard deviation over seeds",
+            title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        table.add_column("chain")
+        table.add_column("seeds", justify="right")
+        table.add_column("round")
+        for column in [*(f"NFE {n}" for n in nfes), "rel", "cost"]:
+            table.add_column(column, justify="right", no_wrap=True)
+        for group in mine:
+            head = [group.name, str(len(group.chains))]
+            for row in group_rows([group], nfes, ("straightness_rel", "transport_cost")):
+                table.add_row(*head, row.round, *row.cells)
+                head = ["", ""]
+        found.append(table)
+    return found

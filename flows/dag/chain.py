@@ -1,18 +1,10 @@
-"""What dvc.lock and the receipts say about a chain, with no word of MLflow.
-
-A receipt is a small output that a stage writes beside its large ones: metrics (json) and curves
-(csv). They hold nothing volatile, so they can be published at any time, anywhere, any number of
-times.
-"""
+"""A chain: which stages of dvc.lock belong together as rounds, in which order, under which key."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from flows.dag.lineage import digest, lineage
-from fmcore.settings import ReflowError
-
-Entry = Mapping[str, Any]
+from flows.dag.lineage import lineage
+from flows.dag.lock import Entry, digest
 
 
 @dataclass(frozen=True)
@@ -37,15 +29,16 @@ class Chain:
     key: str
     name: str
     recipe: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     rounds: list[Round]
     compare: Entry | None
     entries: Mapping[str, Entry]
 
 
-def arguments(cmd: str) -> dict[str, str]:
-    """Return the paths in a stage's command: `out=models/rf1` -> {"out": "models/rf1"}."""
-    return dict(word.split("=", 1) for word in cmd.split() if "=" in word)
+def trained(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the stages that train a round, by the round."""
+    found = {f"train@{e.key}": e for e in entries.values() if e.runs("train", "init", "out")}
+    return {e.key: e for name, e in found.items() if name in entries}
 
 
 def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
@@ -56,62 +49,66 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
     """
     keys, past = lineage(planned), lineage(locked)
     done = {n: e for n, e in locked.items() if n in keys and past[n] == keys[n]}
-    names = [n.removeprefix("train@") for n in planned if n.startswith("train@")]
-    names.sort(key=lambda n: _depth(planned, n))
+    trainings = trained(planned)
+    names = sorted(trainings, key=lambda name: _depth(trainings, name))
     rounds = [
         Round(
             name=name,
             index=index,
             key=keys[f"train@{name}"],
             train=done.get(f"train@{name}"),
-            evaluate=done.get(f"evaluate@{name}"),
-            couples=_couples(done, arguments(planned[f"train@{name}"]["cmd"])["out"]),
+            evaluate=_ours(done, f"evaluate@{name}", "out", "straightness"),
+            couples=_couples(done, trainings[name].paths["out"]),
         )
         for index, name in enumerate(names, start=1)
     ]
-    settings: dict[str, Any] = {}
-    for entry in planned.values():
-        settings |= settings_of(entry)
-    settings = {k: v for k, v in settings.items() if k not in ("rounds", "couplings")}
-    data = str(settings.get("data", {}).get("name", "data"))
-    whole = digest([r.key for r in rounds])
-    recipe = digest(lineage({n: _seedless(e) for n, e in planned.items()}))
-    return Chain(whole, data, recipe, settings, rounds, done.get("compare"), done)
+    settings = {key: v for entry in planned.values() for key, v in entry.settings.items()}
+    data = settings.get("data")
+    return Chain(
+        key=digest([r.key for r in rounds]),
+        name=str(data.get("name", "data") if isinstance(data, Mapping) else "data"),
+        recipe=digest(lineage({n: _seedless(e) for n, e in planned.items()})),
+        settings={k: v for k, v in settings.items() if k not in ("rounds", "couplings")},
+        rounds=rounds,
+        compare=_ours(done, "compare", "out"),
+        entries=done,
+    )
+
+
+def _ours(done: Mapping[str, Entry], stage: str, *paths: str) -> Entry | None:
+    entry = done.get(stage)
+    return entry if entry and entry.runs(stage.partition("@")[0], *paths) else None
 
 
 def _seedless(entry: Entry) -> Entry:
     params = {
-        file: {k: v for k, v in values.items() if k != "seed"}
-        for file, values in entry.get("params", {}).items()
+        file: {key: value for key, value in values.items() if key != "seed"}
+        for file, values in entry.params.items()
     }
-    return {**entry, "params": params}
+    return replace(entry, params=params)
 
 
-def _depth(entries: Mapping[str, Entry], name: str) -> tuple[int, str]:
+def _depth(trainings: Mapping[str, Entry], name: str) -> tuple[int, str]:
     """Return how many rounds come before a round, so that round k follows round k - 1."""
+    by_model = {entry.paths["out"]: round_ for round_, entry in trainings.items()}
     depth, seen = 0, {name}
     while True:
-        init = arguments(entries[f"train@{name}"]["cmd"])["init"].rsplit("/", 1)[-1]
-        if f"train@{init}" not in entries or init in seen:
+        before = by_model.get(trainings[name].paths["init"])
+        if before is None or before in seen:
             return depth, name
-        seen.add(init)
-        depth, name = depth + 1, init
+        seen.add(before)
+        depth, name = depth + 1, before
 
 
 def _couples(done: Mapping[str, Entry], model: str) -> dict[str, Entry]:
     return {
-        name.removeprefix("couple@"): entry
-        for name, entry in done.items()
-        if name.startswith("couple@") and arguments(entry["cmd"])["model"] == model
+        entry.key: entry
+        for entry in done.values()
+        if entry.runs("couple", "model", "out") and entry.paths["model"] == model
     }
 
 
-def settings_of(entry: Entry) -> dict[str, Any]:
-    """Return the parameters of an entry, of all its files."""
-    return {k: v for values in entry.get("params", {}).values() for k, v in values.items()}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Flatten nested settings: {"train": {"lr": 1}} -> {"train.lr": "1"}."""
     found: dict[str, str] = {}
     for key, value in values.items():
@@ -120,11 +117,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[f"{prefix}{key}"] = str(value)
     return found
-
-
-def md5_of(entry: Entry, path: str) -> str:
-    """Return the hash that dvc.lock has for an output or a dependency."""
-    for item in [*entry.get("outs", []), *entry.get("deps", [])]:
-        if item["path"] == path:
-            return str(item["md5"])
-    raise ReflowError(f"dvc.lock: no hash of {path}; run `dvc repro`")

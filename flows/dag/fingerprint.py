@@ -18,7 +18,7 @@ from flows.dag.graph import (
     opened,
     params_of,
 )
-from flows.dag.lineage import digest
+from flows.dag.lock import digest
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def compute(root: Path) -> dict[str, str]:
             chosen = {place: _at(params, place) for place in places}
             entry = {
                 "code": closures[verb],
-                "own": {name: own_closure(code, name) for name in _own(chosen)},
+                "own": _own(code, chosen, closures[verb]),
                 "files": dict(_files(root, seen, verb, chosen)),
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
@@ -121,7 +121,10 @@ def changes(before: str | None, after: str | None) -> list[str]:
         return ["params.yaml no longer has it"]
     old, new = _parts(before), _parts(after)
     said = [f"code of {name} changed" for name in _different(old["code"], new["code"])]
-    said += [f"your class {name} changed" for name in _different(old["own"], new["own"])]
+    for name in _different(old["own"], new["own"]):
+        named_now, named_before = name in new["own"], name in old["own"]
+        how = "changed" if named_now and named_before else "is named now"
+        said.append(f"your class {name} {how if named_now else 'is named no longer'}")
     for place in _different(old["files"], new["files"]):
         said.append(f"{place}: {_content(old['files'].get(place), new['files'].get(place))}")
     return said if before and said else ["the record of its code and files is another"]
@@ -140,8 +143,12 @@ def md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _own(chosen: Mapping[str, Any]) -> list[str]:
-    return sorted(named(list(chosen.values())))
+def _own(
+    code: Code, chosen: Mapping[str, Any], known: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return the meaning of each class that some parameters name, beyond the `known` modules."""
+    found = {path: own_closure(code, path) for path in sorted(named(list(chosen.values())))}
+    return {path: {k: v for k, v in own.items() if k not in known} for path, own in found.items()}
 
 
 def _different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Receipts: the small outputs of stages, checked against dvc.lock; and what a round cost.
 
 A receipt is a metrics file (json) or a curve (csv). It holds nothing volatile, so it can be
-published at any time, anywhere, any number of times.
+published at any time, anywhere, any number of times. The seconds that a stage took are volatile,
+so they are in no receipt: this machine keeps them in .reflow/timings.json.
 """
 
 import csv
@@ -9,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from flows.dag.chain import Entry, Round, arguments, md5_of, settings_of
-from flows.dag.lineage import digest, lock_entries
+from flows.dag.chain import Round
+from flows.dag.lineage import lock_entries
+from flows.dag.lock import Entry
 from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import FILE, Comparison
 
 TIMINGS = "timings.json"
 
@@ -23,33 +25,30 @@ def receipt(root: Path, entry: Entry, path: str) -> Path:
     file = root / path
     if not file.is_file():
         raise ReflowError(f"{path}: missing; `dvc checkout` or `dvc pull` brings it back")
-    if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != md5_of(entry, path):
+    if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != entry.md5(path):
         raise ReflowError(f"{path}: not the file that dvc.lock records; `dvc repro` first")
     return file
 
 
 def metrics(root: Path, entry: Entry) -> dict[str, float]:
     """Read the metrics receipt of a stage."""
-    found = json.loads(receipt(root, entry, arguments(entry["cmd"])["metrics"]).read_text())
+    found = json.loads(receipt(root, entry, entry.path("metrics")).read_text())
     return {k: float(v) for k, v in found.items()}
 
 
 def curve(root: Path, entry: Entry, name: str) -> list[dict[str, float]]:
     """Read a curve receipt, by its name in the stage's command; empty cells are left out."""
-    with receipt(root, entry, arguments(entry["cmd"])[name]).open() as file:
+    with receipt(root, entry, entry.path(name)).open() as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def comparison(root: Path, entry: Entry) -> dict[str, Any]:
+def read_comparison(root: Path, entry: Entry) -> Comparison:
     """Read the comparison of a chain's rounds."""
-    file = root / arguments(entry["cmd"])["out"] / "rounds.json"
+    path = f"{entry.path('out')}/{FILE}"
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        return Comparison.read((root / path).read_bytes(), path)
     except OSError:
-        raise ReflowError(
-            f"{file.relative_to(root)}: missing; `dvc checkout` or `dvc pull` brings it back"
-        ) from None
-    return found
+        raise ReflowError(f"{path}: missing; `dvc checkout` or `dvc pull` brings it back") from None
 
 
 def spent(root: Path, round_: Round) -> dict[str, float]:
@@ -68,11 +67,11 @@ def spent(root: Path, round_: Round) -> dict[str, float]:
         if entry is None:
             continue
         kind = stage.split("@")[0]
-        if seconds := clock.get((stage, digest(entry))):
+        if seconds := clock.get((stage, entry.digest)):
             found[f"spent/{kind}_seconds"] = found.get(f"spent/{kind}_seconds", 0) + seconds
         if kind == "train":
-            settings = settings_of(entry)[f"rounds.{round_.name}"]["train"]
-            rows = settings.get("batch", Train.model_fields["batch"].default)
+            batch = entry.setting(f"rounds.{round_.name}", "train", "batch")
+            rows = batch if isinstance(batch, int) else Train.model_fields["batch"].default
             found["spent/train_evaluations"] = metrics(root, entry)["steps"] * rows
         if kind == "couple":
             values = metrics(root, entry)
@@ -104,7 +103,7 @@ def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
     except ReflowError:
         return  # an interrupted run may leave dvc.lock half-written; what it says comes from others
     new = {
-        s: {"entry": digest(entries[s]), "seconds": t} for s, t in seconds.items() if s in entries
+        s: {"entry": entries[s].digest, "seconds": t} for s, t in seconds.items() if s in entries
     }
     path = root / ".reflow" / TIMINGS
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from flows.deploy import worktree  # noqa: E402
 from flows.deploy.order import Order  # noqa: E402
 from flows.run import closing  # noqa: E402
 from flows.run.flow import entered, submit_stages, threads  # noqa: E402
-from flows.run.schedule import ChainRun, select  # noqa: E402
+from flows.run.schedule import ChainRun, Listeners, select  # noqa: E402
 from flows.servers import crashed  # noqa: E402
 
 # A deployment stores neither retries nor a time limit: `reflow deploy` sets them by environment.
@@ -48,8 +48,8 @@ def scheduled(order: Order = Order()) -> None:  # noqa: B008  Prefect makes its 
     log.info("worktree %s, branch %s", folder, worktree.branch(name))
     done = False
     try:
-        chain_run = ChainRun(folder, select(graph.read(folder), order.targets()))
-        chain_run.closing = partial(closing.close, folder, say=log.info)
+        listeners = Listeners(closing=partial(closing.close, folder, say=log.info))
+        chain_run = ChainRun(folder, select(graph.read(folder), order.targets()), listeners)
         with entered(chain_run):
             submit_stages(chain_run)
         done = True

@@ -7,6 +7,28 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.params.load import FILE
 
 
+def _with_places(schema: dict[str, Any]) -> None:
+    """Add to the description of `overrides` what can be overridden; Prefect shows it as Markdown.
+
+    Called when the schema is asked for, as Prefect does when it loads the flow.
+    """
+    from flows.params.fields import descriptions
+    from flows.params.load import CouplingOf
+    from fmcore.evaluate import Evaluate
+    from fmcore.train import Train
+
+    lines = [schema["description"]]
+    for place, cls in (
+        ("rounds.<round>.train", Train),
+        ("couplings.<coupling>", CouplingOf),
+        ("evaluate", Evaluate),
+    ):
+        lines.append("")
+        for name, text in descriptions(cls).items():
+            lines.append(f"- `{place}.{name}`: {text.partition('. ')[0].rstrip('.')}.")
+    schema["description"] = "\n".join(lines)
+
+
 class Order(BaseModel):
     """A run of the chain. Prefect makes its form from these fields; empty ones change nothing."""
 
@@ -14,15 +36,21 @@ class Order(BaseModel):
 
     rev: str = Field(default="HEAD", description="The commit, branch or tag to run.")
     params_file: str = Field(
-        default=FILE, description="The parameter file: params/eight_gaussians.yaml, say."
+        default=FILE,
+        description="The parameter file of that commit: params/eight_gaussians.yaml for one.",
     )
     seed: int | None = Field(default=None, ge=0, description="Replaces the seed of the file.")
     rounds: list[str] | None = Field(
-        default=None, description="Evaluate these rounds alone, and what they depend on."
+        default=None,
+        description="Evaluate only these rounds, and run what they depend on; empty: all rounds.",
     )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
-        description='Values by their place: {"rounds.rf2.train.steps": 2000}.',
+        description=(
+            'Values by their place in the file: `{"rounds.rf2.train.steps": 2000}`. The commonest'
+            " places follow; `reflow settings` and docs/settings.md describe all of them."
+        ),
+        json_schema_extra=_with_places,
     )
 
     def targets(self) -> list[str] | None:

@@ -35,7 +35,7 @@ def make(root: Path, order: Order, name: str) -> Path:
     if (folder / ".git").exists():
         checked.check(folder)
         return folder
-    with locked(root, "worktrees", patience=60):
+    with _alone(root):
         git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), order.rev)
     try:
         settle(root, folder, order)
@@ -46,10 +46,16 @@ def make(root: Path, order: Order, name: str) -> Path:
     return folder
 
 
+def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
+    """Let one process of this project at a time add a worktree; git's own lock would fail."""
+    held = "another run of this project is making its worktree"
+    return locked(root, "worktrees", held, "try again in a minute", patience=60)
+
+
 def check(root: Path, order: Order) -> None:
     """Check an order as its run would, in a worktree that goes again. Raises ReflowError."""
     folder = environment.local_path(root, "worktrees", f"check-{os.getpid()}")
-    with locked(root, "worktrees", patience=60):
+    with _alone(root):
         git(root, "worktree", "add", "-q", "--detach", str(folder), order.rev)
     try:
         settle(root, folder, order)

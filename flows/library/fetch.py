@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.dag import store
-from flows.library.history import Version, lock, read, resolve, versions
+from flows.library.history import Version, lock_at, resolve, versions, versions_in
 from fmcore.coupling.read import verify
 from fmcore.settings import ReflowError
 
@@ -84,12 +84,12 @@ def _of_hash(root: Path, rev: str) -> list[Version]:
 
 def _of_revision(root: Path, rev: str) -> list[Version]:
     commit = resolve(root, rev)
-    text = lock(root, commit)
+    text = lock_at(root, commit)
     if not text:
         raise ReflowError(
             f"{rev}: that commit has no dvc.lock; `reflow couplings` lists those that have"
         )
-    return read(root, commit, text)
+    return versions_in(root, commit, text)
 
 
 def _nearest(root: Path, version: Version, remote: str | None) -> str:

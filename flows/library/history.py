@@ -3,18 +3,18 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.dag import store
-from flows.dag.chain import arguments, settings_of
+from flows.dag.description import read_file
+from flows.dag.lock import Entry, File, read_lock
 from flows.project.git import file_at, git
+from fmcore.coupling.manifest import MANIFEST, pairs_in
 from fmcore.settings import ReflowError
+
+LOCK = "dvc.lock"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Version:
     experiment: str
     md5: str
     pairs: int | None
-    solver: dict[str, Any] | None
+    solver: dict[str, object] | None
     solver_gap_rms: float | None
     solver_gap_rel: float | None
     bytes: int | None
@@ -61,30 +61,30 @@ def versions(root: Path) -> list[Version]:
     """
     found: dict[tuple[str, str], Version] = {}
     seen: set[str] = set()
-    for commit in commits(root):
-        text = lock(root, commit)
+    for commit in commits_of_lock(root):
+        text = lock_at(root, commit)
         if text and text not in seen:
             seen.add(text)
-            for version in read(root, commit, text):
+            for version in versions_in(root, commit, text):
                 found.setdefault((version.coupling, version.md5), version)
     return [*_uncommitted(root, set(found)), *found.values()]
 
 
 def _uncommitted(root: Path, known: set[tuple[str, str]]) -> Iterator[Version]:
-    file = root / "dvc.lock"
-    if file.exists():
-        for version in read(root, Commit("", store.WORKSPACE, "", ""), file.read_text()):
+    text = (read_file(root, LOCK) or b"").decode(errors="replace")
+    if text:
+        for version in versions_in(root, Commit("", store.WORKSPACE, "", ""), text):
             if (version.coupling, version.md5) not in known:
                 yield version
 
 
-def commits(root: Path) -> list[Commit]:
+def commits_of_lock(root: Path) -> list[Commit]:
     """Return the commits that changed dvc.lock: those of branches and tags, then the rest."""
     log = ["log", "--full-history", "--format=%H%x09%h%x09%cs%x09%D"]
     log += ["--decorate=full", "--decorate-refs=refs/exps/"]
     lines: list[str] = []
     for refs in (["--branches", "--tags", "--remotes"], ["--all"]):
-        lines += git(root, *log, *refs, "--", "dvc.lock").splitlines()
+        lines += git(root, *log, *refs, "--", LOCK).splitlines()
     found: dict[str, Commit] = {}
     for line in lines:
         ref, short, date, names = line.split("\t")
@@ -93,11 +93,14 @@ def commits(root: Path) -> list[Commit]:
     return list(found.values())
 
 
-def lock(root: Path, commit: Commit) -> str:
-    """Return the dvc.lock of a commit, empty if it has none."""
-    if not git(root, "ls-tree", commit.ref, "--", "dvc.lock"):
+def lock_at(root: Path, commit: Commit) -> str:
+    """Return the text of a commit's dvc.lock, empty if it has none."""
+    if not git(root, "ls-tree", commit.ref, "--", LOCK):
         return ""
-    return file_at(root, commit.ref, "dvc.lock")
+    try:
+        return file_at(root, commit.ref, LOCK)
+    except UnicodeDecodeError:
+        return ""  # no text, so no dvc.lock
 
 
 def resolve(root: Path, rev: str) -> Commit:
@@ -118,57 +121,56 @@ def resolve(root: Path, rev: str) -> Commit:
     )
 
 
-def read(root: Path, commit: Commit, text: str) -> list[Version]:
-    """Return the couplings that a dvc.lock records; a broken one records none."""
-    try:
-        stages = (YAML(typ="safe").load(text) or {}).get("stages", {})
-    except YAMLError:
-        return []  # a merge conflict committed by mistake is no version of anything
-    return [
-        _version(root, commit, name, entry)
-        for name, entry in stages.items()
-        if name.startswith("couple@") or name == "prepare"
-    ]
+def versions_in(root: Path, commit: Commit, text: str) -> list[Version]:
+    """Return the couplings that the text of a dvc.lock records.
+
+    Stages of another pipeline are none of ours, whatever their names are.
+    """
+    found = []
+    for entry in read_lock(text).values():
+        if entry.runs("prepare", "out") or entry.runs("couple", "out"):
+            made = entry.outs.get(entry.paths["out"], File())
+            if made.md5 is not None:
+                found.append(_version(root, commit, entry, made, made.md5))
+    return found
 
 
-def _version(root: Path, commit: Commit, name: str, entry: dict[str, Any]) -> Version:
-    words = arguments(entry["cmd"])
-    made = {out["path"]: out for out in entry["outs"]}
-    coupling = made[words["out"]]
-    settings = settings_of(entry).get(f"couplings.{name.removeprefix('couple@')}", {})
-    metrics = _metrics(root, commit, made.get(words.get("metrics", "")))
-    pairs = settings.get("pairs")
+def _version(root: Path, commit: Commit, entry: Entry, made: File, md5: str) -> Version:
+    metrics = _metrics(root, commit, entry)
+    settings = f"couplings.{entry.key}"
+    pairs, solver = entry.setting(settings, "pairs"), entry.setting(settings, "solver")
     return Version(
-        coupling=coupling["path"],
+        coupling=entry.paths["out"],
         commit=commit.short,
         date=commit.date,
         experiment=commit.experiment,
-        md5=coupling["md5"],
-        pairs=_pairs(root, coupling["md5"]) if pairs is None else pairs,
-        solver=settings.get("solver"),
+        md5=md5,
+        pairs=pairs if isinstance(pairs, int) else _pairs(root, md5),
+        solver=dict(solver) if isinstance(solver, Mapping) else None,
         solver_gap_rms=metrics.get("solver_gap_rms"),
         solver_gap_rel=metrics.get("solver_gap_rel"),
-        bytes=coupling.get("size"),
-        files=coupling.get("nfiles"),
+        bytes=made.size,
+        files=made.nfiles,
     )
 
 
-def _metrics(root: Path, commit: Commit, out: dict[str, Any] | None) -> dict[str, float]:
+def _metrics(root: Path, commit: Commit, entry: Entry) -> dict[str, float]:
     """Read a metrics file of a commit, if it is the one that its dvc.lock speaks of."""
-    if out is None:
+    path = entry.paths.get("metrics")
+    if path is None or path not in entry.outs:
         return {}
     try:
-        text = file_at(root, commit.ref, out["path"]) if commit.ref else ""
-        data = text.encode() if commit.ref else (root / out["path"]).read_bytes()
-    except (ReflowError, OSError):
+        text = file_at(root, commit.ref, path) if commit.ref else ""
+        data = text.encode() if commit.ref else (root / path).read_bytes()
+    except (ReflowError, OSError, UnicodeDecodeError):
         return {}
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != out["md5"]:
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != entry.outs[path].md5:
         return {}
-    found: dict[str, float] = json.loads(data)
-    return found
+    found = json.loads(data)
+    return found if isinstance(found, dict) else {}
 
 
 def _pairs(root: Path, md5: str) -> int | None:
     """Read from its manifest how many pairs a coupling has, if the cache has it."""
-    manifest = store.cached_file(root, md5, "_manifest.json")
-    return None if manifest is None else int(json.loads(manifest)["about"]["pairs"])
+    manifest = store.cached_file(root, md5, MANIFEST)
+    return None if manifest is None else pairs_in(manifest)

@@ -1,21 +1,15 @@
 """Where each version is stored, and the table of it all."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from flows.dag import store
 from flows.library.history import Version
-from flows.run.repro import PULL
 from fmcore.settings import ReflowError
-
-NOBODYS = "0" * 32 + ".dir"
-"""A hash that nothing has, to see whether a remote answers."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +38,12 @@ def _ask(root: Path, name: str, md5s: Sequence[str]) -> Place:
         return Place(name, frozenset(), str(error))
 
 
-def pull_what_others_ran(root: Path) -> None:
-    """Have the stages of this process bring back what anyone ran before, from the default remote.
-
-    Raises ReflowError now, not in each stage, if there is none or it does not answer.
-    """
-    store.held(root, store.default_remote(root), [NOBODYS])
-    os.environ[PULL] = "1"
-
-
 def stored(version: Version, asked: Sequence[Place]) -> list[str]:
     """Return the names of the places that have a version."""
     return [place.name for place in asked if version.md5 in place.md5s]
 
 
-def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, Any]]:
+def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, object]]:
     """Return the versions for programs."""
     return [{**asdict(v), "stored": stored(v, asked)} for v in found]
 

@@ -30,14 +30,20 @@ class Round(Settings):
     """A velocity: the coupling it trains on, the model it starts from, and how."""
 
     coupling: str
+    """The coupling that the round trains on: `independent` (data with fresh noise), or a name under
+    `couplings`."""
     init: str
+    """The model that the round starts from: `scratch` (untrained weights), or the name of another
+    round."""
     train: Train
+    """How the round is trained."""
 
 
 class CouplingOf(Couple):
     """A generated coupling: the round whose ODE produces it, and how it is sampled."""
 
     round: str
+    """The round whose ODE makes the pairs."""
 
 
 class WithoutGpu(Settings):
@@ -48,23 +54,39 @@ class WithoutGpu(Settings):
     """
 
     share: float = Field(gt=0, le=1)
+    """Share of the steps, pairs and samples that is done; warm-up and EMA are shortened with them.
+    0.02 makes 600 steps of 30000."""
     batch: int | None = Field(default=None, gt=0)
+    """Largest training batch, in pairs. null keeps the batch of each round."""
     network: Network | None = None
+    """The network that takes the place of the chain's own. null keeps it."""
 
 
 class Params(Settings):
     """Everything that decides a chain. Sections that stages depend on have to be there: for DVC."""
 
     seed: int = Field(ge=0)
+    """Seed of every random draw of the chain: data, weights, batches, noise. Change it to repeat a
+    chain with other draws."""
     compute: Compute
+    """Where the stages compute: device, CPU threads, precision."""
     data: Dataset
+    """The target samples: a density, a public data set, or files of your own."""
     network: Network
+    """The velocity network of all rounds; without a name it is a residual_mlp."""
     yardstick: YardstickSettings
+    """How generated samples are compared with real ones: features and sample sizes."""
     evaluate: Evaluate
+    """What is measured of each round, and how finely."""
     gates: Gates
+    """Bounds on measured numbers. `{}` takes the standard levels."""
     rounds: dict[str, Round] = Field(min_length=1)
+    """The rounds of the chain by name: a velocity each. Add a round here and its stages exist."""
     couplings: dict[str, CouplingOf] = Field(default_factory=dict)
+    """The generated couplings by name: a data set of pairs each, sampled from a round."""
     without_gpu: WithoutGpu | None = None  # no stage depends on it
+    """How `reflow use` cuts the chain down on a machine without a GPU; null cuts nothing. No stage
+    depends on it."""
 
 
 def load(path: Path) -> Params:
@@ -94,7 +116,9 @@ def folder_of(path: Path) -> Path:
 
 def _tree(path: Path) -> Any:
     try:
-        tree = YAML(typ="rt").load(path.read_text())
+        text = path.read_text()
+        tree = YAML(typ="rt").load(text)
+        YAML(typ="safe").load(text)  # as DVC reads it: no colon in a word within braces
     except FileNotFoundError:
         raise ReflowError(
             f"{path.name}: not found; run inside a project, or `git checkout` it"
@@ -105,6 +129,8 @@ def _tree(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if problem == "found unexpected ':'":
+            problem += "; put text with a colon in quotes"
         raise ReflowError(f"{path.name}{where}: not valid YAML: {problem}") from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"

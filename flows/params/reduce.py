@@ -4,6 +4,7 @@ What runs is always what params.yaml says: `reflow use` writes the smaller numbe
 that stages chose by themselves would be in no record: DVC would take a small model for a whole one.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,34 @@ from flows.params.edit import edited
 from flows.params.load import Params, WithoutGpu, load
 
 LEAST_SAMPLES = 256
+SCHEMA_LINE = re.compile(
+    r"^(# yaml-language-server: \$schema=)(?:[^\s:]*/)?(params\.schema\.json)", re.M
+)
+"""Where an editor finds the schema of a parameter file, as a path relative to the file."""
 
 
 def fitted(path: Path) -> tuple[str, str]:
     """Return the text of a parameter file as this machine should run it, and what was changed.
 
-    Without a GPU, and with `without_gpu` in the file, the chain is cut down; else the file stays as
-    it is, and "" was changed. Raises ReflowError if the file is wrong.
+    Without a GPU, and with `without_gpu` in the file, the chain is cut down; else the settings stay
+    as they are, and "" was changed. Raises ReflowError if the file is wrong.
     """
     params = load(path)
     cut = params.without_gpu
-    text = path.read_text()
+    text = at_root(path.read_text())
     if cut is None or params.compute.start().type != "cpu":
         return text, ""
     smaller = edited(text, reductions(params, cut), drop="without_gpu")
     return f"# Cut down; {said(cut)}.\n{smaller}", said(cut)
+
+
+def at_root(text: str) -> str:
+    """Return the text of a parameter file for the folder of the project, where the schema lies.
+
+    >>> at_root("# yaml-language-server: $schema=../params.schema.json\\nseed: 0\\n")
+    '# yaml-language-server: $schema=params.schema.json\\nseed: 0\\n'
+    """
+    return SCHEMA_LINE.sub(r"\1\2", text)
 
 
 def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from flows.params.load import FILE, load
-from flows.params.reduce import fitted
+from flows.params.reduce import at_root, fitted
 from flows.project.git import git
 from fmcore.settings import ReflowError
 
@@ -15,7 +15,7 @@ def use_params(root: Path, file: Path, *, force: bool, whole: bool) -> str:
     Returns what was cut down because there is no GPU, "" if nothing was; `whole` cuts nothing.
     """
     load(file)
-    text, said = (file.read_text(), "") if whole else fitted(file)
+    text, said = (at_root(file.read_text()), "") if whole else fitted(file)
     current = root / FILE
     known = not git(root, "status", "--porcelain", "--", FILE).strip() or not current.exists()
     if not (force or known or _regained(root, current.read_text())):
@@ -30,6 +30,6 @@ def _regained(root: Path, text: str) -> bool:
     """Say whether `use` of a file of the project would write this text again."""
     for file in sorted((root / "params").glob("*.yaml")):
         with contextlib.suppress(ReflowError):
-            if text in (file.read_text(), fitted(file)[0]):
+            if text in (at_root(file.read_text()), fitted(file)[0]):
                 return True
     return False

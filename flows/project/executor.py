@@ -12,7 +12,7 @@ EXECUTOR = "REFLOW_EXECUTOR"
 
 def chosen() -> "Executor":
     """Return the executor that the environment names; in-process if it names none."""
-    from fmcore.work.executor import Executor  # imports torch
+    from fmcore.work.executor import Executor  # imports torch: slow
 
     return Executor.parse(os.environ.get(EXECUTOR) or "in-process")
 

@@ -4,26 +4,43 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
 from fmcore.settings import ReflowError
 
-BUSY = "is already running"
-"""In the message of a stage whose lock is held: the run of the chain may try that one again."""
+EX_TEMPFAIL = 75
+"""The exit status of a process that found a lock held (sysexits.h): a later try may succeed."""
+
+
+class Busy(ReflowError):
+    """Another process holds the lock; the same may succeed when it has ended."""
 
 
 @contextmanager
 def locked(
-    root: Path, name: str, patience: float = 2.0, *, exclusive: bool = True
+    root: Path,
+    name: str,
+    held: str,
+    mend: str,
+    *,
+    patience: float = 2.0,
+    exclusive: bool = True,
 ) -> Iterator[None]:
-    """Hold the stage's lock, alone or with others; the kernel lets go of it however one ends."""
+    """Hold the lock `name` of the project, alone or with others that do not want it exclusively.
+
+    Raises Busy when another process still holds it after `patience` seconds: `held` says what that
+    process does, `mend` what to do about it.
+    """
     path = root / ".reflow" / "locks" / f"{quote(name, safe='@')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        _acquire(file, name, patience, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        if not _acquired(file, patience, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise Busy(f"{held} (process {holder}); {mend}")
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")
@@ -31,17 +48,20 @@ def locked(
         yield
 
 
-def _acquire(file: IO[str], name: str, patience: float, kind: int) -> None:
+def stage_locked(root: Path, stage: str, *, exclusive: bool = True) -> AbstractContextManager[None]:
+    """Hold the lock of a stage; no other lock of the project can have its name."""
+    held = f"stage {stage} is already running"
+    mend = "wait for it to end, or end it"
+    return locked(root, f"stage.{stage}", held, mend, exclusive=exclusive)
+
+
+def _acquired(file: IO[str], patience: float, kind: int) -> bool:
     deadline = time.monotonic() + patience  # a killed process may need a moment to be gone
     while True:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
             if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise ReflowError(
-                    f"stage {name} {BUSY} (process {holder}); wait for it to end, or end it"
-                ) from None
+                return False
             time.sleep(0.05)

@@ -91,7 +91,5 @@ def _words(node: ast.stmt) -> Iterator[str]:
             yield part.id
         elif isinstance(part, ast.Attribute):
             yield part.attr
-        elif (
-            isinstance(part, ast.Constant) and isinstance(part.value, str) and id(part) not in said
-        ):
-            yield from re.findall(r"\w+", part.value)
+        elif isinstance(part, ast.Constant) and id(part) not in said:
+            yield from re.findall(r"\w+", str(part.value))

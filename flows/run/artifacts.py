@@ -8,7 +8,6 @@ import base64
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from prefect.artifacts import (
     create_image_artifact,
@@ -22,7 +21,8 @@ from prefect.states import Completed
 
 from flows.compare import chains
 from flows.dag import graph, lineage
-from flows.dag.chain import md5_of
+from flows.dag.description import Description
+from fmcore.verdict.comparison import Comparison, short
 
 LARGEST = 2_000_000
 """Bytes of a picture that is embedded; a larger one is left out, for the server's data base."""
@@ -46,71 +46,58 @@ def materialised(root: Path, stages: Mapping[str, graph.Stage], name: str) -> No
         downstream_assets={Asset(key=ASSETS + out) for out in folders},
         materialized_by="dvc",
         materialization_metadata={
-            ASSETS + out: {"stage": name, "md5": md5_of(entry, out), "path": out} for out in folders
+            ASSETS + out: {"stage": name, "md5": entry.md5(out), "path": out} for out in folders
         },
     ).emit_events(Completed())
 
 
 def show(root: Path, run: str) -> None:
     """Put the chain on the present flow run: rounds, pictures, couplings, the MLflow run `run`."""
-    record = chains.workspace(root)
-    found = record.found
+    chain = chains.workspace_chain(root)
+    about, found, read = chain.about, chain.found, chain.read
     create_table_artifact(key="rounds", table=_rounds(found), description=_shipping(found))
-    create_markdown_artifact(key="couplings", markdown=_couplings(record, run))
-    folder = Path(record.about["files"]["comparison"]).parent
-    _picture("fd-over-nfe", record.read, f"{folder}/fd_over_nfe.png", "Distance to real data")
-    _picture("straightness", record.read, f"{folder}/straightness.png", "Straightness over t")
-    for round_, files in record.about["files"]["rounds"].items():
+    create_markdown_artifact(key="couplings", markdown=_couplings(about, run))
+    folder = Path(about.files.comparison or "").parent
+    _picture("fd-over-nfe", read, f"{folder}/fd_over_nfe.png", "Distance to real data")
+    _picture("straightness", read, f"{folder}/straightness.png", "Straightness over t")
+    for round_, files in about.files.rounds.items():
         key = f"samples-{round_.replace('_', '-')}"
-        _picture(key, record.read, f"{files['pictures']}/samples.png", f"Samples of {round_}")
+        _picture(key, read, f"{files.pictures}/samples.png", f"Samples of {round_}")
     if link := _link(root, run):
         create_link_artifact(key="mlflow", link=link, link_text="The chain in MLflow")
 
 
-def _rounds(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rounds(found: Comparison) -> list[dict[str, str]]:
     """Return the rows of the table, the floor last."""
-    metric = found["metric"]
-    nfes = sorted({int(n) for row in found["rounds"] for n in row[metric]})
-    rows = [
-        {
-            "round": row["round"],
-            "trained on": row["coupling"],
-            **{f"{metric} at NFE {n}": _short(row[metric].get(str(n))) for n in nfes},
-            "straightness_rel": _short(row["straightness_rel"]),
-            "transport_cost": _short(row["transport_cost"]),
-        }
-        for row in found["rounds"]
-    ]
-    floor = {f"{metric} at NFE {n}": _short(found["floor"]) for n in nfes}
-    blank = {key: "" for key in rows[0]}
-    return [*rows, {**blank, "round": "floor", "trained on": "real against real", **floor}]
+    table = found.table(("straightness_rel", "transport_cost"))
+    distances = [f"{found.metric} at NFE {nfe}" for nfe in table.nfes]
+    columns = ["round", "trained on", *distances, *table.metrics]
+    rows = [[r.round, r.coupling, *(short(value, 4) for value in r.values)] for r in table.rows]
+    floor = [short(found.floor, 4) for _ in distances]
+    rows.append(["floor", "real against real", *floor, *("" for _ in table.metrics)])
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _shipping(found: Mapping[str, Any]) -> str:
+def _shipping(found: Comparison) -> str:
     """Say what to ship and what comes next, as Markdown."""
     lines = [
-        f"- **{use}**: {c['round']} at NFE {c['nfe']} ({found['metric']} {c['distance']:.4g})"
-        for use, c in found["ship"].items()
+        f"- **{use}**: {c.round} at NFE {c.nfe} ({found.metric} {short(c.distance, 4)})"
+        for use, c in found.ship.items()
     ]
-    return "\n".join([*lines, *(f"- {line}" for line in found["next"])])
+    return "\n".join([*lines, *(f"- {line}" for line in found.next)])
 
 
-def _couplings(record: chains.ComparedChain, run: str) -> str:
+def _couplings(about: Description, run: str) -> str:
     """Return a table of the couplings with DVC's hashes, as Markdown."""
     head = ("coupling", "made by", "trains", "pairs", "solver gap (RMS)", "DVC hash")
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for row in record.about["couplings"]:
+    for c in about.couplings:
         cells = (
-            row["path"], row["round"] or "prepare", ", ".join(row["trains"]), row["pairs"] or "",
-            _short(row["solver_gap_rms"]), f"`{row['md5']}`",
+            c.path, c.round or "prepare", ", ".join(c.trains), c.pairs or "",
+            short(c.solver_gap_rms, 4), f"`{c.md5}`",
         )  # fmt: skip
         lines.append(" | ".join(map(str, cells)))
-    commit = record.about["commit"]
-    where = [f"Commit `{commit}`, chain `{record.about['key'][:12]}`."]
+    where = [f"Commit `{about.commit}`, chain `{about.key[:12]}`."]
     if run:
         where.append(f"MLflow run `{run}` in `{os.environ['MLFLOW_TRACKING_URI']}`.")
     return "\n".join([*(f"| {line} |" for line in lines), "", *where])

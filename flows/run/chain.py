@@ -17,11 +17,8 @@ from flows.run.schedule import (
     RETRIES,
     RETRY_DELAYS,
     ChainRun,
-    Closing,
-    Observer,
-    OnLine,
+    Listeners,
     RunResult,
-    Say,
     may_pass,
     select,
 )
@@ -33,22 +30,23 @@ def update_chain(
     *,
     targets: list[str] | None = None,
     prefect: bool = True,
-    observer: Observer | None = None,
-    on_line: OnLine | None = None,
-    closing: Closing | None = None,
-    say: Say = lambda _: None,
+    pull: bool = False,
+    listeners: Listeners = Listeners(),  # noqa: B008  frozen
 ) -> RunResult:
     """Bring the chain up to date, or only `targets` and what they depend on.
 
     With Prefect each stage is a task run of the flow `reflow-chain`; without, the same schedule
-    runs in threads alone. A failing stage blocks only its dependents. Interrupted (Ctrl-C,
-    SIGTERM), every process of the run ends; the next run goes on where this one stopped.
+    runs in threads alone. With `pull`, stages that anyone ran before come from the default remote.
+    A failing stage blocks only its dependents. Interrupted (Ctrl-C, SIGTERM), every process of the
+    run ends; the next run goes on where this one stopped.
     """
     root = root.resolve()
     environment.configure(root)
+    if pull:
+        _ask_the_remote(root)
     stages, planned = plan.read_and_plan(root)
-    chain_run = ChainRun(root, select(stages, targets), observer, on_line, closing, say=say)
-    chain_run.unchanged = frozenset(p.stage for p in planned if p.state == "unchanged")
+    unchanged = frozenset(p.stage for p in planned if p.state == "unchanged")
+    chain_run = ChainRun(root, select(stages, targets), listeners, pull, unchanged=unchanged)
     if chain_run.nothing_to_do and not _prefect_runs_already(root):
         prefect = False  # no server is started to be told that nothing ran
     with _ends_its_processes(chain_run.processes):
@@ -62,6 +60,14 @@ def update_chain(
             _run_in_threads(chain_run)
             chain_run.close()
     return chain_run.result()
+
+
+def _ask_the_remote(root: Path) -> None:
+    """Raise ReflowError now, not in each stage, if there is no remote or it does not answer."""
+    from flows.dag import store
+
+    nothing = "0" * 32 + ".dir"  # a hash that nothing has
+    store.held(root, store.default_remote(root), [nothing])
 
 
 def _prefect_runs_already(root: Path) -> bool:

@@ -1,10 +1,11 @@
-"""The records of a run: MLflow brought up to date, the chain shown in Prefect. Never in the way."""
+"""Keeping the records of a run in MLflow and Prefect; that they fail never fails the run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from flows.run.schedule import RunResult
+from flows.tracking import marker
 from fmcore.settings import ReflowError
 
 Say = Callable[[str], object]
@@ -22,20 +23,28 @@ def best_effort(say: Say, what: str = "a record was not kept") -> Iterator[None]
         say(f"{what} ({reason[:200]})")
 
 
+def _published(root: Path, result: RunResult, say: Say) -> str:
+    """Publish, unless nothing ran since that was done; return the chain's MLflow run."""
+    ran = any(stage.state == "done" for stage in result.stages.values())
+    if not ran and (parent := marker.published(root)) is not None:
+        return parent
+    from flows.tracking.publish import publish  # imports MLflow: slow
+
+    done = publish(root)
+    for skipped in done.skipped:
+        say(f"MLflow: {skipped}")
+    return done.parent
+
+
 def close(
-    root: Path, report: RunResult, *, say: Say, mlflow: bool = True, prefect: bool = True
+    root: Path, result: RunResult, *, say: Say, mlflow: bool = True, prefect: bool = True
 ) -> None:
     """Publish to MLflow and put artifacts on the flow run; the work itself is done and safe."""
     parent = ""
     if mlflow:
-        from flows.tracking.publish import publish
-
         with best_effort(say, "MLflow: not published, `reflow publish` records it later"):
-            done = publish(root)
-            parent = done.parent
-            for skipped in done.skipped:
-                say(f"MLflow: {skipped}")
-    if prefect and report.ok and report.flow_run:
+            parent = _published(root, result, say)
+    if prefect and result.ok and result.flow_run:
         from flows.run import artifacts
 
         with best_effort(say, "Prefect: no artifacts"):

@@ -29,7 +29,7 @@ from fmcore.settings import ReflowError
 # One thread per stage and more: a task that waits for another occupies one.
 threads: Any = ThreadPoolTaskRunner(max_workers=256)
 
-_current: ContextVar[ChainRun] = ContextVar("session")
+_current: ContextVar[ChainRun] = ContextVar("chain_run")
 
 
 def _worth_another_try(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
@@ -57,7 +57,7 @@ def stage_task(name: str) -> Any:
 
 
 def submit_stages(chain_run: ChainRun) -> None:
-    """Run a session's stages as tasks of the flow run that is under way."""
+    """Run the stages as tasks of the flow run that is under way."""
     chain_run.flow_run = str(runtime.flow_run.id or "")
     futures: dict[str, PrefectFuture[Any]] = {}
     with crashed.alive(chain_run.root, chain_run.flow_run):
@@ -70,9 +70,9 @@ def submit_stages(chain_run: ChainRun) -> None:
         except BaseException:
             chain_run.processes.stop()
             raise
-    report = chain_run.result()
-    if not report.ok:
-        raise ReflowError("\n".join(report.errors) or "the run was stopped")
+    result = chain_run.result()
+    if not result.ok:
+        raise ReflowError("\n".join(result.errors) or "the run was stopped")
 
 
 @contextlib.contextmanager
@@ -97,10 +97,11 @@ def run_as_flow(chain_run: ChainRun) -> bool:
     False when the server went away meanwhile: it was said, and stages may be
     left to run.
     """
+    say = chain_run.listeners.say
     with entered(chain_run), serving(chain_run.root) as url:
-        with closing.best_effort(chain_run.say, "Prefect: runs that died were not looked for"):
+        with closing.best_effort(say, "Prefect: runs that died were not looked for"):
             for name in crashed.mark_crashed(chain_run.root):
-                chain_run.say(f"Prefect: the run {name} had died; it is marked as crashed")
+                say(f"Prefect: the run {name} had died; it is marked as crashed")
         try:
             state = reflow_chain(str(chain_run.root), list(chain_run.stages), return_state=True)
             # The last lines and events go out in the background: before the server goes.
@@ -109,7 +110,7 @@ def run_as_flow(chain_run: ChainRun) -> bool:
         except Exception:
             if servers.answers(f"{url}/health"):
                 raise
-            chain_run.say(
+            say(
                 "Prefect's server went away: what came after was not reported to it; the work goes"
                 " on without"
             )

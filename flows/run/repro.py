@@ -17,23 +17,21 @@ from typing import Literal
 
 from flows.dag import plan
 from flows.project import process_group
-from flows.project.locks import BUSY
+from flows.project.events import OnEvent, followed, path_of
+from flows.project.locks import EX_TEMPFAIL
 from fmcore.settings import ReflowError
 
 Emit = Callable[[str], None]
 
 MAY_PASS = re.compile(
     r"out of memory|OutOfMemoryError|MemoryError|cannot allocate memory"
-    rf"|unable to acquire lock|it is being blocked by|{BUSY}",
+    r"|unable to acquire lock|it is being blocked by",
     re.IGNORECASE,
 )
-"""What a stage or DVC says when the same stage may succeed a little later."""
+"""What torch or DVC prints when the same stage may succeed later; ours say it by exit status."""
 
 KILLED = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 """Signals that come from outside; a process that crashes by itself will do so again."""
-
-PULL = "REFLOW_PULL"
-"""Set: stages that anyone ran before come from the default remote, with its run cache."""
 
 HINTS = ("To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Use `dvc ")
 
@@ -115,10 +113,15 @@ def update_stage(
     emit: Emit,
     processes: Processes | None = None,
     room: AbstractContextManager[None] | None = None,
+    *,
+    on_event: OnEvent | None = None,
+    pull: bool = False,
 ) -> Outcome:
     """Bring the stage `name` up to date, giving each line that it prints to `emit`.
 
-    `room` is entered only if the stage has to run, and held while it does.
+    `on_event` is told of its events, in a thread of its own, all of them before this returns.
+    `room` is entered only if the stage has to run, and held while it does. With `pull` a stage that
+    anyone ran before comes from the default remote, with its run cache.
 
     Raises StageFailed with the stage's own error line.
     """
@@ -128,18 +131,18 @@ def update_stage(
     reasons = tuple(plan.changed(root, name))
     if not reasons:
         return Outcome(name, "cached", time.monotonic() - start)
-    with room or nullcontext():
-        return _reproduce(root, name, emit, processes, reasons)
+    with room or nullcontext(), followed(path_of(root, name), on_event):
+        start = time.monotonic()
+        process = processes.start(_command(name, pull), root, _environment())
+        cached = _restored(name, process, emit, processes)
+    state: Literal["cached", "done"] = "cached" if cached else "done"
+    return Outcome(name, state, time.monotonic() - start, reasons)
 
 
-def _reproduce(
-    root: Path, name: str, emit: Emit, processes: Processes, reasons: tuple[str, ...]
-) -> Outcome:
-    """Run DVC for one stage, whose output comes as lines."""
-    start = time.monotonic()
+def _restored(name: str, process: subprocess.Popen[str], emit: Emit, processes: Processes) -> bool:
+    """Follow DVC to its end, line by line; say whether it had no need to run the stage."""
     lines: deque[str] = deque(maxlen=200)
     cached = False
-    process = processes.start(_command(name), root, _environment())
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -156,7 +159,7 @@ def _reproduce(
         raise StageFailed(name, "stopped with the run", retryable=False)
     if code:
         raise failure(name, code, list(lines))
-    return Outcome(name, "cached" if cached else "done", time.monotonic() - start, reasons)
+    return cached
 
 
 def failure(name: str, code: int, lines: list[str]) -> StageFailed:
@@ -177,7 +180,8 @@ def failure(name: str, code: int, lines: list[str]) -> StageFailed:
         reason = f"{said[-1].strip()} (exit {stage_code})"
     else:
         reason = dvc[-1] if dvc else f"dvc exited with {code} and said nothing"
-    retryable = bool(MAY_PASS.search(text)) or (killed and not own)
+    may_pass = stage_code == EX_TEMPFAIL or bool(MAY_PASS.search(text))
+    retryable = may_pass or (killed and not own)
     return StageFailed(name, reason, retryable=retryable)
 
 
@@ -187,9 +191,9 @@ def _skipped(line: str, name: str) -> bool:
     return cached or line.startswith(f"Stage '{name}' didn't change, skipping")
 
 
-def _command(name: str) -> list[str]:
+def _command(name: str, pull: bool) -> list[str]:
     repro = ["dvc", "--wait-for-lock", "repro", "--single-item", name]
-    repro += ["--pull"] if os.environ.get(PULL) else []
+    repro += ["--pull"] if pull else []
     return [sys.executable, "-P", str(process_group.__file__), str(os.getpid()), *repro]
 
 

@@ -1,4 +1,4 @@
-"""What a run of the chain shares, with or without Prefect: its stages, observers and report."""
+"""What a run of the chain shares, with or without Prefect: stages, listeners and results."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.dag import graph
+from flows.project.events import OnEvent
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
 from fmcore.settings import ReflowError
@@ -22,6 +23,18 @@ Closing = Callable[["RunResult"], None]
 
 Say = Callable[[str], object]
 """Told of what a person should know of the run besides its stages, a line at a time."""
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told of a run while it goes on; each may be left out."""
+
+    observer: Observer | None = None
+    on_line: OnLine | None = None
+    on_event: OnEvent | None = None
+    closing: Closing | None = None
+    say: Say = lambda _: None
+
 
 RETRIES = 2
 RETRY_DELAYS = (2.0, 10.0)
@@ -62,15 +75,14 @@ class ChainRun:
 
     root: Path
     stages: dict[str, graph.Stage]
-    observer: Observer | None = None
-    on_line: OnLine | None = None
-    closing: Closing | None = None
+    listeners: Listeners = Listeners()
+    pull: bool = False
     processes: Processes = field(default_factory=Processes)
     cores: Cores = field(default_factory=Cores)
     results: dict[str, StageResult] = field(default_factory=dict)
     flow_run: str = ""
-    say: Say = lambda _: None
     unchanged: frozenset[str] = frozenset()
+    closed: bool = False
 
     @property
     def nothing_to_do(self) -> bool:
@@ -78,12 +90,13 @@ class ChainRun:
         return self.unchanged >= self.stages.keys()
 
     def update(self, name: str, emit: Callable[[str], None]) -> Outcome:
-        """Bring one stage up to date once; report and tell the observers."""
+        """Bring one stage up to date once; keep its result and tell the listeners."""
+        told = self.listeners
 
         def tell(line: str) -> None:
             emit(line)
-            if self.on_line:
-                self.on_line(name, line)
+            if told.on_line:
+                told.on_line(name, line)
 
         start = time.monotonic()
         room = self.cores.take(wanted(self.stages[name]))
@@ -91,16 +104,19 @@ class ChainRun:
             if name in self.unchanged:
                 outcome = Outcome(name, "cached", 0.0)
             else:
-                outcome = update_stage(self.root, name, tell, self.processes, room)
+                outcome = update_stage(
+                    self.root, name, tell, self.processes, room,
+                    on_event=told.on_event, pull=self.pull,
+                )  # fmt: skip
         except Exception as error:
             seconds = time.monotonic() - start
             text = str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
             self.results[name] = StageResult("failed", seconds, text)
             raise
         self.results[name] = StageResult(outcome.state, outcome.seconds, reasons=outcome.reasons)
-        if self.observer:
+        if told.observer:
             try:
-                self.observer(name, outcome)
+                told.observer(name, outcome)
             except Exception as error:  # a record of the stage must not fail the stage
                 tell(f"warning: {name} is done, but telling of it failed: {error}")
         return outcome
@@ -109,9 +125,9 @@ class ChainRun:
         """Keep the records of the run, once; what they raise is theirs to catch."""
         if any(result.state == "done" for result in self.results.values()):
             graph.sort_lock(self.root)
-        closing, self.closing = self.closing, None
-        if closing:
-            closing(self.result())
+        if self.listeners.closing and not self.closed:
+            self.closed = True
+            self.listeners.closing(self.result())
 
     def result(self) -> RunResult:
         """Return what became of every stage; those that never started are blocked."""

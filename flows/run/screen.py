@@ -3,8 +3,9 @@
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from flows.project.events import Event
 from flows.run.repro import Outcome
-from flows.stage.progress import parse
+from flows.stage.progress import is_progress
 
 CHATTER = ("Running stage", "> ", "Updating lock file", "Generating lock file")
 """What DVC says of every stage; Prefect's log of the task keeps it."""
@@ -26,22 +27,31 @@ class Screen:
         )
         self.bars = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
         self.tasks: dict[str, TaskID] = {}
+        self.known: dict[str, dict[str, float]] = {}
 
     def line(self, stage: str, text: str) -> None:
-        """Show a line of a stage; a progress line moves the stage's bar."""
+        """Show a line of a stage; where there are bars, they show the progress."""
         if text.startswith(CHATTER):
             return
-        found = parse(text)
-        if found and self.out.is_terminal:
-            step, values = found
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k in SHOWN)
-            if stage not in self.tasks:
-                total = float(text.split()[1].split("/")[1])
-                self.tasks[stage] = self.bars.add_task(stage, total=total, values="")
-            self.bars.update(self.tasks[stage], completed=step, values=shown)
-        else:
-            prefix = "" if found else f"{stage}: "
-            self.out.print(f"  {prefix}{text}", markup=False, highlight=False, soft_wrap=True)
+        progress = is_progress(stage, text)
+        if progress and self.out.is_terminal:
+            return
+        prefix = "" if progress else f"{stage}: "
+        self.out.print(f"  {prefix}{text}", markup=False, highlight=False, soft_wrap=True)
+
+    def event(self, event: Event) -> None:
+        """Move the bar of a stage; it shows the latest values that are known."""
+        if not self.out.is_terminal:
+            return
+        if event.stage not in self.tasks:
+            self.known[event.stage] = {}
+            self.tasks[event.stage] = self.bars.add_task(event.stage, values="")
+        known = self.known[event.stage]
+        known |= {name: value for name, value in event.values.items() if name in SHOWN}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in known.items())
+        self.bars.update(
+            self.tasks[event.stage], completed=event.step, total=event.total, values=shown
+        )
 
     def done(self, stage: str, outcome: Outcome) -> None:
         """Say that a stage is up to date, and take its bar away."""

@@ -2,35 +2,38 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from flows.compare.tables import comparison, paths, rounds_table
 from flows.dag.receipts import note_timings
+from flows.project.events import Event
 from flows.run import closing as records
 from flows.run.chain import update_chain
 from flows.run.repro import Outcome
-from flows.run.schedule import RunResult
+from flows.run.schedule import Listeners, RunResult
 from flows.run.screen import Screen
+from flows.tracking.live import Live
 from fmcore.settings import ReflowError
-
-if TYPE_CHECKING:
-    from flows.tracking.live import Live
 
 
 def start(
-    root: Path, targets: list[str] | None, *, prefect: bool, mlflow: bool, out: Console
+    root: Path,
+    targets: list[str] | None,
+    *,
+    prefect: bool,
+    mlflow: bool,
+    pull: bool = False,
+    out: Console,
 ) -> bool:
     """Run the chain, record it, print the rounds and where things are; True if all is well."""
-    live = _live(root, out) if mlflow else None
     seconds: dict[str, float] = {}
     screen = Screen(out)
 
-    def line(stage: str, text: str) -> None:
+    def event(event: Event) -> None:
         if live:
-            live.line(stage, text)
-        screen.line(stage, text)
+            live.event(event)
+        screen.event(event)
 
     def done(stage: str, outcome: Outcome) -> None:
         if outcome.state == "done":
@@ -40,42 +43,38 @@ def start(
     def say(text: str) -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    live = Live(root, say) if mlflow else None
+
     def settle() -> None:
         note_timings(root, seconds)
         if live:
             live.close()
 
-    def closing(report: RunResult) -> None:
+    def closing(result: RunResult) -> None:
         settle()
-        records.close(root, report, say=say, mlflow=mlflow, prefect=prefect)
+        records.close(root, result, say=say, mlflow=mlflow, prefect=prefect)
 
+    listeners = Listeners(done, screen.line, event, closing, say)
     try:
         with screen.bars:
-            report = update_chain(
-                root, targets=targets, prefect=prefect, observer=done, on_line=line,
-                closing=closing, say=say,
-            )  # fmt: skip
+            result = update_chain(
+                root, targets=targets, prefect=prefect, pull=pull, listeners=listeners
+            )
     finally:
         settle()
-    _failures(report, out)
-    if report.ok:
-        _where(root, report.flow_run, out)
-    return report.ok
+    _failures(result, out)
+    if result.ok:
+        _where(root, result.flow_run, out)
+    return result.ok
 
 
-def _failures(report: RunResult, out: Console) -> None:
-    for name, stage in report.stages.items():
+def _failures(result: RunResult, out: Console) -> None:
+    for name, stage in result.stages.items():
         if stage.state == "failed":
             out.print(f"[red]failed[/] {name}", highlight=False)
             out.print(f"       {stage.error}", markup=False, soft_wrap=True)
         elif stage.state == "blocked":
             out.print(f"[yellow]blocked[/] {name}: it depends on a stage that failed")
-
-
-def _live(root: Path, out: Console) -> "Live":
-    from flows.tracking.live import Live
-
-    return Live(root, lambda text: out.print(text, markup=False, soft_wrap=True))
 
 
 def _where(root: Path, flow_run: str, out: Console) -> None:

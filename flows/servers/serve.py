@@ -127,18 +127,10 @@ def _occupant(port: int) -> str:
     return "another program"
 
 
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
     """Keep a second `reflow ui` of this project from starting meanwhile."""
-    try:
-        with locked(root, "ui", patience=0):
-            yield
-    except ReflowError as error:
-        if str(error).startswith("stage ui"):
-            raise ReflowError(
-                "another `reflow ui` of this project is starting or stopping; wait a moment"
-            ) from None
-        raise
+    held = "another `reflow ui` of this project is starting or stopping"
+    return locked(root, "ui", held, "wait a moment", patience=0)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from flows.dag import fingerprint
-from flows.project.locks import locked
+from flows.project import events
+from flows.project.locks import stage_locked
 from flows.project.process_group import die_with_parent
 from fmcore.settings import ReflowError
 
@@ -27,7 +27,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     die_with_parent()
-    with locked(root, name):
+    with stage_locked(root, name):
         before = fingerprint.inputs(root, name)
         if stale := fingerprint.stale(root, before):
             raise ReflowError(
@@ -53,7 +53,7 @@ def shared(root: Path, name: str) -> Iterator[Path]:
     The stage itself does not run meanwhile: it would take the folder away from under them.
     """
     root = root.resolve()
-    with locked(root, name, exclusive=False):
+    with stage_locked(root, name, exclusive=False):
         scratch = _scratch(root, name, fingerprint.inputs(root, name))
         scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
@@ -66,14 +66,14 @@ def scratch_of(root: Path, name: str) -> Path:
 
 
 def _scratch(root: Path, name: str, inputs: fingerprint.Inputs) -> Path:
-    return root / ".reflow" / "scratch" / quote(name, safe="@") / inputs.fingerprint
+    return events.scratch_of(root, name) / inputs.fingerprint
 
 
 def _keep_only(scratch: Path) -> None:
     """Make the scratch folder; remove those of other inputs, so that nothing resumes from them."""
     scratch.mkdir(parents=True, exist_ok=True)
     for other in scratch.parent.iterdir():
-        if other != scratch:
+        if other != scratch and other.is_dir():  # the events of the last process stay
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -1,48 +1,46 @@
-"""Progress of a long stage: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a long stage: events for programs; for people a bar, or lines without a terminal."""
 
-import re
 import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE = re.compile(r"^(?P<stage>\S+) (?P<step>\d+)/(?P<total>\d+)(?P<values>( \S+=\S+)*)$")
+from flows.project import events
+
 EVERY_SECONDS = 2.0
 
 
-def parse(line: str) -> tuple[int, dict[str, float]] | None:
-    """Return (step, values) of a plain progress line, None for any other line.
-
-    >>> parse("train@rf1 50/100 loss=0.5 eta=3s")
-    (50, {'loss': 0.5})
-    """
-    match = LINE.match(line.strip())
-    if not match:
-        return None
-    values = {}
-    for item in match["values"].split():
-        name, _, value = item.partition("=")
-        try:
-            values[name] = float(value)
-        except ValueError:
-            continue
-    return int(match["step"]), values
-
-
 class Reporter:
-    """The `log` of a verb: call it with (values, step)."""
+    """The `log` of a verb: call it with (values, step).
 
-    def __init__(self, stage: str, total: int, *, shown: bool = True) -> None:
-        self.stage, self.total, self.shown = stage, total, shown
-        self.values: dict[str, float] = {}
+    Each call is an event in the file that belongs to the scratch folder; without that folder no
+    events are written. People see a line now and then, and in it also what was measured before.
+    """
+
+    def __init__(
+        self, stage: str, total: int, scratch: Path | None = None, *, shown: bool = True
+    ) -> None:
+        self.stage, self.total, self.scratch, self.shown = stage, total, scratch, shown
+        self.known: dict[str, tuple[float, int]] = {}
         self.started: tuple[float, int] | None = None
         self.said = 0.0
+        self.events: events.Writer | None = None
         self.bar: Progress | None = None
-        if shown and sys.stdout.isatty():
-            self.bar = Progress(
+        self.open = ExitStack()
+
+    def __enter__(self) -> Self:
+        if not self.shown:
+            return self
+        if self.scratch:
+            writer = events.Writer(events.beside(self.scratch), self.stage, self.total)
+            self.events = self.open.enter_context(writer)
+        if sys.stdout.isatty():
+            bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -50,11 +48,8 @@ class Reporter:
                 TimeRemainingColumn(),
                 console=Console(file=sys.stdout),
             )
-            self.task = self.bar.add_task(stage, total=total, values="")
-
-    def __enter__(self) -> Self:
-        if self.bar:
-            self.bar.start()
+            self.task = bar.add_task(self.stage, total=self.total, values="")
+            self.bar = self.open.enter_context(bar)
         return self
 
     def __exit__(
@@ -63,24 +58,43 @@ class Reporter:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self.bar:
-            self.bar.stop()
+        self.open.close()
 
     def __call__(self, values: dict[str, float], step: int) -> None:
-        """Show the latest values at `step`."""
+        """Record what was measured at `step`; without values it only says how far the stage is."""
         if not self.shown:
             return
+        if self.events:
+            self.events.write(step, values)
         now = time.monotonic()
-        self.values.update(values)
+        self.known |= {name: (value, step) for name, value in values.items()}
         if self.started is None:
             self.started = (now, step)
-        shown = " ".join(f"{name}={value:.4g}" for name, value in self.values.items())
         if self.bar:
-            self.bar.update(self.task, completed=step, values=shown)
+            self.bar.update(self.task, completed=step, values=self._known(step))
         elif now - self.said >= EVERY_SECONDS or step >= self.total:
-            began, first = self.started
-            rate = (step - first) / max(now - began, 1e-9)
-            eta = f" eta={(self.total - step) / rate:.0f}s" if rate > 0 else ""
-            text = f"{self.stage} {step}/{self.total} {shown}".rstrip()
-            print(text + eta, flush=True)
+            print(self._line(now, step), flush=True)
             self.said = now
+
+    def _line(self, now: float, step: int) -> str:
+        assert self.started is not None
+        began, first = self.started
+        rate = (step - first) / max(now - began, 1e-9)
+        eta = f" eta={(self.total - step) / rate:.0f}s" if rate > 0 else ""
+        return f"{self.stage} {step}/{self.total} {self._known(step)}".rstrip() + eta
+
+    def _known(self, step: int) -> str:
+        """Return the latest values; one that was measured at an earlier step says at which."""
+        return " ".join(
+            f"{name}={value:.4g}" + ("" if at == step else f"@{at}")
+            for name, (value, at) in self.known.items()
+        )
+
+
+def is_progress(stage: str, line: str) -> bool:
+    """Say whether a line that a stage printed is one of its Reporter's.
+
+    >>> is_progress("train@rf1", "train@rf1 50/100 loss=0.5 eta=3s")
+    True
+    """
+    return line.startswith(f"{stage} ")

@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from flows.compare.tables import paths
-from flows.dag import inputs
+from flows.dag.paths import paths
 from flows.params.load import FILE, load
-from flows.run.repro import Emit, Outcome, update_stage
 from flows.stage.guard import shared
 from flows.stage.progress import Reporter
 from flows.stage.work import work_of
@@ -52,18 +50,6 @@ def state(root: Path, key: str) -> Progress:
     """Read every shard of the scratch folder and say which are missing, damaged or foreign."""
     with _inputs(root, key) as (files, settings, work):
         return Progress(shard_count(settings), missing_shards(*files, settings, work))
-
-
-def finalize(root: Path, key: str, emit: Emit) -> Outcome:
-    """Check that all shards are there, then run the stage, which only has to put them together."""
-    found = state(root, key)
-    if found.missing:
-        raise ReflowError(
-            f"couple@{key}: {found}; sample those by `reflow couple {key} --shards a:b`, or all by"
-            f" `reflow run couple@{key}`"
-        )
-    update_stage(root, inputs.STAGE, emit)
-    return update_stage(root, f"couple@{key}", emit)
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
+from flows.project.locks import EX_TEMPFAIL, Busy
 from flows.project.process_group import die_with_parent
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
+from flows.stage.words import KEYED, read_words
 from flows.stage.work import work_of
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.processes import rank, started
@@ -37,7 +39,7 @@ def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
 def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
-    with Reporter("calibrate", params.yardstick.features.epochs) as log:
+    with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
         work = work_of(params, scratch, log=log)
         calibrate(**paths, settings=params.yardstick, work=work)
 
@@ -46,7 +48,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.train import train
 
     settings = params.rounds[key].train
-    with Reporter(f"train@{key}", settings.steps, shown=rank() == 0) as log:
+    with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
         work = work_of(params, scratch, "train", key, log=log)
         train(**paths, settings=settings, name=key, work=work)
 
@@ -55,17 +57,16 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
     settings = params.couplings[key]
-    with Reporter(f"couple@{key}", settings.pairs) as log:
+    with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
         work = work_of(params, scratch, "couple", key, log=log)
         couple(**paths, settings=settings, work=work)
 
 
 def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
-    from fmcore.evaluate import Paths as Places
-    from fmcore.evaluate import evaluate
+    from fmcore.evaluate import EvaluatePaths, evaluate
 
-    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe))) as log:
-        evaluate(Places(**paths), params.evaluate, work_of(params, scratch, log=log))
+    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
+        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log=log))
 
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -95,17 +96,19 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; 0, or 2 after one line that says what is wrong."""
-    words = [a for a in arguments if "=" not in a]
-    paths = {k: Path(v) for k, v in (a.split("=", 1) for a in arguments if "=" in a)}
+    """Run one stage; 0, or after one line that says what is wrong 2, or 75 if it may pass."""
     try:
-        if not words or words[0] not in VERBS:
-            raise ReflowError(f"expected a stage: {', '.join(VERBS)}; got {words[:1] or 'none'}")
-        verb, key = words[0], words[1] if len(words) > 1 else ""
+        command = read_words(arguments)
+        verb, key = command.verb, command.key
+        paths = {name: Path(path) for name, path in command.paths.items()}
         root = find_root(Path.cwd())
         configure(root)
         params = load(root / FILE)
         name = f"{verb}@{key}" if key else verb
+        known = list(params.couplings if verb == "couple" else params.rounds)
+        if key and key not in known:
+            has = ", ".join(known) or "none"
+            raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():
             return launch(count, arguments, params.compute.threads)
@@ -115,6 +118,9 @@ def main(arguments: list[str]) -> int:
             return 0
         with guarded(root, name) as scratch:
             VERBS[verb](params, key, paths, scratch)
+    except Busy as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EX_TEMPFAIL
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -1,10 +1,12 @@
 """Finding and making MLflow runs by lineage key."""
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.dag.chain import Chain, Round, flat, settings_of
+from flows.dag.chain import Chain, Round, flat
+from flows.dag.lock import Entry
 from flows.project.environment import configure
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
@@ -17,6 +19,9 @@ for _name, _value in (
 
 KEY, CHAIN, KIND = "reflow.key", "reflow.chain", "reflow.kind"
 EXPERIMENT = "reflow"
+Point = tuple[str, float, int]
+"""A point of a metric: its name, its value, its step."""
+
 ABOUT = {
     # Without this MLflow opens its pages for language models.
     "mlflow.experimentKind": "custom_model_development",
@@ -79,7 +84,7 @@ class Tracker:
         self.set_params(run.info.run_id, flat(chain.settings))
         return str(run.info.run_id)
 
-    def child(self, chain: Chain, parent: str, round_: Round, planned: Any) -> str:
+    def child(self, chain: Chain, parent: str, round_: Round, planned: Entry | None) -> str:
         """Return the run of a round in a chain, made if there is none."""
         if found := self.find(
             reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key
@@ -96,7 +101,7 @@ class Tracker:
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
             tags |= {"reflow.reused": "true", "reflow.origin_run": elsewhere[-1].info.run_id}
         run = self.client.create_run(self.experiment, run_name=round_.name, tags=tags)
-        shown = flat(settings_of(planned))
+        shown = flat(planned.settings if planned else {})
         short = {k.replace(f"rounds.{round_.name}.", ""): v for k, v in shown.items()}
         self.set_params(run.info.run_id, short)
         return str(run.info.run_id)
@@ -108,8 +113,8 @@ class Tracker:
         params = [Param(k, v[:6000]) for k, v in values.items()]
         self.client.log_batch(run, params=params)
 
-    def log(self, run: str, points: list[tuple[str, float, int]]) -> None:
-        """Log (name, value, step) in batches of the size MLflow allows."""
+    def log(self, run: str, points: Sequence[Point]) -> None:
+        """Log points in batches of the size MLflow allows."""
         import time
 
         from mlflow.entities import Metric
@@ -119,9 +124,23 @@ class Tracker:
         for first in range(0, len(metrics), 1000):
             self.client.log_batch(run, metrics=metrics[first : first + 1000])
 
-    def steps(self, run: str, name: str) -> set[int]:
-        """Return the steps at which a metric is logged already."""
-        return {m.step for m in self.client.get_metric_history(run, name)}
+    def points(self, run: str, prefix: str = "", names: Collection[str] = ()) -> list[Point]:
+        """Return the points of a run: of the metrics `names`, or of all that begin with `prefix`.
+
+        What was never logged costs no question.
+        """
+        there = self.client.get_run(run).data.metrics
+        asked = [n for n in there if (n in names if names else n.startswith(prefix))]
+        return [
+            (name, m.value, m.step)
+            for name in asked
+            for m in self.client.get_metric_history(run, name)
+        ]
+
+    def complete(self, run: str, points: Sequence[Point]) -> None:
+        """Log those points that the run does not have, so that none is there twice."""
+        there = set(self.points(run, names={name for name, _, _ in points}))
+        self.log(run, [p for p in points if p not in there])
 
 
 def _git(root: Path) -> dict[str, str]:

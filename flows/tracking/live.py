@@ -1,42 +1,56 @@
-"""Live curves: progress lines of running stages go to MLflow, best effort, never in the way."""
+"""Live curves: events of running trainings go to MLflow, best effort, never in the way."""
 
 import queue
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flows.dag.chain import chain
+from flows.dag.chain import Chain, chain
 from flows.dag.lineage import entries
-from flows.stage.progress import parse
-from flows.tracking.client import Tracker
+from flows.dag.lock import Entry
+from flows.project.events import Event
+
+if TYPE_CHECKING:
+    from flows.tracking.client import Point, Tracker
 
 FLUSH_SECONDS = 5.0
-Item = tuple[str, str]
 
 
 class Live:
-    """Feed it the lines of stages; a thread of its own writes to MLflow in batches.
+    """Feed it the events of stages; a thread of its own writes to MLflow in batches.
 
-    A server that is slow or gone costs the stage nothing: the thread gives up with one line, and
-    `publish` completes the runs later from the receipts.
+    A point is logged once, at its full precision: what a killed training measured and the resumed
+    one measures again is there already. A server that is slow or gone costs the stage nothing: the
+    thread gives up with one line, and `publish` completes the runs later from the receipts. A run
+    without a training starts no thread and imports no MLflow.
     """
 
     def __init__(self, root: Path, warn: Callable[[str], object]) -> None:
         self.root, self.warn = root, warn
-        self.items: queue.Queue[Item | None] = queue.Queue()
-        self.thread = threading.Thread(target=self._work, name="mlflow-live", daemon=True)
-        self.thread.start()
+        self.items: queue.Queue[Event | None] = queue.Queue()
+        self.thread: threading.Thread | None = None
+        self.stopped = False
+        self._start = threading.Lock()  # stages tell of their events in threads of their own
 
-    def line(self, stage: str, text: str) -> None:
-        """Take one line of a stage's output; returns at once."""
-        if stage.startswith("train@"):
-            self.items.put((stage, text))
+    def event(self, event: Event) -> None:
+        """Take one event of a stage; returns at once."""
+        if not event.stage.startswith("train@"):
+            return
+        with self._start:
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, name="mlflow-live", daemon=True)
+                self.thread.start()
+        self.items.put(event)
 
     def close(self, timeout: float = 30.0) -> None:
-        """Flush what is queued, for at most `timeout` seconds."""
+        """Flush what is queued, for at most `timeout` seconds; nothing is logged afterwards."""
+        if self.thread is None:
+            return
         self.items.put(None)
         self.thread.join(timeout)
+        self.stopped = True
 
     def _work(self) -> None:
         try:
@@ -46,28 +60,67 @@ class Live:
             self.warn(f"MLflow: live curves stopped ({reason[:160]}); `reflow publish` mends it")
 
     def _record(self) -> None:
-        planned = entries(self.root)
-        whole = chain(planned, {})
-        by_stage = {f"train@{r.name}": r for r in whole.rounds}
-        tracker = Tracker(self.root)
-        runs: dict[str, str] = {}
+        tracker: Tracker | None = None
+        curves: dict[str, _Curve] = {}
         open_ = True
         while open_:
-            points: dict[str, list[tuple[str, float, int]]] = {}
-            deadline = time.monotonic() + FLUSH_SECONDS
-            while open_ and (left := deadline - time.monotonic()) > 0:
-                try:
-                    item = self.items.get(timeout=left)
-                except queue.Empty:
-                    break
-                open_ = item is not None
-                if item and item[0] in by_stage and (found := parse(item[1])):
-                    step, values = found
-                    row = [(f"train/{k}", v, step) for k, v in values.items()]
-                    points.setdefault(item[0], []).extend(row)
-            for stage, new in points.items():
-                if stage not in runs:
-                    parent = tracker.parent(whole)
-                    runs[stage] = tracker.child(whole, parent, by_stage[stage], planned[stage])
-                    tracker.client.update_run(parent, status="RUNNING")
-                tracker.log(runs[stage], new)
+            found, open_ = self._collected()
+            for event in found:
+                if event.step == 0:  # it begins, with its parameters as they are now
+                    curves[event.stage] = _Curve.of(self.root, event.stage)
+                elif event.stage in curves:
+                    curves[event.stage].add(event)
+            for curve in curves.values():
+                if not curve.new or self.stopped:
+                    continue
+                tracker = tracker or _tracker(self.root)
+                curve.log(tracker)
+
+    def _collected(self) -> tuple[list[Event], bool]:
+        """Return the events of a few seconds, and whether there may be more."""
+        found: list[Event] = []
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                event = self.items.get(timeout=left)
+            except queue.Empty:
+                break
+            if event is None:
+                return found, False
+            found.append(event)
+        return found, True
+
+
+def _tracker(root: Path) -> "Tracker":
+    from flows.tracking.client import Tracker  # imports MLflow: slow
+
+    return Tracker(root)
+
+
+class _Curve:
+    """The curve of one training: its place in the chain, what is logged, what is to be logged."""
+
+    def __init__(self, stage: str, whole: Chain, planned: Entry) -> None:
+        self.whole, self.planned = whole, planned
+        self.round = next(r for r in whole.rounds if f"train@{r.name}" == stage)
+        self.run = ""
+        self.there: set[tuple[str, int]] = set()
+        self.new: list[Point] = []
+
+    @classmethod
+    def of(cls, root: Path, stage: str) -> "_Curve":
+        planned = entries(root)
+        return cls(stage, chain(planned, {}), planned[stage])
+
+    def add(self, event: Event) -> None:
+        self.new += [(f"train/{name}", value, event.step) for name, value in event.values.items()]
+
+    def log(self, tracker: "Tracker") -> None:
+        if not self.run:
+            parent = tracker.parent(self.whole)
+            self.run = tracker.child(self.whole, parent, self.round, self.planned)
+            self.there = {(name, step) for name, _, step in tracker.points(self.run, "train/")}
+            tracker.client.update_run(parent, status="RUNNING")
+        tracker.log(self.run, [p for p in self.new if (p[0], p[2]) not in self.there])
+        self.there |= {(name, step) for name, _, step in self.new}
+        self.new = []

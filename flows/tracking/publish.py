@@ -5,16 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from flows.dag.about import describe, read_file
-from flows.dag.chain import Chain, Entry, Round, arguments, chain, md5_of
-from flows.dag.lineage import digest, lock_entries
-from flows.dag.receipts import comparison, curve, metrics, spent
+from flows.dag.chain import Chain, Round, chain, trained
+from flows.dag.description import describe, read_file
+from flows.dag.lineage import lock_entries
+from flows.dag.lock import Entry, digest
+from flows.dag.receipts import curve, metrics, read_comparison, spent
 from flows.project.locks import locked
-from flows.tracking.client import Tracker
+from flows.tracking import marker
+from flows.tracking.client import Point, Tracker
 from flows.tracking.registry import register
 from fmcore.settings import ReflowError
+from fmcore.verdict import keys
 
 Say = Callable[[str], object]
 
@@ -33,25 +35,56 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
     """Build or complete the MLflow runs of the chain in dvc.lock. A second call does nothing.
 
     Works for stages that came from the cache, after a server was down, and on a new server:
-    nothing is read from MLflow but the tags that say what is there already.
+    read from MLflow are the tags that say what is there, and the points of what is not all there.
     """
-    entries = lock_entries(root)
-    if not any(name.startswith("train@") for name in entries):
-        raise ReflowError("dvc.lock records no round yet; run `reflow run` or `dvc repro` first")
-    with locked(root, "publish"):
+    held = "another `reflow publish`, or the end of a run, is writing to MLflow"
+    with locked(root, "publish", held, "wait for it to end, then `reflow publish`", patience=10):
+        lock = marker.lock_hash(root)
+        entries = lock_entries(root)
+        if not trained(entries):
+            raise ReflowError(
+                "dvc.lock records no round yet; run `reflow run` or `dvc repro` first"
+            )
         tracker = Tracker(root)
         whole = chain(entries, entries)
         done = Published(parent=tracker.parent(whole))
         for round_ in whole.rounds:
-            run = tracker.child(whole, done.parent, round_, round_.train)
-            tags = tracker.client.get_run(run).data.tags
+            run, tags = _run_of(tracker, whole, done.parent, round_, say)
             for part, entry, log in _parts(tracker, run, round_, whole, models):
                 _once(tracker, run, tags, part, entry, log, done, say)
             _spent(tracker, done, run, round_, say)
             if round_.evaluate:
                 tracker.client.set_terminated(run, "FINISHED")
         _parent(tracker, whole, done, say, models)
+        if models and not done.skipped:
+            marker.note(root, lock, done.parent)
     return done
+
+
+def _run_of(
+    tracker: Tracker, whole: Chain, parent: str, round_: Round, say: Say
+) -> tuple[str, dict[str, str]]:
+    """Return the run of a round and its tags.
+
+    Live curves may hold points that are in no receipt: a killed training went past its checkpoint,
+    and on a GPU the resumed one measured something else there. MLflow removes no single point, so
+    such a run goes as a whole, and one is made that holds what dvc.lock records.
+    """
+    run = tracker.child(whole, parent, round_, round_.train)
+    tags = tracker.client.get_run(run).data.tags
+    entry = round_.train
+    if entry is None or tags.get(_tag(f"train@{round_.name}")) == digest(entry):
+        return run, tags
+    try:
+        measured = set(_measured(tracker.root, entry))
+    except ReflowError:
+        return run, tags  # the part whose receipt is missing will say so
+    if set(tracker.points(run, "train/")) <= measured:
+        return run, tags
+    say(f"train@{round_.name}: its live curves are not what dvc.lock records; they are replaced")
+    tracker.client.delete_run(run)
+    run = tracker.child(whole, parent, round_, round_.train)
+    return run, tracker.client.get_run(run).data.tags
 
 
 def _parts(
@@ -74,13 +107,13 @@ def _once(
     run: str,
     tags: dict[str, str],
     part: str,
-    entry: Entry,
+    entry: Entry | dict[str, float],
     log: Callable[[], None],
     done: Published,
     say: Say,
 ) -> None:
     """Log a part unless the run's tag says that this very entry of dvc.lock is logged."""
-    tag, value = f"reflow.published.{part.replace('@', '.')}", digest(entry)
+    tag, value = _tag(part), digest(entry)
     if tags.get(tag) == value:
         done.unchanged.append(part)
         return
@@ -96,27 +129,33 @@ def _once(
 
 
 def _train(tracker: Tracker, run: str, entry: Entry) -> None:
-    there = tracker.steps(run, "train/loss")
+    tracker.complete(run, _measured(tracker.root, entry))
+    path = entry.path("coupling")
+    _dataset(tracker, run, path, entry.md5(path), "training")
+    tracker.client.set_tag(run, "dvc.model.md5", entry.md5(entry.path("out")))
+
+
+def _tag(part: str) -> str:
+    """Return the tag that says which entry of dvc.lock a part was logged from."""
+    return f"reflow.published.{part.replace('@', '.')}"
+
+
+def _measured(root: Path, entry: Entry) -> list[Point]:
+    """Return what a training measured: its curve, and the metrics at its end."""
     points = [
         (f"train/{name}", value, int(row["step"]))
-        for row in curve(tracker.root, entry, "curve")
-        if int(row["step"]) not in there
+        for row in curve(root, entry, "curve")
         for name, value in row.items()
         if name != "step"
     ]
-    final = [(f"train/final_{k}", v, 0) for k, v in metrics(tracker.root, entry).items()]
-    tracker.log(run, points + final)
-    path = arguments(entry["cmd"])["coupling"]
-    _dataset(tracker, run, path, md5_of(entry, path), "training")
-    model = arguments(entry["cmd"])["out"]
-    tracker.client.set_tag(run, "dvc.model.md5", md5_of(entry, model))
+    return points + [(f"train/final_{k}", v, 0) for k, v in metrics(root, entry).items()]
 
 
 def _couple(tracker: Tracker, run: str, name: str, entry: Entry) -> None:
     values = metrics(tracker.root, entry)
-    tracker.log(run, [(f"couple/{name}/{k}", v, 0) for k, v in values.items()])
-    path = arguments(entry["cmd"])["out"]
-    _dataset(tracker, run, path, md5_of(entry, path), "generated")
+    tracker.complete(run, [(f"couple/{name}/{k}", v, 0) for k, v in values.items()])
+    path = entry.path("out")
+    _dataset(tracker, run, path, entry.md5(path), "generated")
     tracker.client.set_tag(run, f"dvc.coupling.{name}.pairs", str(int(values["pairs"])))
 
 
@@ -139,12 +178,12 @@ def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
     points = [(name, value, 0) for name, value in metrics(tracker.root, entry).items()]
     for row in curve(tracker.root, entry, "fd"):
         nfe = int(row["nfe"])
-        points += [(f"{k}_by_nfe", v, nfe) for k, v in row.items() if k != "nfe"]
+        points += [(keys.over_nfe(k), v, nfe) for k, v in row.items() if k != "nfe"]
     for row in curve(tracker.root, entry, "straightness"):
         # Steps are integers: t in thousandths.
         points.append(("gap_over_t", row["gap"], round(1000 * row["t"])))
-    tracker.log(run, points)
-    folder = tracker.root / arguments(entry["cmd"])["out"]
+    tracker.complete(run, points)
+    folder = tracker.root / entry.path("out")
     for picture in sorted(folder.glob("*.png")):
         tracker.client.log_artifact(run, str(picture), "pictures")
 
@@ -152,7 +191,7 @@ def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
 def _model(tracker: Tracker, run: str, entry: Entry) -> None:
     from flows.tracking.model import log_model
 
-    folder = tracker.root / arguments(entry["cmd"])["out"]
+    folder = tracker.root / entry.path("out")
     if not folder.is_dir():
         raise ReflowError(f"{folder.name}: the model is missing; `dvc checkout` brings it back")
     log_model(tracker.mlflow, run, folder)
@@ -166,8 +205,8 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
         return  # the stage whose receipt is missing has said so
 
     def log() -> None:
-        tracker.log(run, [(k, v, 0) for k, v in values.items()])
-        tracker.log(done.parent, [(f"round/{k}", v, round_.index) for k, v in values.items()])
+        tracker.complete(run, [(k, v, 0) for k, v in values.items()])
+        tracker.complete(done.parent, [(f"round/{k}", v, round_.index) for k, v in values.items()])
 
     tags = tracker.client.get_run(run).data.tags
     _once(tracker, run, tags, f"spent@{round_.name}", values, log, done, say)
@@ -181,8 +220,8 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
             continue
 
         def log(entry: Entry = entry, index: int = round_.index) -> None:
-            values: dict[str, Any] = metrics(tracker.root, entry)
-            tracker.log(done.parent, [(f"round/{k}", v, index) for k, v in values.items()])
+            values = metrics(tracker.root, entry)
+            tracker.complete(done.parent, [(f"round/{k}", v, index) for k, v in values.items()])
 
         _once(tracker, done.parent, tags, f"round@{round_.name}", entry, log, done, say)
     if compare := whole.compare:
@@ -197,28 +236,27 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     """Log the comparison: its files, what to ship, what the gates say, the table as the note."""
     commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
     about = describe(whole, partial(read_file, tracker.root), commit)
-    found = comparison(tracker.root, entry)
-    folder = tracker.root / arguments(entry["cmd"])["out"]
+    found = read_comparison(tracker.root, entry)
+    folder = tracker.root / entry.path("out")
     for file in sorted(folder.iterdir()):
         tracker.client.log_artifact(run, str(file), "comparison")
-    tracker.client.log_dict(run, about, "chain.json")
-    points = [(f"{found['metric']}/floor", found["floor"], 0)]
-    for use, choice in found["ship"].items():
-        points += [(f"{use}/{found['metric']}", choice["distance"], 0)]
-        points += [(f"{use}/nfe", float(choice["nfe"]), 0)]
-        tracker.client.set_tag(run, f"reflow.{use}", choice["round"])
-    tracker.log(run, points)
-    unhappy = [f"{g['state']}: {g['stage']} {g['gate']}" for g in found["gates"]
-               if g["state"] != "ok"]  # fmt: skip
+    tracker.client.log_dict(run, about.as_dict(), "chain.json")
+    points = [(keys.at_floor(found.metric), float(found.floor), 0)]
+    for use, choice in found.ship.items():
+        points += [(f"{use}/{found.metric}", float(choice.distance), 0)]
+        points += [(f"{use}/nfe", float(choice.nfe), 0)]
+        tracker.client.set_tag(run, f"reflow.{use}", choice.round)
+    tracker.complete(run, points)
+    unhappy = [f"{j.verdict.state}: {j.stage} {j.verdict.gate}" for j in found.unhappy]
     tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")
-    tracker.client.set_tag(run, "reflow.fingerprint", found["fingerprint"])
+    tracker.client.set_tag(run, "reflow.fingerprint", found.fingerprint)
     tracker.client.set_tag(run, "mlflow.note.content", (folder / "rounds.md").read_text())
 
 
 def _ship(tracker: Tracker, whole: Chain, compare: Entry, done: Published, say: Say) -> None:
     """Register the rounds to ship; not tied to a tag: another chain may have moved the aliases."""
     try:
-        changed = register(tracker, whole, comparison(tracker.root, compare)["ship"])
+        changed = register(tracker, whole, read_comparison(tracker.root, compare).ship)
     except ReflowError as error:
         done.skipped.append(f"ship: {error}")
         say(f"ship: not published: {error}")

@@ -1,45 +1,49 @@
 """The chains that MLflow holds, read back from the runs that `publish` made."""
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.dag.about import Read
+from flows.dag.description import Description, Files, Read
 from flows.tracking.client import Tracker
 from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import FILE
 
 
-def published(root: Path) -> Iterator[tuple[str, dict[str, Any], Read]]:
+def published(root: Path) -> Iterator[tuple[str, Description, Read]]:
     """Yield (name, description, reader of its files) of every chain in MLflow, newest first.
 
     The reader knows the files of the comparison, the pictures and the curves of straightness.
+    Raises ReflowError when MLflow does not answer: a chain that it cannot say is not left out.
     """
-    try:
+    with _answers():
         tracker = Tracker(root)
         runs = tracker.find(reflow__kind="chain")
-    except Exception as error:  # whatever MLflow raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReflowError(f"MLflow: {reason[:200]}; is the server of this project up?") from error
     for run in runs:
-        text = _artifact(tracker, run.info.run_id, "chain.json")
-        if text is not None:  # a chain that has not come to its comparison has none
-            about = json.loads(text)
-            yield str(run.info.run_name), about, _reader(tracker, run, about["files"])
+        content = _artifact(tracker, run.info.run_id, "chain.json")
+        if content is not None:  # a chain that has not come to its comparison has none
+            name = str(run.info.run_name)
+            about = Description.read(content, f"MLflow's chain {name}: chain.json")
+            yield name, about, _reader(tracker, run, about.files)
 
 
-def _reader(tracker: Tracker, chain: Any, files: dict[str, Any]) -> Read:
+def _reader(tracker: Tracker, chain: Any, files: Files) -> Read:
     """Return a reader by the paths that the chain's own dvc.yaml gave its files."""
-    found = tracker.find(reflow__kind="round", reflow__chain=chain.data.tags["reflow.chain"])
-    runs = {r.data.tags["reflow.round"]: r.info.run_id for r in found}
+    key = chain.data.tags["reflow.chain"]
+    with _answers():
+        found = tracker.find(reflow__kind="round", reflow__chain=key)
+    runs = {r.data.tags["reflow.round"]: str(r.info.run_id) for r in found}
 
     def read(path: str) -> bytes | None:
-        if path == files["comparison"]:
-            return _artifact(tracker, chain.info.run_id, "comparison/rounds.json")
-        for round_, own in files["rounds"].items():
-            if path == own["straightness"]:
+        if path == files.comparison:
+            return _artifact(tracker, chain.info.run_id, f"comparison/{FILE}")
+        for round_, own in files.rounds.items():
+            if round_ not in runs:
+                continue
+            if path == own.straightness:
                 return _curve(tracker, runs[round_])
-            if path.startswith(f"{own['pictures']}/"):
+            if path.startswith(f"{own.pictures}/"):
                 return _artifact(tracker, runs[round_], f"pictures/{Path(path).name}")
         return None
 
@@ -48,13 +52,30 @@ def _reader(tracker: Tracker, chain: Any, files: dict[str, Any]) -> Read:
 
 def _curve(tracker: Tracker, run: str) -> bytes:
     """Return the curve of straightness as csv, from the metric whose step is t in thousandths."""
-    history = tracker.client.get_metric_history(run, "gap_over_t")
+    with _answers():
+        history = tracker.client.get_metric_history(run, "gap_over_t")
     points = sorted({(m.step / 1000, m.value) for m in history})
     return "\n".join(["t,gap", *(f"{t},{gap}" for t, gap in points)]).encode()
 
 
 def _artifact(tracker: Tracker, run: str, path: str) -> bytes | None:
-    try:
+    """Return an artifact of a run; None where the run has none of that name.
+
+    A store says "not there" in a way of its own, so the folder is listed first: an error after
+    that is one.
+    """
+    folder = path.rpartition("/")[0] or None
+    with _answers():
+        if path not in {item.path for item in tracker.client.list_artifacts(run, folder)}:
+            return None
         return Path(tracker.client.download_artifacts(run, path)).read_bytes()
-    except Exception:  # MLflow says "not there" in a different way for each kind of store
-        return None
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Say in one line that MLflow did not answer, whatever it raises."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ReflowError(f"MLflow: {reason[:200]}; is the server of this project up?") from error

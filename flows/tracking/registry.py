@@ -4,11 +4,10 @@
 was published last. A version names its chain, round and commit, so older chains stay at hand.
 """
 
-from typing import Any
-
 from flows.dag.chain import Chain
 from flows.tracking.client import CHAIN, Tracker
 from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import Choice
 
 USES = ("one_step", "few_step", "best")
 
@@ -18,7 +17,7 @@ def model_name(tracker: Tracker, whole: Chain) -> str:
     return f"{tracker.experiment_name}-{whole.name}"
 
 
-def register(tracker: Tracker, whole: Chain, ship: dict[str, Any]) -> list[str]:
+def register(tracker: Tracker, whole: Chain, ship: dict[str, Choice]) -> list[str]:
     """Point the aliases at the rounds to ship, registering those that are not; say what changed.
 
     A version already there is used again, so that publishing twice changes nothing.
@@ -32,10 +31,10 @@ def register(tracker: Tracker, whole: Chain, ship: dict[str, Any]) -> list[str]:
     for use in USES:
         if use not in ship:
             continue
-        version = _version(tracker, name, whole, ship[use]["round"])
+        version = _version(tracker, name, whole, ship[use].round)
         if str(aliases.get(use)) != version:
             client.set_registered_model_alias(name, use, version)
-            changed.append(f"models:/{name}@{use} is {ship[use]['round']} (version {version})")
+            changed.append(f"models:/{name}@{use} is {ship[use].round} (version {version})")
     for stale in set(aliases) & set(USES) - set(ship):
         client.delete_registered_model_alias(name, stale)
         changed.append(f"models:/{name}@{stale} is gone: the comparison names no round for it")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.write import MANIFEST, SCHEMA_VERSION, About, sha256
+from fmcore.coupling.write import SCHEMA_VERSION, About, sha256
 from fmcore.settings import ReflowError, derive_seed
 
 Split = Literal["train", "held_out", "all"]
@@ -24,12 +25,16 @@ Split = Literal["train", "held_out", "all"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None."""
+    """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None.
+
+    Training draws the source of `independent` pairs afresh; here it is fixed noise.
+    """
 
     pair_id: Tensor
     target: Tensor
     source: Tensor
-    label: Tensor | None
+    label: Tensor | None = None
+    independent: bool = False
 
     def __len__(self) -> int:
         return len(self.target)
@@ -42,7 +47,8 @@ class Pairs:
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""
         label = None if self.label is None else self.label[index]
-        return Pairs(self.pair_id[index], self.target[index], self.source[index], label)
+        target, source = self.target[index], self.source[index]
+        return Pairs(self.pair_id[index], target, source, label, self.independent)
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class Coupling:
         return found
 
 
-def open_coupling(path: Path) -> Coupling:
+def open_coupling(path: Path | str) -> Coupling:
     """Open the coupling in the folder `path`: its manifest is read, its rows are not."""
+    path = Path(path)
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text())
@@ -137,7 +144,7 @@ def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
     else:
         source = vectors("source")
     label = torch.tensor(rows["label"].to_numpy()) if "label" in rows.column_names else None
-    return Pairs(torch.tensor(ids), vectors("target"), source, label)
+    return Pairs(torch.tensor(ids), vectors("target"), source, label, coupling.independent)
 
 
 def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:

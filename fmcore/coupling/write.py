@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import is_held_out
 from fmcore.settings import CONVENTION, ReflowError, Settings
 
 SCHEMA_VERSION = 1
-MANIFEST = "_manifest.json"
 ROW_GROUP_BYTES = 4 << 20
 
 

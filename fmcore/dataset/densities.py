@@ -16,6 +16,8 @@ class Density(Data):
     """What the two-dimensional densities share: how many independent samples."""
 
     samples: int = Field(default=10000, gt=1)
+    """How many independent samples are drawn. Raise it when held_out_ratio says that the network
+    remembers its data."""
 
     def read(self, seed: int) -> Samples:
         """Return the points, drawn from the seed."""
@@ -32,7 +34,10 @@ class EightGaussians(Density):
 
     name: Literal["eight_gaussians"]
     radius: float = Field(default=4.0, gt=0)
+    """Radius of the circle on which the eight centres lie."""
     std: float = Field(default=0.5, gt=0)
+    """Standard deviation of each Gaussian. Lower it for sharper modes, which are harder to
+    learn."""
 
     def modes(self) -> Tensor:
         """Return the centres [8, 2]."""
@@ -55,7 +60,10 @@ class TwoMoons(Density):
 
     name: Literal["two_moons"]
     scale: float = Field(default=2.0, gt=0)
+    """Factor on the whole picture, noise included. At 1 each moon is half a unit circle."""
     std: float = Field(default=0.1, ge=0)
+    """Standard deviation of the noise around the moons, before `scale`. At 0 the law has no
+    density, so there is no exact likelihood."""
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return points of the upper or the lower moon, and noise."""
@@ -106,7 +114,9 @@ class Gaussian(Density):
 
     name: Literal["gaussian"]
     mean: list[float] = Field(min_length=1)
+    """Mean of each dimension. Its length is the dimension of the data."""
     std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Standard deviation of each dimension; as many numbers as `mean`."""
 
     @model_validator(mode="after")
     def _same_length(self) -> "Gaussian":

@@ -21,7 +21,10 @@ class Images(Data):
 
     name: Literal["images"]
     root: str
+    """Folder of PNG, JPEG, BMP or WebP files, relative to the project. Sub-folders are the
+    classes."""
     background: Literal["white", "black"] = "white"
+    """Colour that is laid under transparent pixels."""
 
     def read(self, seed: int) -> Samples:
         """Return every image below the root, sorted by name."""
@@ -36,8 +39,14 @@ class Array(Data):
 
     name: Literal["array"]
     path: str
+    """The file, relative to the project: .npy of shape [N, *D], or Parquet with a column `target`
+    and perhaps `label`."""
     low: float | None = None
+    """Least value that is allowed in the file. null is no bound, but -1 for images where `high` is
+    null too."""
     high: float | None = None
+    """Largest value that is allowed in the file. null is no bound, but 1 for images where `low` is
+    null too."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Array":

@@ -55,8 +55,13 @@ class FashionMNIST(Data):
 
     name: Literal["fashion_mnist"]
     root: str | None = None
+    """Folder with the four idx files, plain or as .gz. null takes the folder of Debian's package
+    dataset-fashion-mnist."""
     split: Split = "train"
+    """Which of the two published parts is the data: 60,000 images of `train` or 10,000 of
+    `test`."""
     samples: int | None = Field(default=None, gt=1)
+    """Takes the first so many images only. null takes all; lower it for a quick trial."""
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], the files checked by their hashes."""
@@ -78,8 +83,12 @@ class CIFAR10(Data):
 
     name: Literal["cifar10"]
     root: str
+    """Folder cifar-10-batches-py or cifar-10-batches-bin, relative to the project."""
     split: Split = "train"
+    """Which of the two published parts is the data: 50,000 images of `train` or 10,000 of
+    `test`."""
     samples: int | None = Field(default=None, gt=1)
+    """Takes the first so many images only. null takes all; lower it for a quick trial."""
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], from pickled or from binary batches."""
@@ -91,7 +100,10 @@ class Emoji(Data):
 
     name: Literal["emoji"]
     font: str = EMOJI_FONT
+    """Path of a font file with colour bitmaps (CBDT). The default is where Debian's
+    fonts-noto-color-emoji puts it."""
     size: int = Field(default=32, ge=8, le=128)
+    """Side of the square images, in pixels. The cost of a network grows with its square."""
 
     def read(self, seed: int) -> Samples:
         """Return the pictures in [-1, 1], squared; no labels."""

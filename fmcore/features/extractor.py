@@ -29,12 +29,23 @@ class FeatureSettings(Settings):
     """
 
     kind: Literal["classifier", "lite0", "inception", "identity"] = "classifier"
+    """`classifier` is trained on the data itself (images with labels), `lite0` and `inception` are
+    pretrained networks for images, `identity` takes samples as they are (vectors)."""
     weights: str | None = None
+    """Path of the file with the weights of kind inception; nothing is downloaded. Other kinds
+    ignore it."""
     sha256: str = Field(default=INCEPTION_SHA256, pattern="^[0-9a-f]{64}$")
+    """Expected hash of the file `weights`. Change it only for another Inception; its distance is
+    then called fd_inception, not fid."""
     epochs: int = Field(default=30, gt=0)
+    """Passes over the data that train the classifier. Raise it when its accuracy is low."""
     batch: int = Field(default=128, gt=0)
+    """Images in each batch of the classifier's training."""
     lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of AdamW at the start of the classifier's training; it falls to 0 along a
+    cosine."""
     width: int = Field(default=32, gt=0)
+    """Channels of the classifier's first convolution; the second has twice as many."""
 
 
 def _which(value: Any) -> str:

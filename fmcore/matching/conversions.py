@@ -84,8 +84,5 @@ def to_velocity(
     interpolant: Schedule, objective: Objective, output: Tensor, x: Tensor, t: Tensor
 ) -> Tensor:
     """Turn the output of a network of this objective at (x, t) into the velocity [B, *D]."""
-    if objective == "noise":
-        return from_source(interpolant, output, x, t)
-    if objective == "target":
-        return from_target(interpolant, output, x, t)
-    return output
+    convert = {"noise": from_source, "target": from_target}.get(objective)
+    return output if convert is None else convert(interpolant, output, x, t)

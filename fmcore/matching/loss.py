@@ -14,15 +14,14 @@ step of length h is x - h u(x, t, h).
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from fmcore.matching.conversions import usable_times
 from fmcore.matching.interpolant import EDGE, Linear, Objective, Schedule, expand, interpolate
-from fmcore.own import Own
 from fmcore.settings import Settings
 
 
@@ -35,11 +34,6 @@ class Batch:
     t: Tensor
     label: Tensor | None = None
     span: Tensor | None = None
-
-    def part(self, cut: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch of the rows that `cut` takes from each of its tensors."""
-        label, span = (None if a is None else cut(a) for a in (self.label, self.span))
-        return Batch(cut(self.target), cut(self.source), cut(self.t), label, span)
 
 
 class SampleLoss(Settings):
@@ -59,16 +53,22 @@ class SampleLoss(Settings):
 class Loss(SampleLoss):
     """The loss of one sample, and its weight by t.
 
-    `pseudo_huber` is sqrt(|gap|^2 + c^2) - c with c = 0.00054 d unless given (Lee et al. 2024):
-    far pairs pull less. `normalised` divides each sample by its own loss, so that all times weigh
-    alike (Kim et al. 2025). `weight: inverse_t` is 1 / t; `velocity` makes a network that predicts
-    the source or the target minimise the error of its velocity.
+    `pseudo_huber` is sqrt(|gap|^2 + c^2) - c (Lee et al. 2024): far pairs pull less. `normalised`
+    divides each sample by its own loss, so that all times weigh alike (Kim et al. 2025).
     """
 
     name: Literal["mse", "pseudo_huber"] = "mse"
+    """`mse` is the squared error; `pseudo_huber` lets pairs with a large error pull less, which
+    helps from round 2 on."""
     c: float | None = Field(default=None, gt=0)
+    """Where pseudo_huber turns from square to linear, in units of |gap|. null is 0.00054 times the
+    dimension of the data."""
     normalised: bool = False
+    """Whether each sample's loss is divided by its own value, so that all samples weigh alike. It
+    suits objective mean_flow."""
     weight: Literal["one", "inverse_t", "velocity"] = "one"
+    """Weight by t: `one`, `inverse_t` (1 / t), or `velocity` (for objectives noise and target:
+    minimises the error of the velocity)."""
 
     def per_sample(
         self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
@@ -124,31 +124,3 @@ def mean_flow_gap(
     u, change = torch.func.jvp(average, (x, t, span), (v, ones, ones))  # type: ignore[misc]
     gap: Tensor = u - (v - expand(span, x) * change).detach()
     return gap
-
-
-class Custom(Own, SampleLoss):
-    """A loss of the user's own, a subclass of `SampleLoss`."""
-
-    base: ClassVar[type] = SampleLoss
-
-    def check(self, own: SampleLoss) -> None:
-        """Check that there is one loss for each sample, and that it has a gradient."""
-        gap = torch.linspace(-1, 1, 12).reshape(4, 3).requires_grad_(True)
-        value = own.per_sample(gap, torch.linspace(0.1, 0.9, 4), Linear(), "velocity")
-        if value.shape != (4,) or not value.requires_grad:
-            raise ValueError("per_sample must return [B] losses of gaps [B, *D], with gradient")
-
-    def per_sample(
-        self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
-    ) -> Tensor:
-        """Return the user's loss [B]."""
-        return cast(Tensor, self.own.per_sample(gap, t, interpolant, objective))
-
-
-def _mse_unless_named(value: Any) -> Any:
-    return {"name": "mse", **value} if isinstance(value, dict) else value
-
-
-LossOfRound = Annotated[
-    Loss | Custom, Field(discriminator="name"), BeforeValidator(_mse_unless_named)
-]

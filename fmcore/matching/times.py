@@ -6,14 +6,13 @@ stay stratified. A student is a law too: `point` at t = 1 for one step, `grid` f
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
-from fmcore.own import Own
-from fmcore.settings import Settings, by_name
+from fmcore.settings import Settings
 
 
 class Law(Settings):
@@ -40,9 +39,11 @@ class Uniform(Law):
 class LogitNormal(Law):
     """logit(t) ~ N(mean, std^2): the middle of the path (Esser et al. 2024, SD3)."""
 
-    name: Literal["logit_normal"]
+    name: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
+    """Mean of logit(t). Above 0 more times lie near the source."""
     std: float = Field(default=1.0, gt=0)
+    """Standard deviation of logit(t). Lower it to crowd the times around the middle."""
 
     def spread(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).to(u.dtype)
@@ -51,8 +52,9 @@ class LogitNormal(Law):
 class Mode(Law):
     """t = 1 - w - scale (cos^2(pi w / 2) - 1 + w) at w = 1 - u: heavy tails, tunable mode (SD3)."""
 
-    name: Literal["mode"]
+    name: Literal["mode"] = "mode"
     scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
+    """How much the density peaks in the middle; below 0 it peaks at the ends, 0 is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         w = 1 - u
@@ -63,12 +65,12 @@ class Mode(Law):
 class UShaped(Law):
     """Density e^{rate t} + e^{rate (1 - t)} (Lee et al. 2024, rate 4).
 
-    The CDF is sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
-    From round 2 on the ends are where the loss is, and one Euler step reads t = 1 alone.
+    From round 2 on the loss is at the ends. CDF: sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
     """
 
-    name: Literal["u_shaped"]
+    name: Literal["u_shaped"] = "u_shaped"
     rate: float = Field(default=4.0, gt=0, le=30)
+    """How strongly times crowd at both ends; towards 0 the law is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         c = (2 * u.double() - 1) * math.sinh(self.rate / 2)
@@ -78,9 +80,11 @@ class UShaped(Law):
 class Beta(Law):
     """Density t^{a-1} (1 - t)^{b-1} / B(a, b)."""
 
-    name: Literal["beta"]
+    name: Literal["beta"] = "beta"
     a: float = Field(default=2.0, gt=0)
+    """First parameter. Raise it for more times near the source (t = 1)."""
     b: float = Field(default=2.0, gt=0)
+    """Second parameter. Raise it for more times near the target (t = 0)."""
 
     def spread(self, u: Tensor) -> Tensor:
         from scipy.special import betaincinv  # a third of a second to import
@@ -91,45 +95,20 @@ class Beta(Law):
 class Point(Law):
     """All mass at one time: at t = 1 the round is a one-step student of its coupling."""
 
-    name: Literal["point"]
+    name: Literal["point"] = "point"
     at: float = Field(default=1.0, ge=0, le=1)
+    """The only time that is trained. 1 makes a one-step student."""
 
     def spread(self, u: Tensor) -> Tensor:
         return torch.full_like(u, self.at)
 
 
 class Grid(Law):
-    """The times 1/k, 2/k, ..., 1 alike: where k Euler steps read the velocity (a k-step student).
+    """The times 1/k, ..., 1 that k Euler steps read: a k-step student (Liu et al. 2022, 2.3)."""
 
-    Liu et al. 2022, section 2.3: distillation asks for nothing in between.
-    """
-
-    name: Literal["grid"]
+    name: Literal["grid"] = "grid"
     steps: int = Field(gt=0)
+    """The k of the times 1/k, 2/k, ..., 1: the number of Euler steps that the student takes."""
 
     def spread(self, u: Tensor) -> Tensor:
         return ((u * self.steps).floor().clamp(max=self.steps - 1) + 1) / self.steps
-
-
-class Custom(Own, Law):
-    """A law of t of the user's own, a subclass of `Law`."""
-
-    base: ClassVar[type] = Law
-
-    def check(self, own: Law) -> None:
-        """Check that the times lie in [0, 1]."""
-        u = (torch.arange(64) + 0.5) / 64
-        t = own.spread(u)
-        if t.shape != u.shape or not bool(((t >= 0) & (t <= 1)).all()):
-            raise ValueError(f"spread must turn u [{len(u)}] into as many times in [0, 1]")
-
-    def spread(self, u: Tensor) -> Tensor:
-        """Return the user's times [B]."""
-        return cast(Tensor, self.own.spread(u)).to(u.dtype)
-
-
-LawOfTime = Annotated[
-    Uniform | LogitNormal | Mode | UShaped | Beta | Point | Grid | Custom,
-    Field(discriminator="name"),
-    BeforeValidator(by_name),
-]

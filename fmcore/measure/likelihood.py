@@ -12,10 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.choices.solvers import GridSolver
 from fmcore.matching.conversions import Velocity
 from fmcore.sampling.flow import Flow
 from fmcore.settings import Settings, derive_seed
-from fmcore.solve.solver import GridSolver, Solver, solve
+from fmcore.solve.solver import Solver, solve
 
 EXACT_UP_TO = 64
 """Dimensions up to which `auto` takes the exact trace: one gradient each."""
@@ -27,9 +28,16 @@ class Likelihood(Settings):
     """How the likelihood of held-out data is computed, on how many samples."""
 
     samples: int = Field(default=512, gt=1)
+    """How many samples are measured: held-out ones where there are any."""
     solver: GridSolver = Solver(name="rk4", steps=32)
+    """Solver of the ODE from data to noise, along which the divergence is summed. Raise its steps
+    for a smaller error."""
     trace: Literal["auto", "exact", "hutchinson"] = "auto"
+    """How the divergence is found: `exact` takes one gradient for each dimension, `hutchinson`
+    estimates it, `auto` is exact up to 64 dimensions."""
     probes: int = Field(default=4, gt=0)
+    """Random sign vectors of each Hutchinson estimate. Raise it for less noise; cost grows with
+    it."""
 
 
 def log_likelihood(

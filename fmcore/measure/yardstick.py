@@ -47,8 +47,13 @@ class YardstickSettings(Settings):
     """Which features, how many samples a half, how many cuts."""
 
     features: FeaturesOf = FeatureSettings()
+    """The features in which generated and real samples are compared."""
     samples: int = Field(default=5000, gt=1)
+    """Samples in each half of a cut (n); half of the data at most. More samples make distances less
+    biased; distances compare at equal n only."""
     splits: int = Field(default=4, gt=0)
+    """How many random cuts of the data into two halves. A round is measured with n samples for each
+    cut, so more cuts lower the spread and cost time."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmcore.choices.interpolants import Interpolant
 from fmcore.matching.conversions import Velocity, to_velocity, usable_times
-from fmcore.matching.interpolant import Interpolant, Objective, Schedule
+from fmcore.matching.interpolant import Objective, Schedule
 from fmcore.own import read
 
 

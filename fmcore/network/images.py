@@ -25,11 +25,20 @@ class UNet(Settings):
 
     name: Literal["unet"]
     channels: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (32, 64)
+    """Channels at each resolution, the first at full size; each further level halves the image. The
+    size must divide by 2 for each halving."""
     blocks: int = Field(default=1, gt=0)
+    """Residual blocks at each resolution."""
     attend: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
+    """Levels with self-attention, counted from 0 (full size). Attention at level 0 is slow."""
     head: int = Field(default=8, gt=0)
+    """Channels of each attention head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of features that are dropped in training. Raise it to about 0.1 when the network
+    remembers a small data set."""
     classes: int = Field(default=0, ge=0)
+    """Number of classes that the network is told; 0 ignores labels. Labels of the data must be
+    below it. Guidance needs it."""
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""
@@ -44,11 +53,20 @@ class DiT(Settings):
 
     name: Literal["dit"]
     heads: int = Field(default=4, gt=0)
+    """Attention heads of each block. The width of the network is heads times head."""
     head: int = Field(default=16, gt=0)
+    """Channels of each attention head."""
     depth: int = Field(default=4, gt=0)
+    """Number of transformer blocks."""
     patch: int = Field(default=2, gt=0)
+    """Side of a patch in pixels; it must divide the image. Half of it makes four times as many
+    tokens."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of features that are dropped in training. Raise it to about 0.1 when the network
+    remembers a small data set."""
     classes: int = Field(default=0, ge=0)
+    """Number of classes that the network is told; 0 ignores labels. Labels of the data must be
+    below it. Guidance needs it."""
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""

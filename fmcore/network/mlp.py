@@ -21,12 +21,24 @@ class MLP(Settings):
 
     name: Literal["residual_mlp"] = "residual_mlp"
     width: int = Field(default=384, gt=0)
+    """Features in each hidden layer. Raise it when the loss stays high, lower it when
+    held_out_ratio is above its bound."""
     depth: int = Field(default=3, gt=0)
+    """Number of residual blocks."""
     time_features: int = Field(default=64, gt=1, multiple_of=2)
+    """How many sines and cosines of t the network gets; an even number."""
     time_frequency: float = Field(default=16.0, gt=1)
+    """Highest frequency of these, in half periods over [0, 1]. Lower it to about 4 for objective
+    mean_flow, whose loss differentiates by t."""
     norm: Literal["layer", "none"] = "layer"
+    """`layer` normalises features before each block. `none` is for data of a few dimensions, where
+    the length of x matters."""
     classes: int = Field(default=0, ge=0)
+    """Number of classes that the network is told; 0 ignores labels. Labels of the data must be
+    below it. Guidance needs it."""
     spans: bool = False
+    """Whether the untrained network has an input for spans. A round with objective mean_flow adds
+    it by itself, so leave it out."""
 
     def build(self, shape: tuple[int, ...]) -> "ResidualMLP":
         """Make the network for samples of `shape`."""

@@ -46,6 +46,7 @@ class Custom(Own):
 
     base: ClassVar[type] = OwnNetwork
     classes: int = Field(default=0, ge=0)
+    """Number of classes of the labels; 0 for a network without labels. Set it for guidance."""
 
     @property
     def own(self) -> Any:

@@ -78,7 +78,8 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
     file = path / ("model.safetensors" if weights == "ema" else "raw.safetensors")
     try:
         config = json.loads((path / "config.json").read_text())
-        settings: Network = read(Network, config["network"], f"{path}/config.json: network")
+        place = f"{path}: not a model that can be read: config.json: network"
+        settings: Network = read(Network, config["network"], place)
         network = build(settings, tuple(config["shape"]), seed=0)
         whole: nn.Module = network
         if isinstance(network, ImageNetwork) and weights == "ema":

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmcore.choices.solvers import OdeSolver
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.store import Model
-from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
+from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles
 
 
@@ -61,7 +62,7 @@ class Flow(Field):
         source: Tensor,
         solver: OdeSolver,
         *,
-        device: torch.device,
+        device: torch.device | None = None,
         batch: int = 1024,
         label: Tensor | None = None,
         guidance: float = 1.0,
@@ -69,7 +70,8 @@ class Flow(Field):
     ) -> Solution:
         """Carry source [N, *D] to t = 0; the solution is on the CPU.
 
-        The state is float32 whatever the network computes in: a half-precision state loses the
+        `device` is where the weights lie: known of a loaded model, else that of the source. The
+        state is float32 whatever the network computes in: a half-precision state loses the
         pair. With guidance each evaluation of the velocity is two of the network, and counted so.
         """
         start = self.interpolant.noise_scale * source
@@ -82,7 +84,7 @@ class Flow(Field):
         target: Tensor,
         solver: OdeSolver,
         *,
-        device: torch.device,
+        device: torch.device | None = None,
         batch: int = 1024,
         label: Tensor | None = None,
         guidance: float = 1.0,
@@ -96,15 +98,16 @@ class Flow(Field):
         x: Tensor,
         solver: OdeSolver,
         ends: tuple[float, float],
-        device: torch.device,
+        device: torch.device | None,
         batch: int,
         label: Tensor | None,
         guidance: float,
         keep: bool,
     ) -> Solution:
         span = 1 / solver.steps if isinstance(solver, Solver) and solver.name == "euler" else 0.0
-        tiled = self.tiled()
-        parts = []
+        tiled, parts = self.tiled(), []
+        if device is None:
+            device = x.device if self.made_of is None else _device_of(self.made_of[0].network)
         for cut in range(0, len(x), batch):
             rows = x[cut : cut + batch].to(device)
             own = None if label is None else label[cut : cut + batch].to(device)
@@ -112,6 +115,10 @@ class Flow(Field):
             start, end = ends
             parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
         return concatenated(parts, 1 if label is None or guidance == 1 else 2)
+
+
+def _device_of(network: torch.nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def concatenated(parts: list[Solution], factor: int = 1) -> Solution:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fmcore.choices.solvers import OdeSolver
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import Pairs, open_coupling, read
 from fmcore.coupling.write import About, table
@@ -20,7 +21,7 @@ from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, Settings
 from fmcore.solve.adaptive import Adaptive
-from fmcore.solve.solver import OdeSolver, Solution, Solver, solve
+from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import numerics
 from fmcore.work.work import Work
 
@@ -35,13 +36,28 @@ class Couple(Settings):
     """
 
     pairs: int = Field(gt=0)
+    """How many pairs are sampled. Raise it when held_out_ratio warns on the round that trains on
+    them."""
     solver: OdeSolver = Solver(name="heun", steps=18)
+    """The solver of the ODE that makes the pairs."""
     mix: dict[Kind, Annotated[float, Field(gt=0)]] = Field(default={"generated": 1.0}, min_length=1)
+    """Shares of pairs `generated` from noise and `inverted` from real samples; they add up to 1.
+    Add inverted pairs when gates.drift_rel warns."""
     guidance: float = Field(default=1.0, ge=0)
+    """Strength of guidance that is baked into the pairs: v_null + guidance (v - v_null). 1 is none;
+    other values need network.classes and double the cost."""
     weights: Literal["ema", "raw"] = "ema"
+    """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
+    (`raw`)."""
     batch: int = Field(default=1024, gt=0)
+    """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; on the
+    CPU it never changes the bytes."""
     shard: int = Field(default=4096, gt=0)
+    """Pairs in each Parquet file: the unit of work for several workers, and what a stopped run need
+    not repeat."""
     audit_every: int = Field(default=32, gt=0)
+    """Every so many-th pair is solved again with twice the steps (or a tenth of the tolerances), to
+    measure `solver_gap`. Lower it for a better estimate."""
 
     @model_validator(mode="after")
     def _shares(self) -> "Couple":

@@ -17,8 +17,11 @@ class Sde(Settings):
     """Euler-Maruyama: how many equal steps, and how much of the noise is drawn anew."""
 
     name: str = Field(default="euler_maruyama", pattern="^euler_maruyama$")
+    """The scheme: Euler-Maruyama, the only one."""
     steps: int = Field(default=64, gt=0)
+    """Number of equal steps from t = 1 to t = 0."""
     churn: float = Field(default=1.0, ge=0, le=1)
+    """Share of the noise that is drawn anew: 0 is the ODE, 1 the full reverse SDE."""
 
 
 def diffuse(

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fmcore.choices.solvers import OdeSolver
 from fmcore.sampling.flow import Flow
-from fmcore.solve.solver import OdeSolver
 from fmcore.work.workers import Run
 
 Part = tuple[int, OdeSolver, NDArray[Any], NDArray[Any] | None]

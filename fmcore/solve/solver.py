@@ -4,18 +4,16 @@ The ODE is dx/dt = v(x, t); it carries source (t = 1) to target (t = 0), or back
 exact: the last step ends on `end` itself, never at an epsilon beside it.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fmcore.matching.conversions import Velocity
-from fmcore.own import Own
 from fmcore.settings import Settings
 from fmcore.solve.adaptive import Adaptive, dopri5
 
@@ -51,38 +49,26 @@ def rk4(v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
 STEPS: dict[str, Step] = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
 
 
-class StepRule(Settings):
-    """The base of a solver of your own (`name: custom`): one step, and its settings as fields.
-
-    The grid (`steps`, `shift`, `times`) stands beside them in params.yaml. Evaluations are counted
-    where they happen. That a constant velocity is followed exactly is checked when it is read.
-    """
-
-    @abstractmethod
-    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
-        """Return x [B, *D] at t + dt; t and dt are scalars, dt < 0 towards the target.
-
-        `v(x, s)` is the velocity [B, *D] at x [B, *D] and a scalar time s.
-        """
-
-
 class Solver(Settings):
-    """Which step, how many, and where: equal steps, steps shifted to the noise, or `times`.
-
-    `shift` s maps t to s t / (1 + (s - 1) t) (Esser et al. 2024); above 1 it takes shorter steps
-    near the target. `times` is a grid of your own, from 1 down to 0.
-    """
+    """Which step, how many, and where: equal steps, shifted (Esser et al. 2024), or `times`."""
 
     name: Literal["euler", "midpoint", "heun", "rk4"] = "heun"
+    """The step: `euler` has order 1, `midpoint` and `heun` order 2, `rk4` order 4, for 1, 2, 2 and
+    4 evaluations each."""
     steps: int = Field(default=18, gt=0)
+    """Number of steps from t = 1 to t = 0. Raise it when gates.solver_gap_rel warns; cost grows
+    with it."""
     shift: float = Field(default=1.0, gt=0)
+    """Moves the grid: t becomes s t / (1 + (s - 1) t). Above 1 steps are shorter near the target, 1
+    is even steps."""
     times: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
+    """A grid of your own, falling from 1 to 0, in place of `steps` and `shift`. null is none."""
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_of_times(cls, given: dict[str, object]) -> dict[str, object]:
-        times = given.get("times")
-        if isinstance(times, list | tuple) and "steps" not in given:
+    def _steps_of_times(cls, given: object) -> object:
+        times = given.get("times") if isinstance(given, dict) else None
+        if isinstance(given, dict) and isinstance(times, list | tuple) and "steps" not in given:
             return {**given, "steps": max(1, len(times) - 1)}
         return given
 
@@ -113,52 +99,19 @@ class Solver(Settings):
         """Return the same solver with twice the steps, for error estimates by step doubling."""
         if self.times is None:
             return self.model_copy(update={"steps": 2 * self.steps})
-        middle = [(a + b) / 2 for a, b in pairwise(self.times)]
-        times = sorted([*self.times, *middle], reverse=True)
+        middle = ((a + b) / 2 for a, b in pairwise(self.times))
+        times = sorted((*self.times, *middle), reverse=True)
         return self.model_copy(update={"times": tuple(times), "steps": len(times) - 1})
 
     def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
-        """Return x [B, *D] at t + dt."""
         return STEPS[self.name](v, x, t, dt)
-
-
-class Custom(Own, Solver):
-    """A solver of the user's own on a fixed grid, a subclass of `StepRule`."""
-
-    base: ClassVar[type] = StepRule
-    name: Literal["custom"]  # type: ignore[assignment]
-
-    def check(self, own: StepRule) -> None:
-        """Check that a constant velocity is followed exactly."""
-        x, t, dt = torch.zeros(3, 2), torch.tensor(0.75), torch.tensor(-0.25)
-        found = own.step(lambda x, t: torch.ones_like(x), x, t, dt)
-        if found.shape != x.shape or not bool(((found - dt).abs() <= 1e-5).all()):
-            raise ValueError("a step of dx/dt = 1 must return x + dt")
-
-    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
-        """Return the user's step."""
-        return cast(Tensor, self.own.step(v, x, t, dt))
-
-
-OdeSolver = Annotated[Solver | Custom | Adaptive, Field(discriminator="name")]
-
-
-def _heun_unless_named(value: Any) -> Any:
-    return {"name": "heun", **value} if isinstance(value, dict) else value
-
-
-GridSolver = Annotated[
-    Solver | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
-]
-"""A solver on a fixed grid."""
 
 
 @dataclass(frozen=True)
 class Solution:
     """Endpoint x [B, *D], counted evaluations, and the trajectory [T+1, B, *D] if asked for.
 
-    `nfe` is the number of evaluations of every row, of an adaptive solver their largest, whose
-    numbers for each row are then `evaluations` [B].
+    `nfe` counts those of every row; of an adaptive solver the largest of its `evaluations` [B].
     """
 
     x: Tensor
@@ -171,7 +124,7 @@ class Solution:
 def solve(
     velocity: Velocity,
     x: Tensor,
-    solver: OdeSolver,
+    solver: Solver | Adaptive,
     *,
     start: float = 1.0,
     end: float = 0.0,

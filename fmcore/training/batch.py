@@ -7,10 +7,11 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.read import Pairs
 from fmcore.matching.interpolant import expand
 from fmcore.matching.loss import Batch
-from fmcore.matching.times import LawOfTime, Uniform
+from fmcore.matching.times import Uniform
 from fmcore.settings import ReflowError, Settings, by_name, derive_seed
 
 
@@ -31,6 +32,8 @@ class Sinkhorn(Settings):
 
     name: Literal["sinkhorn"]
     reg: float = Field(default=0.05, gt=0)
+    """Strength of the entropy, relative to the mean squared distance in the batch. Towards 0 the
+    pairing is the optimal one, and slow."""
 
 
 Pairing = Annotated[
@@ -80,7 +83,8 @@ def draw_batch(
     if label is not None and rules.label_dropout:
         dropped = _uniform(rows, seed, "label", step) < rules.label_dropout
         label = torch.where(dropped, rules.classes, label)
-    return Batch(target, source, t, label, span).part(lambda x: x.to(device))
+    target, source, t, span = (a.to(device) for a in (target, source, t, span))
+    return Batch(target, source, t, None if label is None else label.to(device), span)
 
 
 def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:

@@ -1,7 +1,10 @@
 """A coupling as an endless stream of training batches, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ from fmcore.coupling.read import Coupling, Pairs, decode, open_shard, table_of
 from fmcore.settings import ReflowError, derive_seed
 
 Group = tuple[str, int, int]
+W = TypeVar("W")
 
 
 def batches(
@@ -35,9 +39,29 @@ def batches(
     windows = _windows(coupling, memory)
     sizes = [_train_rows(coupling, w, shorter_than) for w in windows]
     windows = [w for w, n in zip(windows, sizes, strict=True) if n]
-    cuts = [max(1, n // batch) for n in sizes if n]
     if not windows:
         raise ReflowError(f"{coupling.path}: no training pairs; ask for more `pairs` or data")
+    load = partial(_train_pairs, coupling, shorter_than=shorter_than)
+    yield from _epochs(windows, load, [n for n in sizes if n], batch, seed, start)
+
+
+def shuffled_batches(pairs: Pairs, *, batch: int, seed: int, start: int = 0) -> Iterator[Pairs]:
+    """Yield training batches of pairs in memory for ever: those of `batches` of one window."""
+    if not len(pairs):
+        raise ReflowError("no training pairs; give at least one")
+    yield from _epochs([pairs], lambda window: window, [len(pairs)], batch, seed, start)
+
+
+def _epochs(
+    windows: list[W],
+    load: Callable[[W], Pairs],
+    sizes: list[int],
+    batch: int,
+    seed: int,
+    start: int,
+) -> Iterator[Pairs]:
+    """Shuffle the windows in each epoch, and the pairs in each window; cut them into batches."""
+    cuts = [max(1, n // batch) for n in sizes]
     step, held = 0, -1
     for epoch in count():
         if step + sum(cuts) <= start:  # an epoch that is done already: skip it unread
@@ -48,11 +72,11 @@ def batches(
                 step += cuts[w]
                 continue
             if held != w:
-                pairs, held = _train_pairs(coupling, windows[w], shorter_than), w
+                pairs, held = load(windows[w]), w
             order = _shuffled(len(pairs), seed, "rows", epoch, w)
             for cut in range(cuts[w]):
                 if step >= start:
-                    yield _fresh(coupling, pairs.rows(order[cut * batch :][:batch]), seed, step)
+                    yield _fresh(pairs.rows(order[cut * batch :][:batch]), seed, step)
                 step += 1
 
 
@@ -103,9 +127,8 @@ def _shuffled(n: int, *names: str | int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def _fresh(coupling: Coupling, pairs: Pairs, seed: int, step: int) -> Pairs:
-    if not coupling.independent:
+def _fresh(pairs: Pairs, seed: int, step: int) -> Pairs:
+    if not pairs.independent:
         return pairs
     generator = torch.Generator().manual_seed(derive_seed(seed, "source", step))
-    source = torch.randn(pairs.target.shape, generator=generator)
-    return Pairs(pairs.pair_id, pairs.target, source, pairs.label)
+    return replace(pairs, source=torch.randn(pairs.target.shape, generator=generator))

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from fmcore.choices.interpolants import Interpolant
+from fmcore.choices.laws import LawOfTime
+from fmcore.choices.losses import LossOfRound
 from fmcore.coupling.read import Pairs
-from fmcore.matching.interpolant import Interpolant, Linear, Objective
-from fmcore.matching.loss import Loss, LossOfRound, flow_matching_loss
-from fmcore.matching.times import Grid, LawOfTime, Point, Uniform
+from fmcore.matching.interpolant import Linear, Objective
+from fmcore.matching.loss import Loss, flow_matching_loss
+from fmcore.matching.times import Grid, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import averaged
-from fmcore.settings import Settings
+from fmcore.settings import ReflowError, Settings
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
-from fmcore.training.checkpoint import State
+from fmcore.training.checkpoint import State, finite
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
 
@@ -37,27 +40,67 @@ class Train(Settings):
     """
 
     steps: int = Field(gt=0)
+    """Optimiser steps; the learning rate falls to 0 over them. More steps fit better, and remember
+    a small set of pairs sooner."""
     batch: int = Field(default=256, gt=0)
+    """Pairs in each step. Raise it to smooth the gradient, lower it when memory runs out."""
     lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW, reached after `warmup` steps, then falling to 0 along a cosine.
+    Lower it when the loss rises or the run is stopped as diverged."""
     warmup: int = Field(default=100, ge=0)
+    """Steps over which the learning rate rises to its peak. Raise it when the first steps
+    diverge."""
     clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; a longer one is scaled down to it. Lower it when the loss has
+    spikes."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW. Raise it when the network remembers its pairs."""
     ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the average of the weights, the model that is sampled; it starts lower and rises to
+    this value. Raise it with `steps`: 0.9999 for hundreds of thousands."""
     interpolant: Interpolant = Linear()
+    """How a point on the path is mixed from target and source. Keep linear for rectification; the
+    budget is checked for it alone."""
     objective: Objective = "velocity"
+    """What the network predicts: `velocity`, `noise` (the source), `target`, or `mean_flow` (the
+    velocity averaged over a span, for long steps)."""
     time: LawOfTime = Uniform()
+    """The law by which training times t are drawn. `u_shaped` suits round 2 and later; `point` and
+    `grid` make the round a student for one or k steps."""
     spans: float = Field(default=0.25, ge=0, le=1)
+    """Share of a batch that trains on a span above 0, with objective mean_flow; other objectives
+    ignore it."""
     loss: LossOfRound = Loss()
+    """What is minimised: the error of the prediction, as a function of its size and of t."""
     pairing: Pairing = Independent()
+    """How sources and targets are paired anew in each batch, for straighter paths in round 1. Only
+    for the independent coupling."""
     flip: bool = False
+    """Whether images are mirrored left to right at random, source and target alike. Not for digits
+    or text."""
     drop_longest: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the pairs that is left out: those with the largest |target - source|. Only for
+    generated couplings; set it when far pairs dominate the loss."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of labels that is replaced by no label in training; guidance needs some. Without
+    network.classes it has no effect."""
     start_from: Literal["ema", "raw"] = "ema"
+    """Which weights of the model `init` the round starts from: the average (`ema`) or the
+    optimiser's own (`raw`)."""
     log_every: int = Field(default=50, gt=0)
+    """Steps between two points of the training curve; each is the mean loss since the point
+    before."""
     checkpoint_every: int = Field(default=500, gt=0)
+    """Steps between two checkpoints, from which a stopped training goes on; the held-out loss is
+    measured at each."""
     diverged: float = Field(default=20.0, gt=1)
+    """Factor above its best at which the logged loss stops the run as diverged. Raise it when the
+    loss is noisy."""
     memory_mb: int = Field(default=2048, gt=0)
+    """Memory for pairs, in MiB. A larger coupling is read and shuffled in windows of this size."""
     processes: int = Field(default=1, gt=0)
+    """Processes that share each batch, on a GPU each or on cores. It changes the order of sums,
+    hence the last bits."""
 
     @property
     def student(self) -> bool:
@@ -106,12 +149,12 @@ def fit(
     device = next(state.network.parameters()).device
     network = (compute or Compute()).running(state.network)
     rules = batch_rules(settings, state.network.settings.classes)
-    for pairs in islice(stream, settings.steps - state.step):
+    for pairs in islice(stream, max(0, settings.steps - state.step)):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
         state.optimizer.zero_grad(set_to_none=True)
         per_sample, mean_square = flow_matching_loss(
             network,
-            batch.part(group.part),
+            group.part(batch),
             settings.interpolant,
             settings.objective,
             settings.loss,
@@ -137,3 +180,19 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
         classes=classes,
         label_dropout=settings.label_dropout,
     )
+
+
+def check_loss(loss: float, state: State, settings: Train, kept_in: str | None = None) -> None:
+    """Refuse a loss that is not finite or has run away; `kept_in` has the last good checkpoint."""
+    best = min((row["loss"] for row in state.history), default=math.inf)
+    kept = f"; the last good checkpoint is kept in {kept_in}" if kept_in else ""
+    if not math.isfinite(loss) or not finite(state):
+        raise ReflowError(
+            f"the loss is {loss} at step {state.step}: training diverged; lower train.lr"
+            f" ({settings.lr:g}) or train.clip ({settings.clip:g}){kept}"
+        )
+    if loss > settings.diverged * best:
+        raise ReflowError(
+            f"the loss rose to {loss:.3g} at step {state.step}, {loss / best:.0f} times its best"
+            f" ({best:.3g}); lower train.lr ({settings.lr:g}){kept}"
+        )

@@ -2,9 +2,10 @@
 
 import torch
 
+from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.read import Coupling, Pairs, read
 from fmcore.matching.loss import Batch, flow_matching_loss
-from fmcore.matching.times import LawOfTime, Uniform
+from fmcore.matching.times import Uniform
 from fmcore.network.field import Field
 from fmcore.settings import derive_seed
 

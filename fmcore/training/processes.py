@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fmcore.matching.loss import Batch
 from fmcore.settings import ReflowError
 
 
@@ -28,9 +29,13 @@ class Group:
         """Whether this process logs, checkpoints and writes the model."""
         return self.rank == 0
 
-    def part(self, x: Tensor) -> Tensor:
-        """Return the rows [B / size, *D] of a batch [B, *D] that are this process's."""
-        return x if self.size == 1 else x.tensor_split(self.size)[self.rank]
+    def part(self, batch: Batch) -> Batch:
+        """Return the rows [B / size] of a batch [B] that are this process's."""
+        if self.size == 1:
+            return batch
+        given = (batch.target, batch.source, batch.t, batch.label, batch.span)
+        cut = (None if x is None else x.tensor_split(self.size)[self.rank] for x in given)
+        return Batch(*cut)  # type: ignore[arg-type]
 
     def average(self, tensors: Iterable[Tensor | None]) -> None:
         """Replace tensors by their mean over the group: one exchange of all, flattened."""

@@ -1,75 +1,56 @@
 """Which round to ship for which NFE, and whether another round pays."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+
+from fmcore.verdict.comparison import Choice, RoundResult, nearest
 
 STRAIGHT = 0.01
 """Below this relative straightness one Euler step is the flow: another round has nothing to win."""
 
-Rounds = Sequence[Mapping[str, Any]]
-"""Rounds as `compare` writes them: name, parent, metric by NFE (keys are strings), metrics."""
+Rounds = Sequence[RoundResult]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A round and the NFE at which its distance is the least."""
-
-    round: str
-    nfe: int
-    distance: float
-
-
-def ship(rounds: Rounds, metric: str) -> dict[str, Choice]:
+def ship(rounds: Rounds) -> dict[str, Choice]:
     """Return the round to ship: one_step (NFE 1), few_step (nearest to NFE 4), best (any NFE).
 
     The rule is the least distance; where two rounds tie, the earlier one.
 
-    >>> rows = [{"round": "rf1", "fd": {"1": 9.0, "4": 1.0}},
-    ...         {"round": "rf2", "fd": {"1": 2.0, "4": 1.5}}]
-    >>> {k: v.round for k, v in ship(rows, "fd").items()}
+    >>> rf1 = RoundResult("rf1", "independent", None, False, {1: 9.0, 4: 1.0}, 0.0, {})
+    >>> rf2 = RoundResult("rf2", "rf1", "rf1", False, {1: 2.0, 4: 1.5}, 0.0, {})
+    >>> {use: choice.round for use, choice in ship([rf1, rf2]).items()}
     {'one_step': 'rf2', 'few_step': 'rf1', 'best': 'rf1'}
     """
-    every = [
-        Choice(row["round"], int(nfe), float(value))
-        for row in rounds
-        for nfe, value in row[metric].items()
-    ]
+    every = [Choice(r.name, nfe, d) for r in rounds for nfe, d in r.distances.items()]
     if not every:
         return {}
-    few = min({c.nfe for c in every}, key=lambda nfe: (abs(nfe - 4), nfe))
     found = {}
-    for name, nfe in (("one_step", 1), ("few_step", few), ("best", None)):
+    for use, nfe in (("one_step", 1), ("few_step", nearest(c.nfe for c in every)), ("best", None)):
         allowed = [c for c in every if nfe is None or c.nfe == nfe]
         if allowed:
-            found[name] = min(allowed, key=lambda c: c.distance)
+            found[use] = min(allowed, key=lambda c: c.distance)
     return found
 
 
-def next_round(rounds: Rounds, metric: str, floor: float) -> list[str]:
+def next_round(rounds: Rounds, floor: float) -> list[str]:
     """Say for every last round of a branch whether another rectification pays, and why."""
-    by_name = {row["round"]: row for row in rounds}
-    parents = {row.get("parent") for row in rounds if not row.get("student")}
+    by_name = {r.name: r for r in rounds}
+    parents = {r.parent for r in rounds if not r.student}
     return [
-        f"after {row['round']}: {_verdict(row, by_name.get(str(row.get('parent'))), metric, floor)}"
-        for row in rounds
-        if row["round"] not in parents and not row.get("student")
+        f"after {r.name}: {_verdict(r, by_name.get(str(r.parent)), floor)}"
+        for r in rounds
+        if r.name not in parents and not r.student
     ]
 
 
-def _verdict(
-    row: Mapping[str, Any], parent: Mapping[str, Any] | None, metric: str, floor: float
-) -> str:
-    distances = {int(k): float(v) for k, v in row[metric].items()}
-    most = max(distances)
-    if parent is not None and str(most) in parent[metric]:
-        before, spread = float(parent[metric][str(most)]), float(row.get("spread", 0.0))
-        if distances[most] > before + 2 * spread + 0.1 * floor:
-            return (
-                f"stop; at NFE {most} the distance rose from {before:.3g} to {distances[most]:.3g}:"
-                " the rounds drift from the data (more pairs, or inverted real pairs in the mix)"
-            )
-    rel = float(row["straightness_rel"])
+def _verdict(own: RoundResult, parent: RoundResult | None, floor: float) -> str:
+    most, distances = own.most, own.distances
+    before = parent.at(most) if parent else None
+    if before is not None and distances[most] > before + 2 * own.spread + 0.1 * floor:
+        return (
+            f"stop; at NFE {most} the distance rose from {before:.3g} to {distances[most]:.3g}:"
+            " the rounds drift from the data (more pairs, or inverted real pairs in the mix)"
+        )
+    rel = own.metrics["straightness_rel"]
     if rel < STRAIGHT:
         return (
             f"stop; the paths are straight (relative straightness {rel:.2g} < {STRAIGHT:g});"

@@ -13,7 +13,9 @@ class Level(Settings):
     """Above `warn` a gate is mentioned, above `fail` it stops the chain; null is never."""
 
     warn: float | None = Field(default=None, ge=0)
+    """Above this value the number is mentioned; null never mentions it."""
     fail: float | None = Field(default=None, ge=0)
+    """Above this value the stage fails and the chain stops; null never stops it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Level":
@@ -26,13 +28,26 @@ class Gates(Settings):
     """The bounds of each gate. They decide whether a stage is accepted, never what it writes."""
 
     noise_z: Level = Level(warn=4, fail=6)
+    """Largest z-score of mean, variance and fourth moment of the pairs' source against N(0, 1)."""
     noise_repeats: Level = Level(fail=0)
+    """How many sources occur twice in a coupling."""
     endpoint_shift: Level = Level(warn=0.05, fail=0.5)
+    """Squared gap in mean and spread between generated targets and the data, over the data's
+    variance."""
     solver_gap_rel: Level = Level(warn=0.02, fail=0.2)
+    """Error of the solver on audited pairs, over the data's standard deviation."""
     held_out_ratio: Level = Level(warn=1.2, fail=2)
+    """Loss on held-out pairs over that on trained pairs. Far above 1 the network remembers its
+    pairs."""
     cost_rise: Level = Level(warn=0.01, fail=0.1)
+    """Rise of the transport cost from the round's coupling to its own paths, over the former.
+    Rectification rules out a rise."""
     budget_defect: Level = Level(warn=0.1)
+    """Size of the defect in cost(k-1) - cost(k) = S + V, over the former cost. Large: the velocity
+    is under-fitted or over-fitted."""
     drift_rel: Level = Level(warn=0.1)
+    """How much worse real samples come back from inversion than the flow's own, over the data's
+    variance."""
 
 
 WORDS: dict[str, tuple[str, str]] = {

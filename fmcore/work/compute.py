@@ -22,9 +22,16 @@ class Compute(Settings):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of training and sampling. `auto` takes a GPU where torch sees one, else the CPU."""
     threads: int = Field(default=2, gt=0)
+    """CPU threads of a stage. Stages side by side share the machine's cores by this number. It
+    changes rounding, hence the last bits of results."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Number format of the network: `bf16` is autocast to bfloat16, `auto` does so on a GPU only.
+    Weights and ODE state stay float32. Take auto for speed on a GPU."""
     compile: bool = False
+    """Whether the network runs through torch.compile. Set it for long trainings on a GPU; each
+    stage then begins with a compilation."""
 
     def start(self) -> torch.device:
         """Set the thread count and return the device; `auto` takes a GPU when there is one."""

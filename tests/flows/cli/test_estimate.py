@@ -8,9 +8,13 @@ import sys
 import pytest
 import torch
 
+import flows.cli.estimate
 from flows.cli.estimate import estimate
+from flows.params.load import load
 from fmcore.couple import couple
+from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.read import verify
+from fmcore.prepare import prepare
 from fmcore.sampling.pairs import Couple
 from fmcore.solve.solver import Solver
 from fmcore.work.work import Work
@@ -68,3 +72,27 @@ def test_the_command_prints_json(chain):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert [r["amount"] for r in rows if r["unit"] == "pairs"] == [5000]
+
+
+def test_prepared_data_and_trained_models_are_taken_where_dvc_yaml_has_them(chain, monkeypatch):
+    """With the data prepared, its source is not read again: it may be large, or elsewhere."""
+    chain.edit("dvc.yaml", "couplings/independent", "data/prepared")
+    chain.edit("dvc.yaml", "models/", "velocities/")
+
+    def read(*_, **__):
+        raise AssertionError("the data set is read")
+
+    params = load(chain.root / "params.yaml")
+    prepare(chain.root / "data/prepared", params.data, seed=params.seed)
+    scratch_model(chain.root / "velocities/rf1", dim=2)
+    built = []
+    monkeypatch.setattr(flows.cli.estimate, "load_data", read)
+    real = flows.cli.estimate._untrained
+    monkeypatch.setattr(
+        flows.cli.estimate, "_untrained", lambda *words: built.append(words) or real(*words)
+    )
+    assert len(estimate(chain.root, seconds=0.01)) == 3
+    assert built == []
+    (chain.root / "data/prepared" / MANIFEST).unlink()  # not whole, so not prepared
+    with pytest.raises(AssertionError, match="the data set is read"):
+        estimate(chain.root, seconds=0.01)

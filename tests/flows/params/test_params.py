@@ -59,6 +59,7 @@ CASES = [
     (GOOD, "- a\n- b\n", r"params.yaml: expected a mapping"),
     ("device: auto", "device: gpu", r"compute.device: .*'auto', 'cpu' or 'cuda', got 'gpu'"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []", r"evaluate.nfe"),
+    ("solver: {name: heun, steps: 32}", "solver: heun", r"evaluate.solver: .*got 'heun'"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]", r"evaluate.nfe.0: .*greater than 0, got 0"),
     ("name: heun, steps: 18", "name: hoyn, steps: 18", r"couplings.rf1.solver.name: .*got 'hoyn'"),
     (
@@ -74,12 +75,17 @@ CASES = [
     (
         "steps: 5000",
         "steps: 5000, interpolant: {name: custom, path: 'no_module:X'}",
-        r"rounds.rf1.train.interpolant: no_module:X cannot be made",
+        r"rounds.rf1.train.interpolant: no_module:X: the project has no no_module.py",
     ),
     ("warn: 4, fail: 6", "warn: 7, fail: 6", r"gates.noise_z: warn 7 lies above fail 6"),
     ("gates: ", "gatse: ", r"gates: is missing; add it"),
     ("seed: 0", "seed: 0\nseed: 1", r"params.yaml:\d+: not valid YAML: found duplicate key"),
     (GOOD, "", r"params.yaml: expected a mapping of settings, got nothing"),
+    (
+        "data: {name: digits}",
+        "data: {name: custom, path: my_flows:Rings}",
+        r"params.yaml:\d+: not valid YAML: found unexpected ':'; put text with a colon in quotes",
+    ),
 ]
 
 
@@ -119,6 +125,7 @@ def test_what_is_cut_down_is_what_the_file_says(tmp_path):
     found, said = fitted(path)
     assert said.startswith(f"no GPU: {cut.share:g} of steps, pairs and samples, batch")
     assert said in found.splitlines()[0] and "# the standard levels" in found
+    assert found.splitlines()[1] == "# yaml-language-server: $schema=params.schema.json"
     path.write_text(found)
     small = load(path)
     assert small.network == cut.network and small.rounds["rf1"].train.steps == 600
@@ -138,7 +145,7 @@ def test_use_takes_the_size_of_the_machine_and_loses_no_edits(tmp_path):
     assert "0.02 of steps" in use_params(tmp_path, file, force=False, whole=False)
     assert load(current).rounds["rf1"].train.steps == 600
     assert use_params(tmp_path, file, force=False, whole=True) == ""  # no edit of a person is lost
-    assert current.read_text() == file.read_text()
+    assert current.read_text() == file.read_text().replace("../params.schema", "params.schema")
     current.write_text(current.read_text().replace("seed: 0", "seed: 1"))
     with pytest.raises(ReflowError, match="edits that git does not have"):
         use_params(tmp_path, file, force=False, whole=False)

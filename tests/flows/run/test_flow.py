@@ -12,7 +12,7 @@ import pytest
 from flows.dag import graph, lineage
 from flows.run import repro
 from flows.run.chain import update_chain
-from flows.run.schedule import RunResult, select
+from flows.run.schedule import Listeners, RunResult, select
 from fmcore.settings import ReflowError
 from tests.conftest import SOURCE, Project, heed_interrupts, until
 
@@ -31,8 +31,8 @@ RUN = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 from flows.run.chain import update_chain
-report = update_chain(pathlib.Path.cwd(), prefect=False)
-sys.exit(0 if report.ok else 1)
+result = update_chain(pathlib.Path.cwd(), prefect=False)
+sys.exit(0 if result.ok else 1)
 """
 
 
@@ -44,8 +44,8 @@ def branched(empty: Project, prefect_server: None) -> Project:
     return empty
 
 
-def states(report: RunResult) -> dict[str, str]:
-    return {name: stage.state for name, stage in report.stages.items()}
+def states(result: RunResult) -> dict[str, str]:
+    return {name: stage.state for name, stage in result.stages.items()}
 
 
 @BOTH
@@ -53,24 +53,26 @@ def test_branches_run_side_by_side_and_a_failure_blocks_only_its_dependents(
     branched: Project, prefect: bool
 ) -> None:
     told, lines = [], []
-    report = update_chain(
+    result = update_chain(
         branched.root,
         prefect=prefect,
-        observer=lambda name, outcome: told.append((name, outcome.state)),
-        on_line=lambda name, line: lines.append((name, line)),
+        listeners=Listeners(
+            observer=lambda name, outcome: told.append((name, outcome.state)),
+            on_line=lambda name, line: lines.append((name, line)),
+        ),
     )
     done = dict.fromkeys(["a", "b", "c", "oom"], "done")
-    assert states(report) == {**done, "bad": "failed", "after": "blocked"}
+    assert states(result) == {**done, "bad": "failed", "after": "blocked"}
     assert dict(told) == done
     assert ("bad", "error: no such luck") in lines
-    assert report.errors == ["bad: no such luck"]
-    assert not report.ok
+    assert result.errors == ["bad: no such luck"]
+    assert not result.ok
     (b0, b1), (c0, c1) = ((branched.root / f).read_text().split() for f in "bc")
     assert float(b0) < float(c1)
     assert float(c0) < float(b1)
     assert (branched.root / "bad.log").read_text() == "ran\n"  # what says error: is not retried
     assert (branched.root / "tried").exists()  # what was killed is
-    assert report.stages["oom"].reasons == ("never ran",)
+    assert result.stages["oom"].reasons == ("never ran",)
 
 
 def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Project) -> None:
@@ -78,8 +80,8 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
     from prefect.client.schemas import filters
     from prefect.client.schemas.sorting import TaskRunSort
 
-    def task_runs(report: RunResult):  # type: ignore[no-untyped-def]
-        chosen = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[UUID(report.flow_run)]))
+    def task_runs(result: RunResult):  # type: ignore[no-untyped-def]
+        chosen = filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[UUID(result.flow_run)]))
         sort = TaskRunSort.END_TIME_DESC
         with get_client(sync_client=True) as client:
             return {
@@ -120,15 +122,15 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
 def test_same_lock_as_dvc_repro_alone(
     project: Project, prefect_server: None, prefect: bool
 ) -> None:
-    report = update_chain(project.root, prefect=prefect)
-    assert set(states(report).values()) == {"done"}
+    result = update_chain(project.root, prefect=prefect)
+    assert set(states(result).values()) == {"done"}
     lock = (project.root / "dvc.lock").read_text()
     project.sh("rm", "-rf", "dvc.lock", ".dvc/cache", "models", "couplings", "table", "metrics")
     project.repro()
     assert lineage.lock_entries(project.root) == _stages(lock)
-    report = update_chain(project.root, prefect=prefect)
-    assert set(states(report).values()) == {"cached"}
-    assert max(stage.seconds for stage in report.stages.values()) < 1.0
+    result = update_chain(project.root, prefect=prefect)
+    assert set(states(result).values()) == {"cached"}
+    assert max(stage.seconds for stage in result.stages.values()) < 1.0
 
 
 def _stages(lock: str):  # type: ignore[no-untyped-def]
@@ -140,9 +142,9 @@ def _stages(lock: str):  # type: ignore[no-untyped-def]
 def test_restored_from_the_run_cache_is_cached_not_done(project: Project) -> None:
     update_chain(project.root, prefect=False)
     project.sh("rm", "-rf", "models/rf2")
-    report = update_chain(project.root, prefect=False)
-    assert set(states(report).values()) == {"cached"}
-    assert report.stages["train@rf2"].reasons == ("output models/rf2 is missing",)
+    result = update_chain(project.root, prefect=False)
+    assert set(states(result).values()) == {"cached"}
+    assert result.stages["train@rf2"].reasons == ("output models/rf2 is missing",)
     assert (project.root / "models/rf2/m").exists()
 
 
@@ -160,10 +162,12 @@ def test_an_observer_that_fails_does_not_fail_the_stage(project: Project) -> Non
     def broken(name: str, outcome: repro.Outcome) -> None:
         raise RuntimeError("no server")
 
-    report = update_chain(
-        project.root, prefect=False, observer=broken, on_line=lambda name, line: lines.append(line)
+    result = update_chain(
+        project.root,
+        prefect=False,
+        listeners=Listeners(observer=broken, on_line=lambda name, line: lines.append(line)),
     )
-    assert report.ok
+    assert result.ok
     assert any("no server" in line for line in lines)
 
 
@@ -180,7 +184,8 @@ def test_an_observer_that_fails_does_not_fail_the_stage(project: Project) -> Non
         (1, ["ValueError: no", "ERROR: ..., exited with 1"], "ValueError: no (exit 1)", False),
         (255, ["ERROR: Unable to acquire lock. Most likely"], "Unable to acquire", True),
         (255, ["ERROR: 'm1' is busy, it is being blocked by:"], "is busy", True),
-        (2, ["error: stage a is already running (process 3)"], "already running", True),
+        (1, ["error: a is busy", "ERROR: ..., exited with 75"], "a is busy", True),
+        (1, ["error: a is already running", "ERROR: ..., exited with 2"], "running", False),
         (255, ["ERROR: dependency 'x' does not exist"], "'x' does not exist", False),
     ],
 )

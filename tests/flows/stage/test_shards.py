@@ -105,7 +105,8 @@ def test_jobs_share_the_stage_and_keep_it_from_running(chain):
         assert one == other
         stage = chain.repro("couple@rf1", check=False)
         assert stage.returncode != 0
-        assert "is already running" in stage.stderr
+        assert "stage couple@rf1 is already running" in stage.stderr
+        assert "exited with 75" in stage.stderr
 
 
 @pytest.mark.parametrize(

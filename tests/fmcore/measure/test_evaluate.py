@@ -9,7 +9,7 @@ import torch
 
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
-from fmcore.evaluate import Evaluate, Paths, evaluate
+from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
 from fmcore.features.extractor import FeatureSettings
 from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
@@ -58,7 +58,7 @@ def rounds(tmp_path_factory):
 
 
 def measure(root, name, coupling, where, *, seed=3, settings=SETTINGS):
-    paths = Paths(
+    paths = EvaluatePaths(
         root / name, root / "data", root / coupling, root / "yardstick", root / f"{where}.json",
         root / f"fd/{name}.csv", root / f"gap/{name}.csv", root / "pictures" / name,
     )  # fmt: skip

@@ -162,3 +162,22 @@ def test_eight_gaussians_have_modes(tmp_path):
     assert made.about["floor"]["mode_share"] > 0.97
     one = made.measure(law.modes()[:1].float().repeat(500, 1))
     assert one["mode_weights_tv"] == pytest.approx(7 / 8)
+
+
+def test_reference_and_floor_are_disjoint_halves_of_the_data(tmp_path, monkeypatch):
+    """All of the data is in one of the halves: their statistics together are those of the data."""
+    gaussian_data(tmp_path / "data", mu=[1.0, 2.0], s=[1.0, 0.5], pairs=100)
+    seen = {}
+    measured = yardstick._distances
+    monkeypatch.setattr(
+        yardstick,
+        "_distances",
+        lambda y, groups, label: seen.update(it=groups) or measured(y, groups, label),
+    )
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=50, splits=3)
+    fitted = yardstick.fit(tmp_path / "data", settings, seed=0, log=silent)
+    whole = read(open_coupling(tmp_path / "data")).target.double()
+    for reference, other in zip(fitted.references, seen["it"], strict=True):
+        both = 50 * reference.mean + other.double().sum(0)
+        torch.testing.assert_close(both, whole.sum(0))
+    assert fitted.about["floor"]["nearest_train"] > 0

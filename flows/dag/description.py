@@ -1,0 +1,153 @@
+"""A chain described in full, as JSON can hold it: settings, commit, couplings, where files lie.
+
+MLflow keeps the description of each chain as chain.json, so that a chain can be compared where
+its dvc.lock is not at hand.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from flows.dag.chain import Chain
+from flows.dag.lock import Entry, File
+from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import FILE
+
+Read = Callable[[str], bytes | None]
+"""Reads a file of the project by its path; None where there is none."""
+
+Number = int | float
+
+
+@dataclass(frozen=True)
+class CouplingRecord:
+    """A coupling: the round that made it (None: prepared), how, who trains on it, DVC's hash."""
+
+    coupling: str
+    path: str
+    round: str | None
+    trains: list[str]
+    md5: str
+    bytes: int | None
+    files: int | None
+    solver: dict[str, object] | None
+    pairs: Number | None
+    nfe: Number | None
+    solver_gap_rms: Number | None
+    transport_cost: Number | None
+
+
+@dataclass(frozen=True)
+class RoundFiles:
+    """Where a round has its pictures (a folder) and its curve of straightness."""
+
+    pictures: str
+    straightness: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where dvc.yaml keeps the comparison, and the pictures and curve of each round."""
+
+    comparison: str | None
+    rounds: dict[str, RoundFiles]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What identifies a chain, and where its couplings come from.
+
+    Chains of one `recipe` differ in the seed alone.
+    """
+
+    key: str
+    recipe: str
+    data: str
+    seed: int | None
+    commit: str
+    settings: dict[str, object]
+    couplings: list[CouplingRecord]
+    files: Files
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what chain.json holds."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, content: bytes, where: str) -> "Description":
+        """Read a chain.json. Raises ReflowError for one that is damaged; `where` names it."""
+        try:
+            return _WHOLE.validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise ReflowError(
+                f"{where}: no description of a chain ({place}: {first['msg']}); `reflow publish`"
+                " in that project writes it again"
+            ) from None
+
+
+_WHOLE = TypeAdapter(Description)
+
+
+def read_file(root: Path, path: str) -> bytes | None:
+    """Read a file of the workspace."""
+    file = root / path
+    return file.read_bytes() if file.is_file() else None
+
+
+def describe(whole: Chain, read: Read, commit: str) -> Description:
+    """Describe a chain; what its stages measured comes through `read`."""
+    settings = dict(whole.settings)
+    seed = settings.pop("seed", None)
+    return Description(
+        key=whole.key,
+        recipe=whole.recipe,
+        data=whole.name,
+        seed=seed if isinstance(seed, int) else None,
+        commit=commit,
+        settings=settings,
+        couplings=_couplings(whole, read),
+        files=_files(whole),
+    )
+
+
+def _files(whole: Chain) -> Files:
+    rounds = {
+        r.name: RoundFiles(r.evaluate.paths["out"], r.evaluate.paths["straightness"])
+        for r in whole.rounds
+        if r.evaluate
+    }
+    return Files(f"{whole.compare.paths['out']}/{FILE}" if whole.compare else None, rounds)
+
+
+def _couplings(whole: Chain, read: Read) -> list[CouplingRecord]:
+    return [
+        _coupling(whole, entry, read)
+        for entry in whole.entries.values()
+        if entry.runs("prepare", "out") or entry.runs("couple", "out")
+    ]
+
+
+def _coupling(whole: Chain, entry: Entry, read: Read) -> CouplingRecord:
+    path, settings = entry.paths["out"], f"couplings.{entry.key}"
+    made, metrics = entry.outs.get(path, File()), entry.paths.get("metrics")
+    measured = json.loads((read(metrics) if metrics else None) or b"{}")
+    round_, solver = entry.setting(settings, "round"), entry.setting(settings, "solver")
+    return CouplingRecord(
+        coupling=path.rsplit("/", 1)[-1],
+        path=path,
+        round=round_ if isinstance(round_, str) else None,
+        trains=[r.name for r in whole.rounds if r.train and r.train.paths.get("coupling") == path],
+        md5=entry.md5(path),
+        bytes=made.size,
+        files=made.nfiles,
+        solver=dict(solver) if isinstance(solver, Mapping) else None,
+        pairs=measured.get("pairs"),
+        nfe=measured.get("nfe"),
+        solver_gap_rms=measured.get("solver_gap_rms"),
+        transport_cost=measured.get("transport_cost"),
+    )

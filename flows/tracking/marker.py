@@ -1,0 +1,56 @@
+"""A note that MLflow holds all of dvc.lock, so that a run with nothing to do need not ask it.
+
+Imports no MLflow. `publish` writes the note and never reads it.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from flows.project.environment import local_path
+
+SQLITE = "sqlite:///"
+
+
+def note(root: Path, lock: str, parent: str) -> None:
+    """Write down that the chain of a dvc.lock, by its hash, is published whole as run `parent`."""
+    path = _file(root)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**_where(root), "lock": lock, "parent": parent}) + "\n")
+    temporary.replace(path)
+
+
+def published(root: Path) -> str | None:
+    """Return the MLflow run of the chain in dvc.lock if the note is of it; None if MLflow must be
+    asked: another dvc.lock, another server, or another file of the data base.
+    """
+    try:
+        found = json.loads(_file(root).read_text())
+        parent = str(found.pop("parent"))
+        return parent if found == {**_where(root), "lock": lock_hash(root)} else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def lock_hash(root: Path) -> str:
+    """Return the sha256 of dvc.lock; "" if there is none."""
+    file = root / "dvc.lock"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def _where(root: Path) -> dict[str, object]:
+    """Return what tells one place of records from another; raises OSError if its file is gone."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    place: dict[str, object] = {
+        "uri": uri,
+        "experiment": os.environ.get("MLFLOW_EXPERIMENT_NAME", ""),
+    }
+    if uri.startswith(SQLITE):
+        status = Path(uri.removeprefix(SQLITE)).stat()
+        place["file"] = [status.st_dev, status.st_ino]
+    return place
+
+
+def _file(root: Path) -> Path:
+    return local_path(root, "mlflow", "published.json")

@@ -1,0 +1,189 @@
+"""Reflow on tensors in memory: pairs, a flow trained on them, the pairs that the flow makes.
+
+The same code and the same numbers as the stages of a project, without folders: `fit_flow` is
+`train`, `rectify` is `couple`.
+"""
+
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmcore.choices.solvers import OdeSolver
+from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.read import Pairs, Split, open_coupling, read
+from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.network.build import Network, VelocityNetwork, build, with_spans
+from fmcore.network.mlp import MLP
+from fmcore.network.store import Model, load
+from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError, derive_seed
+from fmcore.solve.solver import Solver
+from fmcore.training.batches import shuffled_batches
+from fmcore.training.checkpoint import State
+from fmcore.training.fit import Step, Train, check_loss, fit, new_state
+from fmcore.work.compute import Compute
+
+SHARD_ROWS = 16384
+
+
+def independent(target: Tensor, label: Tensor | None = None) -> Pairs:
+    """Return targets [N, *D] as pairs whose standard normal source is drawn afresh in training."""
+    noise = gaussian_noise(derive_seed(0, "held_out"), np.arange(len(target)), target.shape[1:])
+    return Pairs(torch.arange(len(target)), target.float(), noise, label, independent=True)
+
+
+def coupled(target: Tensor, source: Tensor, label: Tensor | None = None) -> Pairs:
+    """Return the pairs of targets and sources [N, *D], row by row."""
+    if target.shape != source.shape:
+        raise ReflowError(
+            f"coupled: target and source of one shape needed, got {list(target.shape)} and"
+            f" {list(source.shape)}"
+        )
+    return Pairs(torch.arange(len(target)), target.float(), source.float(), label)
+
+
+def fit_flow(
+    pairs: Pairs,
+    settings: Train,
+    *,
+    network: Network | None = None,
+    init: Flow | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    compute: Compute | None = None,
+) -> Flow:
+    """Train a flow on pairs, from a network that is made anew or from the weights of `init`.
+
+    Shows the progress on a terminal. Keeps no checkpoints and runs in one process: for these, put
+    the pairs into a project by `write_coupling`.
+    """
+    _check(pairs, settings, init)
+    shape = tuple(pairs.target.shape[1:])
+    if init is not None and init.made_of is not None:
+        start: VelocityNetwork = deepcopy(init.made_of[0].network)
+    else:
+        start = build(network or MLP(), shape, seed=derive_seed(seed, "initialise"))
+    if settings.objective == "mean_flow":
+        start = with_spans(start)
+    state = new_state(start.to(device or _device()), settings)
+    if settings.drop_longest:
+        lengths = pairs.lengths()
+        longest = np.quantile(lengths.numpy(), 1 - settings.drop_longest)
+        pairs = pairs.rows((lengths < float(longest)).nonzero()[:, 0])
+    stream = shuffled_batches(pairs, batch=settings.batch, seed=seed)
+    _drive(fit(state, stream, settings, seed=seed, compute=compute), state, settings)
+    trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
+    about = {
+        "interpolant": settings.interpolant.model_dump(),
+        "objective": settings.objective,
+        "coupling": "independent" if pairs.independent else "imported",
+        "pairing": settings.pairing.name,
+    }
+    return Flow.of(Model(trained, about, digest=""), compute)
+
+
+def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
+    if settings.processes > 1:
+        raise ReflowError("fit_flow trains in one process; for more run train in a project")
+    if settings.pairing.name != "independent" and not pairs.independent:
+        raise ReflowError(
+            f"pairing {settings.pairing.name} would undo the pairs that are given; use it with"
+            " `independent(target)`"
+        )
+    if init is not None and init.made_of is None:
+        raise ReflowError("init: a flow that fit_flow or load_flow made is needed, to go on from")
+    if init is not None and init.made_of is not None:
+        shape = tuple(pairs.target.shape[1:])
+        if init.made_of[0].shape != shape:
+            raise ReflowError(
+                f"init: samples of shape {list(init.made_of[0].shape)}, those of the pairs"
+                f" {list(shape)}"
+            )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _drive(steps: Iterator[Step], state: State, settings: Train) -> None:
+    """Take the steps, watch the loss, show the progress."""
+    losses: list[Tensor] = []
+    for done in _shown(steps, settings.steps):
+        losses.append(done.loss)
+        if done.step % settings.log_every == 0 or done.step == settings.steps:
+            loss = float(torch.stack(losses).mean())
+            check_loss(loss, state, settings)
+            state.history.append({"step": float(done.step), "loss": loss})
+            losses.clear()
+
+
+def _shown(steps: Iterator[Step], count: int) -> Iterator[Step]:
+    if not sys.stderr.isatty():
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(steps, "fit_flow", total=count, console=Console(stderr=True))
+
+
+def rectify(
+    flow: Flow,
+    source: int | Tensor,
+    solver: OdeSolver = Solver(),
+    *,
+    seed: int = 0,
+    label: Tensor | None = None,
+    guidance: float = 1.0,
+    batch: int = 1024,
+) -> Pairs:
+    """Return the coupling that the flow's ODE produces: each source with the end of its path.
+
+    `source` is a number of pairs, whose noise is then a function of (seed, pair), or the sources
+    [N, *D] themselves.
+    """
+    if isinstance(source, int):
+        if flow.made_of is None:
+            raise ReflowError("rectify: the shape of this flow is not known; give the sources")
+        source = gaussian_noise(seed, np.arange(source), flow.made_of[0].shape)
+    target = flow.sample(source, solver, batch=batch, label=label, guidance=guidance).x
+    if not bool(torch.isfinite(target).all()):
+        raise ReflowError("rectify: the velocity diverges; train longer, or take more solver steps")
+    return coupled(target, source, label)
+
+
+def load_flow(path: Path | str) -> Flow:
+    """Return the flow of a model directory, as `models/rf1` of a project."""
+    return Flow.of(load(Path(path)))
+
+
+def read_coupling(path: Path | str, *, split: Split = "all", limit: int | None = None) -> Pairs:
+    """Read the pairs of a coupling's folder into memory, the first `limit` of a split."""
+    return read(open_coupling(path), split=split, limit=limit)
+
+
+def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
+    """Write pairs to a new folder as a coupling, numbered anew: Parquet shards and a manifest."""
+    folder = Path(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise ReflowError(f"{folder}: is there already and not empty; name a new folder")
+    about = About(
+        kind="independent" if pairs.independent else "imported",
+        shape=list(pairs.target.shape[1:]),
+        image=pairs.target.ndim == 4,
+        pairs=len(pairs),
+        seed=derive_seed(seed, "independent"),
+    )
+    starts = range(0, len(pairs), SHARD_ROWS)
+    for index, first in enumerate(starts):
+        ids = np.arange(first, min(first + SHARD_ROWS, len(pairs)))
+        part = pairs.rows(torch.from_numpy(ids))
+        source = None if pairs.independent else part.source
+        write_shard(folder, index, table(about, ids, part.target, source, part.label))
+    finish(folder, about, len(starts))

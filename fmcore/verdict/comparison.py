@@ -1,0 +1,249 @@
+"""The comparison of the rounds of a chain: what `compare` writes to rounds.json, as one type.
+
+Tables, csv, charts, MLflow, Prefect and the page all read it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from fmcore.settings import ReflowError
+from fmcore.verdict import keys
+from fmcore.verdict.gates import Verdict
+
+FILE = "rounds.json"
+"""The name of the comparison in the folder that `compare` writes."""
+
+FEW = 4
+"""`few_step` is the NFE nearest to this one."""
+
+Number = int | float
+"""A number as the file has it, so that writing it again gives the same bytes."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What was measured of a round, and the round that made its coupling (`parent`), if one did.
+
+    `distances` are by NFE, `spread` is the standard deviation of the distance at the largest NFE,
+    and `metrics` holds every metric that belongs to no NFE. A `student` is trained for a number of
+    steps, not for a velocity.
+    """
+
+    name: str
+    coupling: str
+    parent: str | None
+    student: bool
+    distances: dict[int, Number]
+    spread: Number
+    metrics: dict[str, Number]
+
+    def at(self, nfe: int) -> Number | None:
+        """Return the distance at an NFE; None where it was not measured."""
+        return self.distances.get(nfe)
+
+    @property
+    def most(self) -> int:
+        """The largest NFE."""
+        return max(self.distances)
+
+    def keyed(self, metric: str) -> dict[str, float]:
+        """Return all numbers by their keys; the distance `metric` by NFE comes first."""
+        distances = {keys.at_nfe(metric, nfe): float(d) for nfe, d in self.distances.items()}
+        plain = {name: float(value) for name, value in self.metrics.items()}
+        return {**distances, "spread": float(self.spread), **plain}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A round and the NFE at which its distance is the least."""
+
+    round: str
+    nfe: int
+    distance: Number
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a gate said of a stage."""
+
+    stage: str
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        """The state, the stage and the words of the gate: one line."""
+        return f"{self.verdict.state}: {self.stage}: {self.verdict.says}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a round, its distances at the table's NFE, its metrics; None is a gap."""
+
+    round: str
+    coupling: str
+    distances: list[Number | None]
+    metrics: list[Number | None]
+
+    @property
+    def values(self) -> list[Number | None]:
+        """All numbers, from left to right."""
+        return [*self.distances, *self.metrics]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rounds laid out: a column for each NFE, then one for each metric that a round has."""
+
+    nfes: list[int]
+    metrics: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rounds of a chain side by side, what to ship for which use, and what to do next.
+
+    `metric` is the distance that rounds are compared by, `floor` its value for real against real
+    data, `fingerprint` names the yardstick: distances of two yardsticks do not compare.
+    """
+
+    metric: str
+    fingerprint: str
+    floor: Number
+    rounds: list[RoundResult]
+    ship: dict[str, Choice]
+    next: list[str]
+    gates: list[Judged]
+
+    @property
+    def nfes(self) -> list[int]:
+        """Every NFE at which some round was measured, in order."""
+        return sorted({nfe for r in self.rounds for nfe in r.distances})
+
+    def least(self, nfe: int) -> Number:
+        """Return the least distance of all rounds at an NFE."""
+        return min(r.distances[nfe] for r in self.rounds if nfe in r.distances)
+
+    @property
+    def unhappy(self) -> list[Judged]:
+        """The gates that did not say ok."""
+        return [judged for judged in self.gates if judged.verdict.state != "ok"]
+
+    def table(self, metrics: Sequence[str]) -> Table:
+        """Lay out the rounds with those of `metrics` that a round has."""
+        nfes = self.nfes
+        shown = [m for m in metrics if any(m in r.metrics for r in self.rounds)]
+        rows = [
+            Row(
+                r.name,
+                r.coupling,
+                [r.at(nfe) for nfe in nfes],
+                [r.metrics.get(name) for name in shown],
+            )
+            for r in self.rounds
+        ]
+        return Table(nfes, shown, rows)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what rounds.json holds, in its order."""
+        return {
+            "metric": self.metric,
+            "fingerprint": self.fingerprint,
+            "floor": self.floor,
+            "rounds": [self.row(r) for r in self.rounds],
+            "ship": {use: asdict(choice) for use, choice in self.ship.items()},
+            "next": self.next,
+            "gates": [{"stage": j.stage, **asdict(j.verdict)} for j in self.gates],
+        }
+
+    def row(self, r: RoundResult) -> dict[str, object]:
+        """Return what rounds.json holds of a round."""
+        return {
+            "round": r.name,
+            "coupling": r.coupling,
+            "parent": r.parent,
+            "student": r.student,
+            self.metric: {str(nfe): distance for nfe, distance in r.distances.items()},
+            "spread": r.spread,
+            **r.metrics,
+        }
+
+    def text(self) -> str:
+        """Return the content of rounds.json."""
+        return json.dumps(self.as_dict(), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, content: str | bytes, where: str) -> "Comparison":
+        """Read the content of a rounds.json; `where` is its name for people.
+
+        Raises ReflowError for one that is damaged, or is no comparison.
+        """
+        try:
+            return _WHOLE.validate_python(_named(json.loads(content)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            reason = f"{place}: {first['msg']}" if place else str(first["msg"])
+        except ValueError as error:
+            reason = str(error)
+        raise ReflowError(
+            f"{where}: no comparison of rounds ({reason}); `dvc checkout --force` brings it back,"
+            " or run the stage compare again"
+        )
+
+
+FIXED = ("coupling", "parent", "student", "spread")
+_WHOLE = TypeAdapter(Comparison)
+
+
+def _named(found: object) -> dict[str, object]:
+    """Return the content of the file with the names of the types above."""
+    whole = _mapping(found, "the file")
+    metric = whole.get("metric")
+    if not isinstance(metric, str):
+        raise ValueError("metric: expected the name of a distance")
+    rows = [_mapping(row, "a round") for row in _list(whole.get("rounds"), "rounds")]
+    judged = [_mapping(row, "a gate") for row in _list(whole.get("gates", []), "gates")]
+    rounds = [
+        {
+            "parent": None,
+            "student": False,
+            "spread": 0.0,
+            **{key: row[key] for key in FIXED if key in row},
+            **({"name": row["round"]} if "round" in row else {}),
+            **({"distances": row[metric]} if metric in row else {}),
+            "metrics": {k: v for k, v in row.items() if k not in (*FIXED, "round", metric)},
+        }
+        for row in rows
+    ]
+    gates = [{"stage": row.get("stage"), "verdict": row} for row in judged]
+    return {"fingerprint": "", "ship": {}, "next": [], **whole, "rounds": rounds, "gates": gates}
+
+
+def _mapping(value: object, what: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what}: expected a mapping, got {type(value).__name__}")
+    return value
+
+
+def _list(value: object, what: str) -> Iterable[object]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def nearest(nfes: Iterable[int], wanted: int = FEW) -> int:
+    """Return the NFE that is nearest to `wanted`, the smaller of two.
+
+    >>> nearest([1, 3, 5, 8])
+    3
+    """
+    return min(nfes, key=lambda nfe: (abs(nfe - wanted), nfe))
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """Write a number to read, not to compute with; nothing for None."""
+    return "" if value is None else f"{value:.{digits}g}"

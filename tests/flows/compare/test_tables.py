@@ -1,0 +1,156 @@
+"""One comparison, laid out for the terminal, csv, JSON, Prefect and the page."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from flows.compare.chains import ComparedChain
+from flows.compare.groups import as_json, frame, grouped, notes
+from flows.compare.page import page
+from flows.compare.tables import TimedComparison, group_tables, rounds_table
+from flows.dag.description import CouplingRecord, Description, Files, RoundFiles
+from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult
+from fmcore.verdict.gates import Gates, judge
+
+RF1 = {1: 600.0, 2: 90.0, 4: 40.0, 64: 5.0}
+RF2 = {1: 13.0, 2: 9.0, 4: 7.0, 64: 6.0}
+PNG = b"\x89PNG"
+
+
+def comparison(shift: float = 0.0) -> Comparison:
+    def result(name, parent, distances):
+        metrics = {"straightness": 8.0, "straightness_rel": 0.1, "transport_cost": 75.0}
+        moved = {nfe: d + shift for nfe, d in distances.items()}
+        return RoundResult(name, parent or "independent", parent, False, moved, 0.25, metrics)
+
+    gates = [Judged("train@rf1", v) for v in judge(Gates(), {"held_out_ratio": 1.5})]
+    ship = {"one_step": Choice("rf2", 1, 13.0 + shift), "best": Choice("rf1", 64, 5.0 + shift)}
+    rounds = [result("rf1", None, RF1), result("rf2", "rf1", RF2)]
+    return Comparison("fd", "abc", 4.0, rounds, ship, ["after rf2: stop"], gates)
+
+
+def chain(name: str = "one", seed: int = 0, recipe: str = "r", shift: float = 0.0) -> ComparedChain:
+    made = CouplingRecord(
+        "rf1", "couplings/rf1", "rf1", ["rf2"], "1b.dir", 20, 4, {"name": "heun", "steps": 4},
+        300, 8, 0.01, 75.0,
+    )  # fmt: skip
+    files = Files("comparison/rounds.json", {"rf1": RoundFiles("pictures/rf1", "gap/rf1.csv")})
+    about = Description(
+        f"key-{name}", recipe, "digits", seed, "c0ffee", {"train": {"lr": seed}}, [made], files
+    )
+    held = {"gap/rf1.csv": b"t,gap\n0.1,2.0\n0.9,1.0\n", "pictures/rf1/samples.png": PNG}
+    return ComparedChain(name, about, comparison(shift), held.get)
+
+
+def printed(table) -> list[str]:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    return [" ".join(line.split()) for line in capture.get().splitlines()]
+
+
+def test_the_table_of_the_workspace():
+    lines = printed(rounds_table(TimedComparison(comparison(), {"rf1": 271.4})))
+    assert lines == [
+        "fd by NFE (real against real, the floor: 4)",
+        "round NFE 1 2 4 64 straight rel cost train",
+        "rf1 600 90 40 5 8 0.1000 75 271 s",
+        "rf2 13 9 7 6 8 0.1000 75",
+    ]
+
+
+def test_its_json_has_the_floor_and_the_seconds_in_each_round():
+    found = TimedComparison(comparison(), {"rf1": 271.4}).as_dict()
+    plain = comparison().as_dict()
+    assert found["rounds"] == [
+        {**plain["rounds"][0], "floor": 4.0, "train_seconds": 271.4},
+        {**plain["rounds"][1], "floor": 4.0, "train_seconds": None},
+    ]
+    assert {**found, "rounds": []} == {**plain, "rounds": []}
+
+
+def test_chains_of_one_recipe_are_a_group_with_mean_and_spread():
+    groups = grouped([chain(), chain("two", 1, shift=2.0), chain("three", recipe="other")])
+    assert [[one.name for one in g.chains] for g in groups] == [["one", "two"], ["three"]]
+    assert groups[0].distance("rf1", 64) == (6.0, pytest.approx(2**0.5))
+    assert groups[1].distance("rf1", 64) == (5.0, None)
+    (table,) = group_tables(groups)
+    assert printed(table) == [
+        "fd by NFE, mean ± standard deviation over seeds",
+        "chain seeds round NFE 1 NFE 4 NFE 64 rel cost",
+        "one 2 rf1 601±1 41±1 6±1 0.1±0 75±0",
+        "rf2 14±1 8±1 7±1 0.1±0 75±0",
+        "three 1 rf1 600 40 5 0.1 75",
+        "rf2 13 7 6 0.1 75",
+    ]
+    rows = frame(groups)
+    assert rows["fd/nfe_64"].tolist() == [6.0, 7.0, 5.0, 6.0]
+    assert rows["fd/nfe_64_sd"].isna().tolist() == [False, False, True, True]
+    assert notes(groups) == ["three: settings are equal; the code or the data differs"]
+    found = json.loads(json.dumps(as_json(groups)))
+    assert found["groups"][0]["mean"]["rf1"]["fd/nfe_64"] == 6.0
+    assert found["chains"][0]["files"]["rounds"]["rf1"]["pictures"] == "pictures/rf1"
+    assert found["chains"][0]["rounds"] == json.loads(comparison().text())["rounds"]
+
+
+def test_the_page_shows_what_the_comparison_says():
+    text = page(grouped([chain(), chain("two", 1, shift=2.0)]))
+    for part in (
+        "<b>rf2</b>NFE 1: fd 13",
+        '<td class="best">13</td>',
+        '<td class="best">5</td>',
+        "after rf2: stop",
+        '<li class="warn">train@rf1: the loss on held-out pairs',
+        "<td>601±1</td>",
+        '<code title="1b.dir">',
+    ):
+        assert part in text, part
+    assert text.count("data:image/png") == 2
+
+
+def test_the_table_of_prefect_ends_with_the_floor(prefect_server):
+    from flows.run import artifacts
+
+    rows = artifacts._rounds(comparison())
+    assert [row["round"] for row in rows] == ["rf1", "rf2", "floor"]
+    assert rows[0] == {
+        "round": "rf1", "trained on": "independent", "fd at NFE 1": "600", "fd at NFE 2": "90",
+        "fd at NFE 4": "40", "fd at NFE 64": "5", "straightness_rel": "0.1",
+        "transport_cost": "75",
+    }  # fmt: skip
+    assert rows[2] == {
+        "round": "floor", "trained on": "real against real", "fd at NFE 1": "4",
+        "fd at NFE 2": "4", "fd at NFE 4": "4", "fd at NFE 64": "4", "straightness_rel": "",
+        "transport_cost": "",
+    }  # fmt: skip
+    assert artifacts._shipping(comparison()).splitlines() == [
+        "- **one_step**: rf2 at NFE 1 (fd 13)",
+        "- **best**: rf1 at NFE 64 (fd 5)",
+        "- after rf2: stop",
+    ]
+
+
+def test_a_description_comes_back_from_its_json():
+    about = chain().about
+    content = json.dumps(about.as_dict()).encode()
+    assert Description.read(content, "chain.json") == about
+    assert list(about.as_dict()) == [
+        "key", "recipe", "data", "seed", "commit", "settings", "couplings", "files",
+    ]  # fmt: skip
+    newer = json.dumps({**about.as_dict(), "more": 1}).encode()
+    assert Description.read(newer, "chain.json") == about
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"key": 1'])
+def test_a_damaged_description_is_one_line(content):
+    with pytest.raises(ReflowError, match=r"^chain\.json: no description of a chain") as error:
+        Description.read(content, "chain.json")
+    assert "\n" not in str(error.value)
+
+
+def test_chains_of_other_yardsticks_are_told():
+    other = replace(chain("other", recipe="o"), found=replace(comparison(), fingerprint="d"))
+    assert "yardsticks of their own" in notes(grouped([chain(), other]))[-1]

@@ -1,0 +1,65 @@
+"""The chains that MLflow holds: one without a description is left out, a dead server is not."""
+
+import json
+
+import pytest
+
+from flows.tracking.client import Tracker
+from flows.tracking.published import published
+from fmcore.settings import ReflowError
+
+ABOUT = {
+    "key": "k", "recipe": "r", "data": "digits", "seed": 0, "commit": "c", "settings": {},
+    "couplings": [],
+    "files": {
+        "comparison": "out/rounds.json",
+        "rounds": {"rf1": {"pictures": "pictures/rf1", "straightness": "gap/rf1.csv"}},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def tracker(empty) -> Tracker:
+    """A finished chain of one round, and one that has not come to its comparison."""
+    tracker = Tracker(empty.root)
+    create = tracker.client.create_run
+    tags = {"reflow.kind": "chain", "reflow.chain": "k"}
+    create(tracker.experiment, run_name="half", tags={**tags, "reflow.chain": "h"})
+    run = create(tracker.experiment, run_name="whole", tags=tags).info.run_id
+    tracker.client.log_dict(run, ABOUT, "chain.json")
+    tracker.client.log_text(run, "rounds", "comparison/rounds.json")
+    tags = {"reflow.kind": "round", "reflow.chain": "k", "reflow.round": "rf1"}
+    child = create(tracker.experiment, run_name="rf1", tags=tags).info.run_id
+    tracker.log(child, [("gap_over_t", 2.0, 100), ("gap_over_t", 1.0, 900)])
+    tracker.client.log_text(child, "png", "pictures/samples.png")
+    return tracker
+
+
+def test_what_is_there_is_read_and_what_is_not_is_none(tracker):
+    ((name, about, read),) = published(tracker.root)
+    assert (name, about.as_dict()) == ("whole", ABOUT)
+    assert read("out/rounds.json") == b"rounds"
+    assert read("pictures/rf1/samples.png") == b"png"
+    assert read("pictures/rf1/trajectories.png") is None
+    assert read("elsewhere") is None
+    assert read("gap/rf1.csv").decode().splitlines() == ["t,gap", "0.1,2.0", "0.9,1.0"]
+
+
+@pytest.mark.parametrize("method", ["list_artifacts", "download_artifacts"])
+def test_a_server_that_dies_is_one_line_and_no_missing_chain(tracker, monkeypatch, method):
+    from mlflow import MlflowClient
+
+    def die(*_, **__):
+        raise ConnectionError("connection refused\nby the server")
+
+    monkeypatch.setattr(MlflowClient, method, die)
+    with pytest.raises(ReflowError) as error:
+        list(published(tracker.root))
+    assert str(error.value) == "MLflow: connection refused; is the server of this project up?"
+
+
+def test_a_description_that_is_damaged_names_its_chain(tracker):
+    (run,) = tracker.find(reflow__kind="chain", reflow__chain="k")
+    tracker.client.log_text(run.info.run_id, json.dumps({"key": "k"}), "chain.json")
+    with pytest.raises(ReflowError, match=r"^MLflow's chain whole: chain\.json: no description"):
+        list(published(tracker.root))

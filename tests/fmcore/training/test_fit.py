@@ -1,0 +1,67 @@
+"""The optimiser of a round: warm-up, cosine, clipping, and the mean over processes."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from fmcore.network.build import build
+from fmcore.tensors import independent
+from fmcore.training.batches import shuffled_batches
+from fmcore.training.fit import Train, fit, new_state
+from tests.chains import SMALL
+
+
+def steps(settings, count, *, scale=1.0):
+    """Yield (learning rate of the step, the step, gradients) of a small training."""
+    torch.set_num_threads(1)
+    target = scale * torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    state = new_state(build(SMALL, (2,), seed=0), settings)
+    stream = shuffled_batches(independent(target), batch=settings.batch, seed=0)
+    rate = state.optimizer.param_groups[0]["lr"]
+    for done in itertools.islice(fit(state, stream, settings, seed=0), count):
+        yield rate, done, [p.grad for p in state.network.parameters()]
+        rate = state.optimizer.param_groups[0]["lr"]
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_by_a_cosine():
+    settings = Train(steps=40, batch=32, lr=1e-3, warmup=9)
+    rates = [rate for rate, _, _ in steps(settings, 40)]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 40)) for k in range(40)]
+    rise = [min(1.0, (k + 1) / 10) for k in range(40)]
+    assert rates == pytest.approx([1e-3 * c * r for c, r in zip(cosine, rise, strict=True)])
+    assert rates[0] == pytest.approx(1e-4)
+
+
+def test_without_warm_up_the_first_rate_is_the_peak():
+    assert next(steps(Train(steps=40, batch=32, lr=1e-3, warmup=0), 1))[0] == pytest.approx(1e-3)
+
+
+def test_gradients_are_clipped_to_the_norm_and_their_own_norm_is_reported():
+    settings = Train(steps=5, batch=32, clip=0.01)
+    for _, done, gradients in steps(settings, 5, scale=10.0):
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
+        assert float(norm) == pytest.approx(0.01, rel=1e-3)
+        assert float(done.grad_norm) > 0.1
+
+
+def test_a_small_gradient_is_left_alone():
+    for _, done, gradients in steps(Train(steps=2, batch=32, clip=1e6), 2):
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
+        assert float(norm) == pytest.approx(float(done.grad_norm), rel=1e-5)
+
+
+def _averaged(rank, address):
+    from fmcore.training.processes import Group
+
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    first, second = torch.full((3,), float(rank)), torch.tensor([[1.0 + 4 * rank]])
+    Group(rank, 2).average([first, None, second])
+    assert first.tolist() == [0.5] * 3 and second.tolist() == [[3.0]]
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_average_and_do_not_add(tmp_path):
+    spawn(_averaged, (f"file://{tmp_path / 'meet'}",), nprocs=2)
