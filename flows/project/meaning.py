@@ -127,6 +127,8 @@ def _plain(node: object) -> object:
     if isinstance(node, ast.Call) and _name(node.func) == "Field":
         words = [k for k in node.keywords if k.arg not in FIELD_WORDS]
         node = ast.Call(node.func, node.args, words)
+    if isinstance(node, ast.JoinedStr):  # the first releases of 3.12 put empty texts into it
+        node = ast.JoinedStr([v for v in node.values if getattr(v, "value", "x") != ""])
     fields = [(k, _plain(v)) for k, v in ast.iter_fields(node) if k != "kind"]
     return type(node).__name__, *((k, v) for k, v in fields if v not in (None, ()))
 
