@@ -8,11 +8,11 @@ from typing import Any
 from dvc.stage import PipelineStage, create_stage
 
 from flows.dag import inputs as meanings
+from flows.dag.errors import in_one_line
 from flows.dag.graph import (
     Params,
     command,
     data_deps,
-    in_one_line,
     md5,
     open_repo,
     opened,

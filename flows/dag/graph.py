@@ -1,5 +1,6 @@
 """An open DVC project: its stages in topological order, its dvc.lock, its errors in one line."""
 
+import hashlib
 import os
 import re
 import threading
@@ -14,11 +15,13 @@ from typing import Any
 import networkx
 from dvc.dependency import ParamsDependency
 from dvc.dvcfile import load_file
-from dvc.exceptions import CyclicGraphError, DvcException
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.index import Index
 
 from flows.dag import inputs
+from flows.dag.errors import in_one_line
+from flows.dag.parameters import read_each_file_once
 from fmcore.settings import ReflowError
 
 Params = dict[str, dict[str, object]]
@@ -78,8 +81,15 @@ class Project:
 
     def __init__(self, repo: Any, root: Path) -> None:
         self.repo = repo
-        self.lock = load_file(repo, str(root / "dvc.yaml")).lockfile_contents
-        index = Index.from_file(repo, str(root / "dvc.yaml"))
+        names = ("dvc.yaml", "dvc.lock", "params.yaml")
+        self.files = {root / name: _hash(root / name) for name in names}  # before they are read
+        file = load_file(repo, str(root / "dvc.yaml"))
+        self.lock = file.lockfile_contents
+        index = Index(repo, stages=list(file.stages.values()))
+        deps = [dep for stage in index.stages for dep in param_deps(stage)]
+        read_each_file_once(deps)
+        for path in map(Path, {*(d.fs_path for d in deps), *file.resolver.context.imports}):
+            self.files.setdefault(root / path, _hash(root / path))
         graph = index.graph.reverse(copy=True)
         order = list(networkx.lexicographical_topological_sort(graph, key=lambda s: s.name))
         self.stages: dict[str, Any] = {stage.name: stage for stage in order}
@@ -141,20 +151,51 @@ def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
         yield repo
 
 
+@dataclass(frozen=True)
+class Known:
+    """What was read of a project, and the hashes of the files that it was read from."""
+
+    stages: dict[str, Stage]
+    locked: dict[str, dict[str, Any]]
+    files: dict[Path, str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the files are as they were."""
+        return all(_hash(file) == hash_ for file, hash_ in self.files.items())
+
+
+_KNOWN: dict[Path, Known] = {}
+"""By project: DVC takes a second to open one, a minute at 200 rounds; many questions come twice."""
+
+
+def known(root: Path) -> Known:
+    """Return the stages of dvc.yaml and entries of dvc.lock; read again only if they changed."""
+    root = root.resolve()
+    found = _KNOWN.get(root)
+    if found is None or not found.holds:
+        with opened(root) as project:
+            found = remember(project)
+    return found
+
+
+def remember(project: Project) -> Known:
+    """Keep what an open project says, for `known`."""
+    stages = {name: _describe(project, name) for name in project.stages}
+    entries = {name: project.locked(name) for name in stages if project.locked(name)}
+    found = _KNOWN[project.root] = Known(stages, entries, project.files)
+    return found
+
+
 def read(root: Path) -> dict[str, Stage]:
     """Return the stages of dvc.yaml by name, each after those that it depends on."""
-    with opened(root) as project:
-        return stages_of(project)
-
-
-def stages_of(project: Project) -> dict[str, Stage]:
-    """Return the stages of an open project, as `read` does."""
-    if not project.stages:
+    stages = known(root).stages
+    if not stages:
         raise ReflowError(
             "dvc.yaml has no stages, expected at least one; note that DVC drops the items of"
             " a foreach whose keys are integers: write rf1, not 1"
         )
-    return {name: _describe(project, name) for name in project.stages}
+    return dict(stages)
 
 
 def sort_lock(root: Path) -> None:
@@ -227,23 +268,12 @@ def md5(dep: Any, name: str) -> str:
     return str(dep.get_hash().value)
 
 
-@contextmanager
-def in_one_line(root: Path) -> Iterator[None]:
-    """Raise DVC's errors as one line each, with paths as seen from the project."""
+def _hash(file: Path) -> str:
+    """Return the hash of a small file; "" if it cannot be read."""
     try:
-        yield
-    except CyclicGraphError as error:
-        names = str(error).replace(f"{os.path.relpath(root)}/dvc.yaml:", "").rpartition(": ")[2]
-        raise ReflowError(f"dvc.yaml: stages depend on each other in a cycle: {names}") from error
-    except DvcException as error:
-        parts: list[str] = []
-        cause: BaseException | None = error
-        while cause is not None:
-            text = " ".join(str(cause).split()).replace(f"{os.path.relpath(root)}/", "")
-            if text and not any(text in part for part in parts):
-                parts.append(text)
-            cause = cause.__cause__
-        raise ReflowError(f"DVC: {': '.join(parts)}") from error
+        return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    except OSError:
+        return ""
 
 
 def _patiently(load: Callable[[], Project], seconds: float = 3.0) -> Project:

@@ -13,6 +13,7 @@ DVC: the stage runs every time.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,9 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
 }
 """By place and name (or kind) of settings: the key that names a file or a folder, its default."""
 
+READER = {"data": "prepare", "yardstick.features": "calibrate"}
+"""By place: the verb that reads these files; the others read what it made of them."""
+
 READS = {
     "prepare": ("data",),
     "initialise": ("network",),
@@ -60,7 +64,7 @@ def compute(root: Path) -> dict[str, str]:
     params = _params(root)
     found = {}
     with Seen(root) as seen:
-        code = Code({"fmcore": _package()}, seen, folder=root)
+        code = Code({"fmcore": _package(root)}, seen, folder=root)
         closures = {verb: code.closure(f"fmcore.{verb}") for verb in READS}
         for path, verb, words in _stages(params):
             places = [place.format_map(words) for place in READS[verb]]
@@ -68,32 +72,54 @@ def compute(root: Path) -> dict[str, str]:
             entry = {
                 "code": closures[verb],
                 "own": _own(code, chosen, closures[verb]),
-                "files": dict(_files(root, seen, chosen)),
+                "files": dict(_files(root, seen, verb, chosen)),
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
     return found
 
 
 def write(root: Path) -> None:
-    """Write the files of the stage `inputs`; one that holds the same already is left alone."""
+    """Write the files of the stage `inputs`, and nothing else into its folder.
+
+    A file that holds the same already is left alone; another one is replaced, not written into:
+    DVC's cache may share its bytes.
+    """
     found = compute(root)
     for path, text in found.items():
         file = root / path
-        if not file.is_file() or file.read_text() != text:
+        if _text(file) != text:
+            _remove(file)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-    for file in (root / FOLDER).rglob("*.json"):
-        if file.relative_to(root).as_posix() not in found:
-            file.unlink()
+            part = file.with_suffix(".part")
+            part.write_text(text)
+            part.replace(file)
+    for other in sorted((root / FOLDER).rglob("*"), reverse=True):  # a folder after its files
+        name = other.relative_to(root).as_posix()
+        if name not in found and not any(path.startswith(f"{name}/") for path in found):
+            _remove(other)
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def changes(before: str | None, after: str | None) -> list[str]:
-    """Say in words what differs between two versions of a stage's file."""
+    """Say in words what differs between two versions of a stage's file; empty if nothing does."""
+    if before == after:
+        return []
     if after is None:
         return ["params.yaml no longer has it"]
-    if before is None:
-        return ["the record of its code and files is another"]
-    old, new = json.loads(before), json.loads(after)
+    old, new = _parts(before), _parts(after)
     said = [f"code of {name} changed" for name in _different(old["code"], new["code"])]
     for name in _different(old["own"], new["own"]):
         named_now, named_before = name in new["own"], name in old["own"]
@@ -101,7 +127,15 @@ def changes(before: str | None, after: str | None) -> list[str]:
         said.append(f"your class {name} {how if named_now else 'is named no longer'}")
     for place in _different(old["files"], new["files"]):
         said.append(f"{place}: {_content(old['files'].get(place), new['files'].get(place))}")
-    return said
+    return said if before and said else ["the record of its code and files is another"]
+
+
+def _parts(text: str | None) -> dict[str, Mapping[str, Any]]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = {}
+    return {part: _mapping(_mapping(found).get(part)) for part in ("code", "own", "files")}
 
 
 def md5(text: str) -> str:
@@ -126,8 +160,12 @@ def _content(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> st
         return "is named no longer" if new is None else "is named now"
     if new.get("missing") or old.get("missing"):
         return "the file is missing" if new.get("missing") else "the file is there now"
-    sizes = [f"{x['files']:,} files, {x['bytes']:,} bytes" for x in (old, new)]
-    return "its content changed" + (f" ({sizes[0]} -> {sizes[1]})" if sizes[0] != sizes[1] else "")
+    sizes = [f"{_count(x['files'])}, {x['bytes']:,} bytes" for x in (old, new)]
+    return f"its content changed ({sizes[0]} -> {sizes[1]})"
+
+
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files:,} files"
 
 
 def _params(root: Path) -> Mapping[str, Any]:
@@ -168,9 +206,13 @@ def _at(params: Mapping[str, Any], place: str) -> Any:
     return value
 
 
-def _files(root: Path, seen: Seen, chosen: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (place, content) of the files and folders that some parameters name."""
+def _files(
+    root: Path, seen: Seen, verb: str, chosen: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Yield (place, content) of the files and folders of some parameters that a verb reads."""
     for (place, name), (key, default) in NAMED_FILES.items():
+        if READER[place] != verb:
+            continue
         top, _, inner = place.partition(".")
         settings = chosen.get(top)
         if inner:
@@ -196,19 +238,25 @@ def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple
 
 
 def content(path: Path, seen: Seen) -> dict[str, Any]:
-    """Return the sha256 of a file or of all files of a folder, with their count and bytes."""
-    if path.is_dir():
-        files = [f for f in sorted(path.rglob("*")) if f.is_file()]
-    elif path.is_file():
-        files = [path]
-    else:
-        return {"missing": True}
-    whole, size = hashlib.sha256(), 0
-    for file in files:
-        name = file.relative_to(path).as_posix()
-        whole.update(f"{name}\0{seen.text(file, 'sha256', _sha256)}\n".encode())
-        size += file.stat().st_size
-    return {"sha256": whole.hexdigest(), "files": len(files), "bytes": size}
+    """Return the sha256 of a file or of all files of a folder, with their count and bytes.
+
+    Raises ReflowError where one of them cannot be read.
+    """
+    whole, size, count = hashlib.sha256(), 0, 0
+    try:
+        if not path.exists():
+            return {"missing": True}
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                name = file.relative_to(path).as_posix()
+                whole.update(f"{name}\0{seen.text(file, 'sha256', _sha256)}\n".encode())
+                size, count = size + file.stat().st_size, count + 1
+    except OSError as error:
+        raise ReflowError(
+            f"{error.filename or path}: cannot be read ({error.strerror}); params.yaml names it,"
+            " so let it be readable"
+        ) from None
+    return {"sha256": whole.hexdigest(), "files": count, "bytes": size}
 
 
 def _sha256(file: Path) -> str:
@@ -216,7 +264,10 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _package() -> Path:
-    """Return the folder of fmcore, wherever it is installed."""
+def _package(root: Path) -> Path:
+    """Return the folder of fmcore that stages import: one in the project comes first."""
+    own = root / "fmcore"
+    if (own / "__init__.py").is_file():
+        return own
     spec = find_spec("fmcore")
     return Path(next(iter((spec and spec.submodule_search_locations) or ["fmcore"])))

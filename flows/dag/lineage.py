@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flows.dag import inputs
-from flows.dag.graph import data_deps, md5, opened, overlap, params_of
+from flows.dag.graph import data_deps, known, md5, opened, overlap, params_of
 from flows.dag.lock import Entry, File, digest
 from fmcore.settings import ReflowError
 
@@ -36,9 +36,13 @@ def entries(root: Path) -> dict[str, Entry]:
 
 def lock_entries(root: Path, rev: str | None = None) -> dict[str, Entry]:
     """Return the entries of dvc.lock, of a git revision if given, for stages still in dvc.yaml."""
-    with opened(root, rev) as project:
-        found = {name: Entry.of(project.locked(name)) for name in project.stages}
-        return {name: entry for name, entry in found.items() if entry is not None}
+    if rev is None:
+        locked = known(root).locked
+    else:
+        with opened(root, rev) as project:
+            locked = {name: project.locked(name) for name in project.stages}
+    found = {name: Entry.of(entry) for name, entry in locked.items()}
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def lineage(entries: Mapping[str, Entry]) -> dict[str, str]:

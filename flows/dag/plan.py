@@ -16,7 +16,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
 from flows.dag import inputs
-from flows.dag.graph import Project, Stage, data_deps, opened, overlap, param_deps, stages_of
+from flows.dag.graph import Project, Stage, data_deps, opened, overlap, param_deps, remember
 
 Future = dict[str, tuple[str, Any, bool]]
 """By output that will change on the disk: the stage that makes it, its hash afterwards (None:
@@ -53,7 +53,7 @@ def read_and_plan(root: Path) -> tuple[dict[str, Stage], list[Planned]]:
     A stage that is `unchanged` stays so while the run lasts: nothing above it will change.
     """
     with opened(root) as project:
-        return stages_of(project), _plan(project)
+        return remember(project).stages, _plan(project)
 
 
 def _plan(project: Project) -> list[Planned]:

@@ -1,6 +1,8 @@
 """What was read of files before: a file that is as it was then is not read again."""
 
+import contextlib
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -8,21 +10,28 @@ from typing import Self
 
 from flows.project.environment import local_path
 
+RECENT = 2 * 10**9
+"""Nanoseconds. Two changes that are closer may bear the same time, so an answer about a file that
+changed so recently is not kept."""
+
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS seen"
+    " (path TEXT, asked TEXT, stamp TEXT, answer TEXT, PRIMARY KEY (path, asked))"
+)
+
 
 class Seen:
     """A small data base in `.reflow/`: for a file, and for a question about it, the answer.
 
-    An answer holds while the file's number, size and times of change stay the same.
+    An answer holds while the file's number, size and times of change stay the same. Nobody can set
+    the time of the last change of status, so a file that was replaced by one of the same size and
+    age is read again. Without the data base everything is read: it only saves time.
     """
 
     def __init__(self, root: Path) -> None:
-        self.base = sqlite3.connect(local_path(root, "seen.db"), timeout=30, isolation_level=None)
-        self.base.execute("PRAGMA synchronous=OFF")
-        self.base.execute(
-            "CREATE TABLE IF NOT EXISTS seen (path TEXT, asked TEXT, stamp TEXT, answer TEXT,"
-            " PRIMARY KEY (path, asked))"
-        )
+        self.base = _opened(root)
         self.new: list[tuple[str, str, str, str]] = []
+        self.told: dict[tuple[Path, str], str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -33,23 +42,52 @@ class Seen:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self.new:
-            self.base.execute("BEGIN IMMEDIATE")
-            self.base.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", self.new)
-            self.base.execute("COMMIT")
+        with contextlib.suppress(sqlite3.Error):
+            if self.new:
+                self.base.execute("BEGIN IMMEDIATE")
+                self.base.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", self.new)
+                self.base.execute("COMMIT")
         self.base.close()
 
     def text(self, file: Path, asked: str, read: Callable[[Path], str]) -> str:
         """Return `read(file)`, or what it returned when the file was last read."""
+        if (file, asked) not in self.told:
+            self.told[file, asked] = self._text(file, asked, read)
+        return self.told[file, asked]
+
+    def _text(self, file: Path, asked: str, read: Callable[[Path], str]) -> str:
         status = file.stat()
         stamp = f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         path = str(file.absolute())
-        known = self.base.execute(
-            "SELECT answer FROM seen WHERE path = ? AND asked = ? AND stamp = ?",
-            (path, asked, stamp),
-        ).fetchone()
-        if known:
-            return str(known[0])
+        with contextlib.suppress(sqlite3.Error):
+            known = self.base.execute(
+                "SELECT answer FROM seen WHERE path = ? AND asked = ? AND stamp = ?",
+                (path, asked, stamp),
+            ).fetchone()
+            if known:
+                return str(known[0])
         answer = read(file)
-        self.new.append((path, asked, stamp, answer))
+        if time.time_ns() - status.st_ctime_ns > RECENT:
+            self.new.append((path, asked, stamp, answer))
         return answer
+
+
+def _opened(root: Path) -> sqlite3.Connection:
+    """Open the data base; one that is damaged is made anew, one that cannot be is in memory."""
+    with contextlib.suppress(OSError, sqlite3.Error):
+        file = local_path(root, "seen.db")
+        try:
+            return _connect(str(file))
+        except sqlite3.DatabaseError as error:
+            if "not a database" not in str(error) and "malformed" not in str(error):
+                raise
+            file.unlink()
+            return _connect(str(file))
+    return _connect(":memory:")
+
+
+def _connect(file: str) -> sqlite3.Connection:
+    base = sqlite3.connect(file, timeout=30, isolation_level=None)
+    base.execute("PRAGMA synchronous=OFF")
+    base.execute(TABLE)
+    return base

@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import secrets
-import urllib.error
-import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,6 +77,9 @@ def born(pid: int) -> str:
 
 def answers(url: str, seconds: float = 5.0) -> bool:
     """Say whether a server on this machine answers a health check."""
+    import urllib.error  # a quarter of a second, and most projects keep no servers
+    import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=seconds) as reply:

@@ -44,7 +44,7 @@ def close(
     if mlflow:
         with best_effort(say, "MLflow: not published, `reflow publish` records it later"):
             parent = _published(root, result, say)
-    if prefect and result.ok:
+    if prefect and result.ok and result.flow_run:
         from flows.run import artifacts
 
         with best_effort(say, "Prefect: no artifacts"):

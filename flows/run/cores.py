@@ -6,10 +6,17 @@ one spin while those of the other work. So a stage waits until its threads have 
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from flows.dag.graph import Stage
+from flows.project.executor import EXECUTOR, chosen
+
+THREADS = 2
+"""What `compute.threads` is where params.yaml does not say (fmcore/work/compute.py needs torch)."""
+
+EXECUTED = ("couple", "evaluate")
+"""The verbs whose work an executor shares among its workers."""
 
 
 class Cores:
@@ -36,10 +43,27 @@ class Cores:
 
 
 def wanted(stage: Stage) -> int:
-    """Return the threads of a stage: `compute.threads` if it depends on `compute`, else 1."""
+    """Return the threads of all processes of a stage; 1 if it does not depend on `compute`."""
     for values in stage.params.values():
         compute = values.get("compute")
         if isinstance(compute, dict):
-            threads = compute.get("threads", 1)
-            return threads if isinstance(threads, int) else 1
+            threads = compute.get("threads", THREADS)
+            threads = threads if isinstance(threads, int) else THREADS
+            return threads * _processes(stage.name, values, threads)
     return 1
+
+
+def _processes(name: str, values: Mapping[str, object], threads: int) -> int:
+    """Return how many processes of this machine compute: `train.processes`, or the executor's."""
+    verb, _, key = name.partition("@")
+    if verb == "train":
+        round_ = values.get(f"rounds.{key}")
+        train = round_.get("train") if isinstance(round_, dict) else None
+        count = train.get("processes", 1) if isinstance(train, dict) else 1
+        return count if isinstance(count, int) else 1
+    if verb not in EXECUTED or not os.environ.get(EXECUTOR):
+        return 1
+    executor = chosen()
+    if executor.address or executor.kind == "in-process":  # a cluster has cores of its own
+        return 1
+    return executor.workers or max(1, (os.cpu_count() or 1) // threads)

@@ -1,12 +1,18 @@
 """Cores: stages side by side never hold more than there are, and none waits for ever."""
 
+import os
 import threading
 import time
 
 import pytest
 
+from flows.dag import graph
 from flows.dag.graph import Stage
-from flows.run.cores import Cores, wanted
+from flows.project.executor import EXECUTOR
+from flows.run.cores import THREADS, Cores, wanted
+from flows.run.schedule import ChainRun
+from fmcore.work.compute import Compute
+from tests.conftest import SOURCE
 
 
 @pytest.mark.parametrize(("threads", "at_once"), [(1, 4), (2, 2), (3, 1), (9, 1)])
@@ -45,9 +51,82 @@ def test_a_failing_stage_gives_its_cores_back():
     assert cores.free == 2
 
 
-def test_a_stage_wants_the_threads_it_depends_on():
-    def stage(params):
-        return Stage("s", "cmd", {}, (), (), {"params.yaml": params}, ())
+def stage(name, params):
+    return Stage(name, "cmd", {}, (), (), {"params.yaml": params}, ())
 
-    assert wanted(stage({"compute": {"threads": 3}})) == 3
-    assert wanted(stage({"seed": 0})) == 1
+
+TWO = {"compute": {"threads": 2}}
+
+
+@pytest.mark.parametrize(
+    ("made", "executor", "count"),
+    [
+        (stage("prepare", {"seed": 0}), "processes:4", 1),
+        (stage("train@rf1", {"compute": {"threads": 3}, "rounds.rf1": {"train": {}}}), None, 3),
+        (stage("train@rf1", {**TWO, "rounds.rf1": {"train": {"processes": 4}}}), None, 8),
+        (stage("train@rf1", {**TWO, "rounds.rf1": {"train": {}}}), "processes:4", 2),
+        (stage("couple@rf1", TWO), None, 2),
+        (stage("couple@rf1", TWO), "processes:3", 6),
+        (stage("evaluate@rf1", TWO), "dask:2", 4),
+        (stage("evaluate@rf1", TWO), "ray://head:10001", 2),
+        (stage("couple@rf1", {"compute": {}}), None, 2),
+        (stage("couple@rf1", {"compute": {"threads": 1}}), "processes", os.cpu_count()),
+    ],
+)
+def test_a_stage_wants_the_threads_of_all_its_processes(monkeypatch, made, executor, count):
+    monkeypatch.delenv(EXECUTOR, raising=False)
+    if executor:
+        monkeypatch.setenv(EXECUTOR, executor)
+    assert wanted(made) == count
+    assert Compute.model_fields["threads"].default == THREADS
+
+
+FAKE = """
+stages:
+  train:
+    foreach: ${rounds}
+    do:
+      cmd: python -m fake ${key}
+      params: [compute, "rounds.${key}"]
+      outs: ["${key}"]
+"""
+NOTE = """
+import pathlib, sys, time
+log = pathlib.Path("log")
+def note(what):
+    with log.open("a") as file:
+        file.write(f"{what} {sys.argv[1]}\\n")
+note("begins")
+time.sleep(1)
+note("ends")
+pathlib.Path(sys.argv[1]).write_text("done")
+"""
+
+
+def most_at_once(project, processes):
+    """Run two stages of so many processes of one thread each on two cores; count them."""
+    rounds = "".join(f"  {n}: {{train: {{processes: {processes}}}}}\n" for n in ("a", "b"))
+    project.write("params.yaml", f"compute: {{threads: 1}}\nrounds:\n{rounds}")
+    stages = graph.read(project.root)
+    chain_run = ChainRun(project.root, stages, cores=Cores(2))
+    threads = [
+        threading.Thread(target=chain_run.update, args=(name, lambda line: None)) for name in stages
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert chain_run.result().ok
+    at_once = [0]
+    for line in (project.root / "log").read_text().splitlines():
+        at_once.append(at_once[-1] + (1 if line.startswith("begins") else -1))
+    (project.root / "log").unlink()
+    return max(at_once)
+
+
+def test_trainings_of_two_processes_hold_two_cores_each(empty, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{SOURCE}{os.pathsep}{empty.root}")
+    empty.write("dvc.yaml", FAKE)
+    empty.write("fake.py", NOTE)
+    assert most_at_once(empty, 2) == 1
+    assert most_at_once(empty, 1) == 2
