@@ -32,7 +32,7 @@ def gaussian_noise(seed: int, pair_ids: NDArray[np.int64], shape: tuple[int, ...
 
 
 def uniform(seed: int, pair_ids: NDArray[np.int64], *, draw: int = 0) -> NDArray[np.float64]:
-    """Return the `draw`-th uniform [N] in [0, 1) of each pair, from another stream than the noise."""
+    """Return number `draw` [N] in [0, 1) of each pair, from another stream than the noise."""
     out = np.empty(len(pair_ids))
     for i, pair in enumerate(pair_ids):
         key = np.array([seed, pair], dtype=np.uint64)

@@ -129,7 +129,7 @@ def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
 
 
 def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
-    """Decode Arrow rows; the source of an independent coupling is fixed noise, for held-out pairs."""
+    """Decode Arrow rows; an independent coupling gets fixed noise as source, for held-out pairs."""
     shape = tuple(coupling.about.shape)
 
     def vectors(name: str) -> Tensor:
