@@ -74,7 +74,7 @@ def find(path: str, base: type[T]) -> type[T]:
     if path not in _trusted:
         raise ValueError(
             f"{path} is named only by a model's config.json or by other data, not by the project's"
-            " params.yaml; nothing of it was run: name it there, or call fmcore.own.trust"
+            " params.yaml; none of its code was run: name it there, or call fmcore.own.trust"
         )
     with _lock:
         module, _, name = path.partition(":")
@@ -147,7 +147,7 @@ def one_line(
 
 
 def read(kind: Any, value: Any, place: str) -> Any:
-    """Return `value` as the settings `kind`, found in a file: `place` says where.
+    """Return `value` as the settings `kind`, found in a file; `place` names the file and the key.
 
     Raises ReflowError with one line.
     """

@@ -58,7 +58,7 @@ def fit_flow(
     device: torch.device | None = None,
     compute: Compute | None = None,
 ) -> Flow:
-    """Train a flow on pairs, from a network that is made anew or from the weights of `init`.
+    """Train a flow on pairs, from a new network or from the weights of `init`.
 
     Shows the progress on a terminal. Keeps no checkpoints and runs in one process; if you need
     these, write the pairs into a project with `write_coupling`.
@@ -97,7 +97,7 @@ def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
             " `independent(target)`"
         )
     if init is not None and init.made_of is None:
-        raise ReflowError("init: a flow that fit_flow or load_flow made is needed, to go on from")
+        raise ReflowError("init: expected a flow made by fit_flow or load_flow")
     if init is not None and init.made_of is not None:
         shape = tuple(pairs.target.shape[1:])
         if init.made_of[0].shape != shape:
@@ -172,7 +172,7 @@ def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
     """Write pairs to a new folder as a coupling, numbered from 0: Parquet shards and a manifest."""
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
-        raise ReflowError(f"{folder}: is there already and not empty; name a new folder")
+        raise ReflowError(f"{folder}: exists and is not empty; name a new folder")
     about = About(
         kind="independent" if pairs.independent else "imported",
         shape=list(pairs.target.shape[1:]),

@@ -16,8 +16,8 @@ class Density(Data):
     """The base of the densities below: the number of independent samples."""
 
     samples: int = Field(default=10000, gt=1)
-    """How many independent samples are drawn. Raise it when held_out_ratio says that the network
-    remembers its data."""
+    """How many independent samples are drawn. Raise it when held_out_ratio shows that the
+    network remembers its data."""
 
     def read(self, seed: int) -> Samples:
         """Return the points, drawn from the seed."""

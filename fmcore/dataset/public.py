@@ -226,7 +226,7 @@ class _Strict(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) not in PICKLED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in it")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
@@ -237,7 +237,7 @@ def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
         images, labels = np.asarray(found[b"data"]), np.asarray(found[b"labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ReflowError(
-            f"{file}: not a batch of CIFAR-10 ({error}); nothing of it was run"
+            f"{file}: not a batch of CIFAR-10 ({error}); none of its code was run"
         ) from None
     if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8:
         raise ReflowError(f"{file}: expected bytes [N, 3072], got {list(images.shape)}")

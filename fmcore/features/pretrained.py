@@ -19,7 +19,7 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 of ImageNet: pooled features [B, 1280] of images resized to `size`."""
+    """EfficientNet-Lite0 of ImageNet: pooled features [B, 1280] of images enlarged to `size`."""
 
     def __init__(self, size: int = 64) -> None:
         super().__init__()

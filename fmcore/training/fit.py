@@ -74,11 +74,11 @@ class Train(Settings):
     loss: LossOfRound = Loss()
     """What is minimised: the error of the prediction, as a function of its size and of t."""
     pairing: Pairing = Independent()
-    """How sources and targets are paired anew in each batch, for straighter paths in round 1. Only
-    for the independent coupling."""
+    """How the sources and targets of each batch are paired again, for straighter paths in round 1.
+    Only for the independent coupling."""
     flip: bool = False
-    """Whether images are mirrored left to right at random, source and target alike. Not for digits
-    or text."""
+    """Whether images are mirrored left to right at random, source and target together. Not for
+    digits or text."""
     drop_longest: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pairs that is left out: those with the largest |target - source|. Only for
     generated couplings; set it when far pairs dominate the loss."""

@@ -57,10 +57,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "noise_repeats": (
         "{value:.0f} sources occur twice",
-        "pairs with one noise teach nothing new: draw it by (seed, pair_id)",
+        "pairs with the same noise add nothing: draw it by (seed, pair_id)",
     ),
     "endpoint_shift": (
-        "mean and spread of the endpoints are off from the data by {value:.3g} of its variance",
+        "mean and spread of the endpoints differ from the data by {value:.3g} of its variance",
         "train the round longer, or solve with more steps",
     ),
     "solver_gap_rel": (
@@ -73,14 +73,14 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "cost_rise": (
         "the transport cost rose by {value:.3g} of its former value, which rectification rules out",
-        "the round is not trained to its end, or the coupling is of another flow",
+        "the round's training has not converged, or another flow made the coupling",
     ),
     "budget_defect": (
         "cost(k-1) - cost(k) differs from S + V by {value:.3g} of the cost",
         "the velocity is under-fitted (positive) or over-fitted (negative)",
     ),
     "drift_rel": (
-        "inverted real samples come back worse than the flow's own by {value:.3g} of the variance",
+        "inverted real samples have more error than the flow's own, by {value:.3g} of the variance",
         "the rounds drift from the data: mix inverted real pairs into the coupling",
     ),
 }

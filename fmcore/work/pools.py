@@ -152,6 +152,6 @@ def _having(package: str, address: str | None) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ReflowError(
-            f"executor {address or package}: cannot be had ({reason[:200]}); start the cluster"
+            f"executor {address or package}: is not available ({reason[:200]}); start the cluster"
             f"{TOKEN if package == 'ray' else ''}, or use processes:N"
         ) from error

@@ -51,7 +51,7 @@ def work(item: Any, payload: Payload | None = None) -> Any:
     if different := [k for k in payload.numerics if here.get(k) != payload.numerics[k]]:
         told = ", ".join(f"{k} {here.get(k)} for {payload.numerics[k]}" for k in different)
         raise ReflowError(
-            f"a worker computes other last bits than the stage ({told}); use workers of one kind:"
+            f"a worker would round differently than the stage ({told}); use workers of one kind:"
             " the same torch and the same GPU or CPU"
         )
     if _opened is None or _opened[0] != payload.name:
@@ -64,7 +64,7 @@ _number: int | None = None
 
 
 def start_worker(payload: Payload, number: int) -> None:
-    """Start a worker: keep the payload, leave Ctrl-C to the parent, exit when the parent exits."""
+    """Start a worker: keep the payload, ignore Ctrl-C, exit when the parent exits."""
     global _payload, _number
     _payload, _number = payload, number
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -85,5 +85,5 @@ def _failed(error: BaseException) -> BaseException:
         return error
     return ReflowError(
         f"a worker was lost {TRIES} times over the same work ({type(error).__name__}): out of"
-        " memory? lower `batch` or `shard`, or use fewer workers; what is finished is kept"
+        " memory? lower `batch` or `shard`, or use fewer workers; finished work is kept"
     )
