@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.compare.tables import comparison, paths, rounds_table
+from flows.compare.tables import comparison, rounds_table
+from flows.dag.paths import paths
 from flows.dag.receipts import note_timings
 from flows.project.events import Event
 from flows.run import closing as records
@@ -83,8 +84,8 @@ def _where(root: Path, flow_run: str, out: Console) -> None:
         out.print(rounds_table(comparison(root)))
         folder = paths(root, "compare")["out"]
         out.print(f"pictures     {folder.relative_to(root)}/ and pictures/", highlight=False)
-    except ReflowError:
-        pass
+    except ReflowError as error:  # some stages alone were asked for, and there is no comparison yet
+        out.print(f"rounds       {error}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"MLflow       {os.environ['MLFLOW_TRACKING_URI']}", markup=False, highlight=False)
     if flow_run:
         out.print(f"Prefect run  {flow_run} in {os.environ['PREFECT_HOME']}", highlight=False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from flows.dag import plan
+from flows.dag import inputs, plan
 from flows.params.load import load
 from flows.stage.guard import shared
 from flows.stage.shards import parse, ranges
@@ -36,6 +36,7 @@ def chain(empty):
     torch.set_num_threads(1)
     gaussian_data(empty.root / "couplings/independent", mu=[2.0, -1.0], s=[1.0, 1.0], pairs=100)
     scratch_model(empty.root / "models/rf1", dim=2)
+    inputs.write(empty.root)
     return empty
 
 

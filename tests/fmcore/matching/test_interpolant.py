@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from fmcore.choices.interpolants import Interpolant
+from fmcore.choices.interpolants import Interpolant, check
 from fmcore.matching.conversions import (
     diffusion_squared,
     drift,
@@ -27,7 +27,6 @@ from fmcore.matching.interpolant import (
     Schedule,
     VarianceExploding,
     VariancePreserving,
-    check,
     interpolate,
 )
 from fmcore.own import trust

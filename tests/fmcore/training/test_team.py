@@ -9,6 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from flows.dag import inputs
 from fmcore.network.store import load
 from tests.chains import gaussian_data, scratch_model
 from tests.conftest import SOURCE
@@ -23,7 +24,8 @@ def chain(empty):
         shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
     stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
     with (empty.root / "dvc.yaml").open("w") as file:
-        YAML(typ="safe").dump({"stages": {"train": stages["train"]}}, file)
+        kept = {name: stages[name] for name in ("inputs", "train")}
+        YAML(typ="safe").dump({"stages": kept}, file)
     torch.set_num_threads(1)
     gaussian_data(empty.root / "couplings/independent", mu=[2.0, -1.0], s=[1.0, 1.0], pairs=400)
     scratch_model(empty.root / "models/scratch", dim=2)
@@ -35,6 +37,7 @@ def settings(chain, **changes):
     params["rounds"]["rf1"]["train"] |= {"steps": 40, "batch": 64, "log_every": 10, **changes}
     with (chain.root / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
+    inputs.write(chain.root)
 
 
 def curve(chain):
