@@ -1,7 +1,7 @@
-"""The meaning of code: what a module does, whatever its words and its layout.
+"""The meaning of code: what a module does, without its comments, docstrings and layout.
 
-Needs nothing but the standard library and runs none of the code that it reads, so the stage
-`inputs` costs a fraction of a second.
+Uses only the standard library and runs none of the code that it reads, so the stage `inputs` takes
+a fraction of a second.
 """
 
 import ast
@@ -15,7 +15,7 @@ from flows.project.seen import Seen
 
 @dataclass(frozen=True)
 class Module:
-    """What is known of a module from its text: the hash of its meaning, and what it imports."""
+    """A module, from its text alone: the hash of its meaning, and the names that it imports."""
 
     meaning: str
     imports: tuple[str, ...]
@@ -23,9 +23,9 @@ class Module:
 
 @dataclass(frozen=True)
 class Code:
-    """Where packages lie: each name stands for a folder or a file, `{"fmcore": Path(...)}`.
+    """Where packages are: each name has a folder or a file, `{"fmcore": Path(...)}`.
 
-    With a `folder`, modules in it are known too: those of the user's own.
+    With a `folder`, the modules in it are known too: the user's own.
     """
 
     packages: Mapping[str, Path]
@@ -35,8 +35,8 @@ class Code:
     def closure(self, *modules: str) -> dict[str, str]:
         """Return the meaning of each module that importing `modules` loads, by its name.
 
-        A package's `__init__` is loaded before its modules and counts too, but for the first of a
-        package: `fmcore/__init__` only names what others define.
+        A package's `__init__` is loaded before its modules and counts too, except that of the top
+        package: `fmcore/__init__` only exports names of other modules.
         """
         found: dict[str, str] = {}
         read: set[str] = set()
@@ -48,7 +48,7 @@ class Code:
                 continue
             read.add(name)
             module = self._read(file, name)
-            if module.meaning != NOTHING:  # a room's `__init__` is one sentence
+            if module.meaning != NOTHING:  # many an `__init__` is only a docstring
                 found[name] = module.meaning
             queue.extend(module.imports)
             queue.extend(".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1))
@@ -104,7 +104,7 @@ def _plain(node: object) -> object:
 
 
 def _words(node: object) -> bool:
-    """Whether a node only speaks to people and type checkers."""
+    """Whether a node is only for people and type checkers."""
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     if isinstance(node, ast.keyword):
@@ -117,7 +117,7 @@ def _for_types_only(node: ast.If) -> bool:
 
 
 def imported_by(node: ast.AST, package: str) -> Iterator[str]:
-    """Yield the modules that the code imports, wherever it does; `a.b` also for a name b of a."""
+    """Yield the modules that the code imports anywhere; `from a import b` gives a and a.b."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and _for_types_only(child):
             continue
@@ -133,7 +133,7 @@ def imported_by(node: ast.AST, package: str) -> Iterator[str]:
 
 
 NOTHING = meaning(ast.parse(""))
-"""The meaning of a module that holds nothing but words."""
+"""The meaning of a module without code."""
 
 RULES = f"code by {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
-"""What is asked of a module's file: other rules of meaning give other answers."""
+"""The question that `Seen` stores answers to; it changes with the rules in this file."""

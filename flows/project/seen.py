@@ -1,4 +1,4 @@
-"""What was read of files before: a file that is as it was then is not read again."""
+"""Store what was read from files, so that an unchanged file is not read again."""
 
 import sqlite3
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from flows.project.environment import local_path
 
 
 class Seen:
-    """A small data base in `.reflow/`: for a file, and for a question about it, the answer.
+    """A small data base in `.reflow/`: the answer for each file and each question about it.
 
-    An answer holds while the file's number, size and times of change stay the same.
+    An answer is valid while the file's inode number, size and times of change stay the same.
     """
 
     def __init__(self, root: Path) -> None:
