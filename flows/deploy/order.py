@@ -47,7 +47,7 @@ class Order(BaseModel):
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description=(
-            'Values by their place in the file: `{"rounds.rf2.train.steps": 2000}`. The commonest'
+            'Values by their place in the file: `{"rounds.rf2.train.steps": 2000}`. The most common'
             " places follow; `reflow settings` and docs/settings.md describe all of them."
         ),
         json_schema_extra=_with_places,

@@ -135,7 +135,7 @@ def _server(root: Path) -> tuple[str, str]:
     kept = servers.living(root)
     if kept is None or not kept.prefect:
         raise ReflowError(
-            "a deployment needs a Prefect server that keeps running: start `reflow ui` in another shell,"
-            " or set PREFECT_API_URL"
+            "a deployment needs a Prefect server that keeps running: start `reflow ui` in another"
+            " shell, or set PREFECT_API_URL"
         )
     return f"{kept.prefect}/api", servers.auth_string(root)

@@ -263,10 +263,7 @@ def _senseless(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def parents(params: Params, name: str) -> list[str]:
-    """Return the rounds that a round needs: the one it starts from, and the one that made its pairs.
-
-    A round that is both is returned once.
-    """
+    """Return the rounds that a round needs: for its first weights, and for its pairs."""
     round_ = params.rounds[name]
     needed = [round_.init] if round_.init in params.rounds else []
     if round_.coupling in params.couplings:

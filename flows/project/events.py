@@ -149,7 +149,7 @@ class Reader:
 
 @contextmanager
 def followed(path: Path, tell: OnEvent | None) -> Iterator[None]:
-    """Pass the events of the stage that starts in the block to `tell`, all before the block ends."""
+    """Call `tell` with each event of the stage that starts in the block, before the block ends."""
     if tell is None:
         yield
         return
