@@ -35,7 +35,7 @@ def env() -> None:
 
 def deploy(
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = "chain",
-    cron: Annotated[str | None, typer.Option(help="Schedule: '0 2 * * *' is 2:00 each day.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Cron: '0 2 * * *' for 2:00 each day.")] = None,
     every: Annotated[int | None, typer.Option(min=30, help="Or an interval in seconds.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time; one per GPU.")] = 1,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed run is tried again.")] = 1,

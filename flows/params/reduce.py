@@ -56,9 +56,7 @@ def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
     for name, round_ in params.rounds.items():
         train, place = round_.train, f"rounds.{name}.train"
         changes[f"{place}.steps"] = _part(train.steps, share)
-        changes[f"{place}.warmup"] = _part(
-            train.warmup, share, 0
-        )  # the same share of the steps,
+        changes[f"{place}.warmup"] = _part(train.warmup, share, 0)  # the same share of the steps,
         ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))  # as for the moving average
         changes[f"{place}.ema"] = round(ema, 6)
         changes[f"{place}.batch"] = min(train.batch, cut.batch or train.batch)

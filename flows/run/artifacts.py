@@ -25,13 +25,13 @@ from flows.dag.description import Description
 from fmcore.verdict.comparison import Comparison, short
 
 LARGEST = 2_000_000
-"""Largest picture to embed, in bytes; the server's data base would store a larger one too."""
+"""Largest picture to embed, in bytes, because the server's data base stores what is embedded."""
 
 ASSETS = "dvc://reflow/"
 
 
 def materialised(root: Path, stages: Mapping[str, graph.Stage], name: str) -> None:
-    """Report the couplings and models that a stage made to Prefect: an asset for each folder.
+    """Report to Prefect which couplings and models a stage made, and from which: as assets.
 
     Prefect's asset events carry the lineage of the chain; the metadata is DVC's hash.
     """

@@ -46,7 +46,7 @@ def _worth_another_try(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_worth_another_try,
 )
 def stage_task(name: str) -> Any:
-    """Bring one stage of dvc.yaml up to date; the lines that it prints are the log of the task run."""
+    """Bring one stage of dvc.yaml up to date; the lines it prints are the log of the task run."""
     chain_run, log = _current.get(), get_run_logger()
     outcome = chain_run.update(name, log.info)
     if outcome.state == "cached":

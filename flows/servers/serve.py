@@ -135,8 +135,7 @@ def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _started(root: Path, name: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start one server in its own session, so that Ctrl-C ends this process, which ends the server.
-    """
+    """Start one server in its own session, so that Ctrl-C reaches it only through this process."""
     if name == "prefect":
         command, more = prefect_server.prefect_command(port), _prefect_settings(root, port)
     else:
@@ -152,7 +151,7 @@ def _started(root: Path, name: str, port: int) -> Iterator["subprocess.Popen[byt
 
 
 def _prefect_settings(root: Path, port: int) -> dict[str, str]:
-    """Return the server's settings: it asks for a password and accepts calls from its own UI only."""
+    """Start one server in its own session, so that Ctrl-C reaches it only through this one."""
     origins = f"http://{HOST}:{port},http://localhost:{port}"
     return {
         **prefect_server.auth(root),

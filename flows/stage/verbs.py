@@ -96,7 +96,7 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage and return 0; if it fails, print why and return 2, or 75 if a retry may pass."""
+    """Run one stage and return 0; on failure print why, return 2, or 75 if a retry may succeed."""
     try:
         command = read_words(arguments)
         verb, key = command.verb, command.key

@@ -57,7 +57,9 @@ class Live:
             self._record()
         except Exception as error:  # whatever MLflow raises: the work itself must go on
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.warn(f"MLflow: live curves stopped ({reason[:160]}); `reflow publish` completes them")
+            self.warn(
+                f"MLflow: live curves stopped ({reason[:160]}); `reflow publish` adds the rest"
+            )
 
     def _record(self) -> None:
         tracker: Tracker | None = None
