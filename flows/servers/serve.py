@@ -151,7 +151,7 @@ def _started(root: Path, name: str, port: int) -> Iterator["subprocess.Popen[byt
 
 
 def _prefect_settings(root: Path, port: int) -> dict[str, str]:
-    """Start one server in its own session, so that Ctrl-C reaches it only through this one."""
+    """Return the server's settings: a password, and calls from its own UI only."""
     origins = f"http://{HOST}:{port},http://localhost:{port}"
     return {
         **prefect_server.auth(root),
