@@ -1,4 +1,4 @@
-"""The inputs of a stage and their fingerprint, by DVC's own hashes and its cache of them."""
+"""The inputs of a stage and their fingerprint, from DVC's own hashes and its hash cache."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class Inputs:
 
 
 def inputs(root: Path, name: str) -> Inputs:
-    """Hash what the stage depends on, with DVC's own hashes and its cache of them.
+    """Hash what the stage depends on, with DVC's own hashes and its hash cache.
 
-    Its file of the stage `inputs` counts as that stage would write it now: by the meaning of the
-    present code and the content of the present files.
+    A file that the stage `inputs` makes is hashed as that stage would write it now, from the
+    meaning of the current code and the content of the current files.
     """
     with opened(root) as project:
         return _inputs(project.stage(name), project.inputs)
@@ -48,8 +48,8 @@ def inputs(root: Path, name: str) -> Inputs:
 def again(root: Path, earlier: Inputs) -> Inputs:
     """Hash the same dependencies and parameters as `earlier` once more.
 
-    dvc.yaml is not read again: DVC does not either when a command ends, and a half-edited
-    dvc.yaml must not fail a stage that has been training for hours.
+    dvc.yaml is not read again, because DVC does not read it when a command ends either, and a
+    half-edited dvc.yaml must not fail a stage that has trained for hours.
     """
     root = root.resolve()
     with in_one_line(root), open_repo(root) as repo:
@@ -68,7 +68,7 @@ def again(root: Path, earlier: Inputs) -> Inputs:
 
 
 def stale(root: Path, found: Inputs) -> list[str]:
-    """Say in words how the files of the stage `inputs` on the disk are not of the present code."""
+    """Return in words how the files of the stage `inputs` on the disk differ from the code now."""
     said: list[str] = []
     now = meanings.compute(root) if any(f"{meanings.FOLDER}/" in p for p in found.deps) else {}
     for path in found.deps:

@@ -1,14 +1,14 @@
-"""The stage `inputs`: what the other stages depend on outside of DVC's graph, by its meaning.
+"""The stage `inputs`: records the code and the files that DVC's graph does not show.
 
-It writes a small JSON file for each stage, on which that stage depends:
+It writes a small JSON file for each other stage, and that stage depends on the file:
 
     code   the meaning of each module of fmcore that the stage's verb imports
     own    the meaning of the user's own classes that its parameters name
     files  the content of the files and folders that its parameters name, with count and bytes
 
-So an edited comment reruns nothing, an edited function reruns the stages that reach it, and a data
-file that was replaced is another input, here and on any machine. Nothing in here imports torch or
-DVC: the stage runs every time.
+So editing a comment reruns nothing, editing a function reruns the stages that use it, and replacing
+a data file changes the input, on this and on every other machine. This module does not import torch
+or DVC, because the stage runs every time.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     ("data", "emoji"): ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
     ("yardstick.features", "inception"): ("weights", None),
 }
-"""By place and name (or kind) of settings: the key that names a file or a folder, its default."""
+"""Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
 
 READER = {"data": "prepare", "yardstick.features": "calibrate"}
 """By place: the verb that reads these files; the others read what it made of them."""
@@ -53,13 +53,13 @@ READS = {
     "evaluate": ("network", "evaluate", "yardstick", "data", "rounds.{key}.train.interpolant"),
     "compare": (),
 }
-"""By verb: the places of params.yaml whose files and own classes it reads."""
+"""For each verb, the places of params.yaml whose files and own classes it reads."""
 
 
 def compute(root: Path) -> dict[str, str]:
-    """Return what the files of the stage `inputs` hold now, by their paths in the project.
+    """Return what the stage `inputs` would write now, by the path of each file in the project.
 
-    Raises ReflowError where params.yaml cannot be read.
+    Raises ReflowError if params.yaml cannot be read.
     """
     params = _params(root)
     found = {}
@@ -139,14 +139,14 @@ def _parts(text: str | None) -> dict[str, Mapping[str, Any]]:
 
 
 def md5(text: str) -> str:
-    """Return the hash by which DVC knows a file of this content."""
+    """Return DVC's hash of a file with this content."""
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _own(
     code: Code, chosen: Mapping[str, Any], known: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Return the meaning of each class that some parameters name, beyond the `known` modules."""
+    """Return the meaning of each own class in `chosen`, without the `known` modules."""
     found = {path: own_closure(code, path) for path in sorted(named(list(chosen.values())))}
     return {path: {k: v for k, v in own.items() if k not in known} for path, own in found.items()}
 
@@ -181,7 +181,7 @@ def _params(root: Path) -> Mapping[str, Any]:
 
 
 def _stages(params: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield (path of its file, verb, words of its places) of every stage."""
+    """Yield (path of its file, verb, words to fill into its places) for every stage."""
     rounds, couplings = (_mapping(params.get(k)) for k in ("rounds", "couplings"))
     for verb in READS:
         if verb in ("train", "evaluate"):
@@ -226,7 +226,7 @@ def _files(
 
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (place, content) of what is a path among the settings of the user's own classes."""
+    """Yield (place, content) of each path in the settings of the user's own classes."""
     own = _mapping(value).get("name") == "custom"
     for key, inner in _mapping(_mapping(value).get("settings")).items() if own else ():
         if isinstance(inner, str) and ("/" in inner or Path(inner).suffix):

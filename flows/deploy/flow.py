@@ -1,6 +1,6 @@
 """The flow that a deployment runs: `flows/deploy/flow.py:scheduled`, one worktree for each run.
 
-Prefect imports this file in a process of its own, started in the project's folder.
+Prefect imports this file in a separate process, started in the project's folder.
 """
 
 import os
@@ -37,9 +37,9 @@ _runner: Any = threads
     timeout_seconds=_TIMEOUT,
 )
 def scheduled(order: Order = Order()) -> None:  # noqa: B008  Prefect makes its form from it
-    """Run the chain of a commit with changed parameters, in a git worktree of its own.
+    """Run the chain of a commit, with changed parameters, in a separate git worktree.
 
-    What it leaves is a commit on the branch `reflow/<name of the run>`: parameters, dvc.lock and
+    The result is a commit on the branch `reflow/<name of the run>`: parameters, dvc.lock and
     metrics; couplings and models are in DVC's cache, which the worktree shares.
     """
     log = get_run_logger()

@@ -1,4 +1,4 @@
-"""What was read of files before: a file that is as it was then is not read again."""
+"""Store what was read from files, so that an unchanged file is not read again."""
 
 import contextlib
 import sqlite3
@@ -21,7 +21,7 @@ TABLE = (
 
 
 class Seen:
-    """A small data base in `.reflow/`: for a file, and for a question about it, the answer.
+    """A small data base in `.reflow/`: the answer for each file and each question about it.
 
     An answer holds while the file's number, size and times of change stay the same. Nobody can set
     the time of the last change of status, so a file that was replaced by one of the same size and
