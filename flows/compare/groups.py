@@ -3,13 +3,15 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from flows.compare.chains import ComparedChain
 from flows.dag.chain import flat
 from fmcore.verdict import keys
 from fmcore.verdict.comparison import short
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Values = dict[str, dict[str, float]]
 """For each round, numbers by their keys; the distance at each NFE is among them."""
@@ -145,7 +147,7 @@ def as_json(groups: Sequence[Group]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def frame(groups: Sequence[Group]) -> pd.DataFrame:
+def frame(groups: Sequence[Group]) -> "pd.DataFrame":
     """Return a row per group and round; a metric's spread over the seeds is in `<metric>_sd`."""
     rows = []
     for group in groups:
@@ -158,4 +160,6 @@ def frame(groups: Sequence[Group]) -> pd.DataFrame:
                 if name in group.sd[round_]:
                     row[keys.spread(name)] = group.sd[round_][name]
             rows.append(row)
+    import pandas as pd  # slow, and most commands need none
+
     return pd.DataFrame(rows)
