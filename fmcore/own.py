@@ -79,8 +79,11 @@ def find(path: str, base: type[T]) -> type[T]:
     with _lock:
         module, _, name = path.partition(":")
         file = _file(path, _trusted[path])
-        if not _defines(file, name):
+        bases = _bases(file, name)
+        if bases is None:
             raise ValueError(f"{path}: {file.name} has no `class {name}` at its top level")
+        if not bases:  # known before the module is imported
+            raise ValueError(f"{path} is no subclass of {base.__module__}.{base.__qualname__}")
         found = vars(_import(module, file, _trusted[path])).get(name)
         _used.add(path)
     if not isinstance(found, type) or not issubclass(found, base):
@@ -204,13 +207,17 @@ def _file(path: str, folder: Path) -> Path:
     return file
 
 
-def _defines(file: Path, name: str) -> bool:
-    """Whether a file's text has `class name` at its top level; nothing of it runs."""
+def _bases(file: Path, name: str) -> list[str] | None:
+    """Return the bases of `class name` at the top level of a file; None if it has no such class.
+
+    Only the text is read; nothing of it runs.
+    """
     try:
         body = ast.parse(file.read_bytes()).body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{file.name}: cannot be read as Python: {_words(error)}") from None
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)
+    found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+    return [ast.unparse(base) for base in found[-1].bases] if found else None
 
 
 def _import(module: str, file: Path, folder: Path) -> ModuleType:

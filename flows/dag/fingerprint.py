@@ -1,6 +1,7 @@
 """The inputs of a stage and their fingerprint, from DVC's own hashes and its hash cache."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flows.dag.graph import (
     params_of,
 )
 from flows.dag.lock import digest
+from fmcore.settings import ReflowError
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,13 @@ def again(root: Path, earlier: Inputs) -> Inputs:
             deps=list(earlier.deps),
             params=[{file: list(values)} for file, values in earlier.params.items()],
         )
-        watched = any(path.startswith(f"{meanings.FOLDER}/") for path in earlier.deps)
-        return _inputs(stage, meanings.compute(root) if watched else {})
+        return _inputs(stage, _computed(root, earlier.deps))
 
 
 def stale(root: Path, found: Inputs) -> list[str]:
     """Return in words how the files of the stage `inputs` on the disk differ from the code now."""
     said: list[str] = []
-    now = meanings.compute(root) if any(f"{meanings.FOLDER}/" in p for p in found.deps) else {}
+    now = _computed(root, found.deps)
     for path in found.deps:
         if path not in now:
             continue
@@ -78,6 +79,23 @@ def stale(root: Path, found: Inputs) -> list[str]:
         if text != now[path]:
             said += meanings.changes(text, now[path])
     return said
+
+
+def _computed(root: Path, deps: Iterable[str], seconds: float = 3.0) -> dict[str, str]:
+    """Return what the stage `inputs` would write now into those of its files that are in `deps`.
+
+    Try again for some seconds: an editor may be saving params.yaml.
+    """
+    own = [path for path in deps if path.startswith(f"{meanings.FOLDER}/")]
+    deadline = time.monotonic() + seconds
+    while own:
+        try:
+            return meanings.compute(root, own)
+        except ReflowError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    return {}
 
 
 def fingerprint(root: Path, name: str) -> str:

@@ -204,15 +204,23 @@ def sort_lock(root: Path) -> None:
         file = project.root / "dvc.lock"
         if not file.exists():
             return
-        head, *blocks = re.split(r"^(?=  \S)", file.read_text(), flags=re.MULTILINE)
+        before, found, after = _stages_of_lock(file.read_text())
+        head, *blocks = re.split(r"^(?=  \S)", found, flags=re.MULTILINE)
         place = {name: i for i, name in enumerate(project.repro_order)}
         last = len(place)
         blocks.sort(key=lambda block: place.get(block.strip().partition(":")[0], last))
-        text = head + "".join(blocks)
+        text = before + head + "".join(blocks) + after
         if text != file.read_text():
             temporary = file.with_suffix(".lock.part")
             temporary.write_text(text)
             temporary.replace(file)
+
+
+def _stages_of_lock(text: str) -> tuple[str, str, str]:
+    """Cut the section `stages:` out of dvc.lock: what is before it, the section, what is after."""
+    match = re.search(r"^stages:\n(?:[ ].*\n)*", text, flags=re.MULTILINE)
+    start, end = match.span() if match else (len(text), len(text))
+    return text[:start], text[start:end], text[end:]
 
 
 def overlap(one: str, other: str) -> bool:

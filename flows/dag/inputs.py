@@ -11,10 +11,12 @@ a data file changes the input, on this and on every other machine. This module d
 or DVC, because the stage runs every time.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,8 @@ READS = {
 """For each verb, the places of params.yaml whose files and own classes it reads."""
 
 
-def compute(root: Path) -> dict[str, str]:
-    """Return what the stage `inputs` would write now, by the path of each file in the project.
+def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """Return what the files of the stage `inputs`, or `only` some of them, hold now, by path.
 
     Raises ReflowError if params.yaml cannot be read.
     """
@@ -67,6 +69,8 @@ def compute(root: Path) -> dict[str, str]:
         code = Code({"fmcore": _package(root)}, seen, folder=root)
         closures = {verb: code.closure(f"fmcore.{verb}") for verb in READS}
         for path, verb, words in _stages(params):
+            if only is not None and path not in only:
+                continue
             places = [place.format_map(words) for place in READS[verb]]
             chosen = {place: _at(params, place) for place in places}
             entry = {
@@ -87,7 +91,7 @@ def write(root: Path) -> None:
     found = compute(root)
     for path, text in found.items():
         file = root / path
-        if _text(file) != text:
+        if text_of(file) != text:
             _remove(file)
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
@@ -99,7 +103,8 @@ def write(root: Path) -> None:
             _remove(other)
 
 
-def _text(file: Path) -> str | None:
+def text_of(file: Path) -> str | None:
+    """Return the text of a file; None if it cannot be read as text."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError):
@@ -227,14 +232,23 @@ def _files(
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (place, content) of each path in the settings of the user's own classes."""
-    own = _mapping(value).get("name") == "custom"
-    for key, inner in _mapping(_mapping(value).get("settings")).items() if own else ():
-        if isinstance(inner, str) and ("/" in inner or Path(inner).suffix):
-            path = (root / inner).resolve()
-            if path.exists() and not root.resolve().is_relative_to(path):
-                yield f"{place}settings.{key}", content(path, seen)
+    if _mapping(value).get("name") == "custom":
+        for where, text in _texts(_mapping(value).get("settings"), f"{place}settings"):
+            with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
+                path = (root / text).resolve()
+                if text.strip() and path.exists() and not root.resolve().is_relative_to(path):
+                    yield where, content(path, seen)
     for key, inner in _mapping(value).items():
         yield from _own_files(root, seen, f"{place}{key}.", inner)
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield (place, text) of every text in some settings, however deep."""
+    if isinstance(value, str):
+        yield place, value
+    listed = enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in [*_mapping(value).items(), *listed]:
+        yield from _texts(inner, f"{place}.{key}")
 
 
 def content(path: Path, seen: Seen) -> dict[str, Any]:
@@ -248,8 +262,9 @@ def content(path: Path, seen: Seen) -> dict[str, Any]:
             return {"missing": True}
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                name = file.relative_to(path).as_posix()
-                whole.update(f"{name}\0{seen.text(file, 'sha256', _sha256)}\n".encode())
+                name = os.fsencode(file.relative_to(path).as_posix())
+                digest = seen.text(file, "sha256", _sha256).encode()
+                whole.update(name + b"\0" + digest + b"\n")
                 size, count = size + file.stat().st_size, count + 1
     except OSError as error:
         raise ReflowError(

@@ -137,10 +137,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _on_disk(project: Project) -> dict[str, str]:
+def _on_disk(project: Project) -> dict[str, str | None]:
     """Return the content of the files of the stage `inputs` on the disk, by path."""
     files = sorted((project.root / inputs.FOLDER).rglob("*.json"))
-    return {file.relative_to(project.root).as_posix(): file.read_text() for file in files}
+    return {file.relative_to(project.root).as_posix(): inputs.text_of(file) for file in files}
 
 
 def _dep_reasons(project: Project, dep: Any, future: Future) -> Iterator[str]:

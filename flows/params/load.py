@@ -90,14 +90,16 @@ class Params(Settings):
     depends on it."""
 
 
-def load(path: Path) -> Params:
-    """Read and check a parameter file.
+def load(path: Path, root: Path | None = None) -> Params:
+    """Read and check a parameter file of the project `root`, or of the one that it lies in.
+
+    The user's own classes that it names are loaded from that project alone.
 
     Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the fix.
     """
     tree = _tree(path)
     plain = _plain(tree)
-    own.trust(folder_of(path), own.named(plain))
+    own.trust(root or folder_of(path), own.named(plain))
     try:
         params = Params.model_validate(plain)
     except ValidationError as error:

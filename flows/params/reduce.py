@@ -19,13 +19,13 @@ SCHEMA_LINE = re.compile(
 """The line that gives editors the path of the schema, relative to the parameter file."""
 
 
-def fitted(path: Path) -> tuple[str, str]:
+def fitted(path: Path, root: Path | None = None) -> tuple[str, str]:
     """Return the text of a parameter file for this machine, and what was reduced, in words.
 
     The chain is reduced if there is no GPU and the file has `without_gpu`; else the settings stay
     as they are, and the words are "". Raises ReflowError if the file is not valid.
     """
-    params = load(path)
+    params = load(path, root)
     cut = params.without_gpu
     text = at_root(path.read_text())
     if cut is None or params.compute.start().type != "cpu":

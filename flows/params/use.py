@@ -14,8 +14,8 @@ def use_params(root: Path, file: Path, *, force: bool, whole: bool) -> str:
 
     Returns what was reduced because there is no GPU, "" if nothing was; `whole` reduces nothing.
     """
-    load(file)
-    text, said = (at_root(file.read_text()), "") if whole else fitted(file)
+    load(file, root)
+    text, said = (at_root(file.read_text()), "") if whole else fitted(file, root)
     current = root / FILE
     known = not git(root, "status", "--porcelain", "--", FILE).strip() or not current.exists()
     if not (force or known or _regained(root, current.read_text())):
@@ -30,6 +30,6 @@ def _regained(root: Path, text: str) -> bool:
     """Say whether `reflow use` of a file in params/ would write this text again."""
     for file in sorted((root / "params").glob("*.yaml")):
         with contextlib.suppress(ReflowError):
-            if text in (at_root(file.read_text()), fitted(file)[0]):
+            if text in (at_root(file.read_text()), fitted(file, root)[0]):
                 return True
     return False

@@ -71,7 +71,9 @@ def _bound(node: ast.stmt) -> set[str]:
     """Return the names that a statement defines; none if it may do more, so that it is kept."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return set() if node.decorator_list else {node.name}
-    if isinstance(node, ast.Import | ast.ImportFrom):
+    if isinstance(node, ast.Import):
+        return set()  # a module may be imported for what it does
+    if isinstance(node, ast.ImportFrom):
         alias = node.names[0]
         always = alias.name == "*" or getattr(node, "module", None) == "__future__"
         return set() if always else {alias.asname or alias.name.partition(".")[0]}

@@ -149,7 +149,7 @@ def _restored(name: str, process: subprocess.Popen[str], emit: Emit, processes: 
             line = line.rstrip()
             if not line or line.startswith(HINTS):
                 continue
-            cached = cached or _skipped(line, name)
+            cached = (cached or _skipped(line, name)) and line != f"Running stage '{name}':"
             lines.append(line)
             emit(line)
         code = process.wait()
@@ -186,9 +186,13 @@ def failure(name: str, code: int, lines: list[str]) -> StageFailed:
 
 
 def _skipped(line: str, name: str) -> bool:
-    """Say whether DVC's line means that it did not run the stage."""
-    cached = line.startswith(f"Stage '{name}' is cached - skipping run")
-    return cached or line.startswith(f"Stage '{name}' didn't change, skipping")
+    """Say whether DVC's line means that the stage was not run after all."""
+    said = (
+        f"Stage '{name}' is cached - skipping run",
+        f"Stage '{name}' didn't change, skipping",
+        f"Pulling data for stage: '{name}'",  # it says so, too, when that fails and the stage runs
+    )
+    return line.startswith(said)
 
 
 def _command(name: str, pull: bool) -> list[str]:

@@ -101,7 +101,7 @@ class ChainRun:
         start = time.monotonic()
         room = self.cores.take(wanted(self.stages[name]))
         try:
-            if name in self.unchanged:
+            if name in self.unchanged and not self._ran_above(name):
                 outcome = Outcome(name, "cached", 0.0)
             else:
                 outcome = update_stage(
@@ -121,10 +121,20 @@ class ChainRun:
                 tell(f"warning: {name} is done, but reporting it failed: {error}")
         return outcome
 
+    def _ran_above(self, name: str) -> bool:
+        """Whether a stage ran on which this one depends: then DVC is asked again."""
+        above = self.stages[name].upstream
+        return any(up in self.results and self.results[up].state == "done" for up in above)
+
     def close(self) -> None:
         """Sort dvc.lock, then call `closing` once; `closing` catches its own errors."""
         if any(result.state == "done" for result in self.results.values()):
-            graph.sort_lock(self.root)
+            try:
+                graph.sort_lock(self.root)
+            except ReflowError as error:  # another DVC holds its lock: the records still come first
+                self.listeners.say(
+                    f"dvc.lock lists stages in the order in which they ended: {error}"
+                )
         if self.listeners.closing and not self.closed:
             self.closed = True
             self.listeners.closing(self.result())

@@ -19,6 +19,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import Settings, derive_seed
 from fmcore.solve.solver import Solution, Solver
+from fmcore.verdict import keys
 from fmcore.work.work import Work
 
 
@@ -168,4 +169,4 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     if not coupling.about.data:
         return result
     known = own.read(Dataset, coupling.about.data, f"{data}: data").log_density(x)
-    return result if known is None else {**result, "nll/floor": -float(known.mean())}
+    return result if known is None else {**result, keys.at_floor("nll"): -float(known.mean())}
