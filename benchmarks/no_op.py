@@ -1,6 +1,6 @@
 """Measure a run in which nothing changed: `reflow run` and `dvc repro` against DVC alone.
 
-    python benchmarks/no_op.py [ROUNDS ...] [--repeats 5] [--mlflow]
+    python benchmarks/no_op.py [ROUNDS ...] [--repeats 5] [--mlflow] [--keep FOLDER]
 
 A chain of two tiny rounds runs for real; longer ones get copies of the outputs of its second round,
 and DVC writes their dvc.lock. "DVC alone" is `dvc repro` in a copy of the same project whose stage
