@@ -271,7 +271,7 @@ def test_a_word_reruns_nothing_and_a_function_what_reaches_it(chain):
     }
     assert planned["compare"]["reasons"] == ["code of fmcore.verdict.advice changed"]
     said = chain.sh("dvc", "repro", "--single-item", "-f", "compare", check=False)
-    assert "error: stage compare: its record of code and files is of another state" in said.stderr
+    assert "error: stage compare: its record of code and files is out of date" in said.stderr
     assert "code of fmcore.verdict.advice changed" in said.stderr
     assert "Traceback" not in said.stderr
     assert ran(chain.repro().stdout) == {"compare"}
