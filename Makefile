@@ -41,13 +41,13 @@ settings: setup  ## write docs/settings.md and params.schema.json from the setti
 test: setup  ## the tests, one real chain included; two files of them at a time
 	$(run) pytest -m "not servers" -n 2 --dist loadfile
 
-test-all: setup  ## all tests: also real servers, deployments, and their pages in Chromium
+test-all: setup  ## all tests: also real servers, deployments, and their UI in Chromium
 	$(run) pytest
 
 mutations: setup  ## break the core in 40 and more ways; a test must notice each (about 20 minutes)
 	$(run) python -m tests.mutations
 
-ui: setup  ## Prefect's and MLflow's pages of this project on loopback, until Ctrl-C
+ui: setup  ## the Prefect UI and the MLflow UI of this project on loopback, until Ctrl-C
 	@$(run) reflow ui
 
 clean:  ## remove machine-local state (runs, logs, checkpoints); DVC's cache and outputs stay

@@ -1,5 +1,6 @@
 """The documents say what the code does: README blocks run, and every name is explained."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -59,19 +60,48 @@ def test_every_command_is_in_the_readme_with_its_help():
         assert command.callback.__doc__
 
 
-def test_every_path_of_the_file_map_exists():
+def file_map():
+    """Return the files of the README's map with their comments."""
     tree = README.split("## The tree")[1].split("```")[1]
-    top = ""
+    found, top = {}, ""
     for line in tree.strip().splitlines():
-        names = [w for w in line.split("  ")[0 if line[0] != " " else 1].split() if w]
+        name, _, comment = line.strip().partition("  ")
         if line[0] != " ":
-            top = names[0] if names[0].endswith("/") else ""
-            names = [names[0]]
-            assert (SOURCE / names[0]).exists(), names
-            continue
-        assert names
-        for name in names:
-            assert (SOURCE / top / name).exists(), (top, name)
+            top = name if name.startswith(("fmcore/", "flows/")) else ""
+            found[name] = comment.strip()
+        else:
+            found[top + name] = comment.strip()
+    return found
+
+
+def test_the_map_has_a_comment_for_every_file_and_no_other():
+    mapped = file_map()
+    assert all((SOURCE / name).exists() and comment for name, comment in mapped.items())
+    files = {
+        p.relative_to(SOURCE).as_posix()
+        for top in ("fmcore", "flows")
+        for p in SOURCE.glob(f"{top}/**/*.*")
+        if p.suffix in {".py", ".html"}
+        and p.name != "__init__.py"
+        and p.parent.name != "__pycache__"
+    }
+    named = {n for n in mapped if n.startswith(("fmcore/", "flows/")) and not n.endswith("/")}
+    assert files - {"flows/cli/__main__.py"} == named
+
+
+def test_every_room_is_one_sentence():
+    for init in [*SOURCE.glob("fmcore/*/__init__.py"), *SOURCE.glob("flows/**/__init__.py")]:
+        (sentence,) = ast.parse(init.read_text()).body
+        assert isinstance(sentence, ast.Expr) and ast.get_docstring(ast.parse(init.read_text()))
+
+
+def test_files_and_functions_stay_short():
+    for path in [*SOURCE.glob("fmcore/**/*.py"), *SOURCE.glob("flows/**/*.py")]:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("name", [*STEPS, *verbs.VERBS])

@@ -8,6 +8,8 @@ from typing import Any
 from flows.dag.chain import Chain, Round, flat
 from flows.dag.lock import Entry
 from flows.project.environment import configure
+from flows.project.git import git
+from fmcore.settings import ReflowError
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
 for _name, _value in (
@@ -145,16 +147,9 @@ class Tracker:
 
 def _git(root: Path) -> dict[str, str]:
     """Return the commit and whether the tree differs from it, which MLflow does not record."""
-    import subprocess
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
+    try:
+        commit = git(root, "rev-parse", "HEAD")
+        dirty = bool(git(root, "status", "--porcelain", "--untracked-files=no"))
+    except ReflowError:  # a folder without git, or without a commit, has none
         return {}
-    dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
     return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}
