@@ -1,11 +1,11 @@
-"""What a run costs where nothing changed: `reflow run` and `dvc repro` against DVC alone.
+"""Measure a run in which nothing changed: `reflow run` and `dvc repro` against DVC alone.
 
     python benchmarks/no_op.py [ROUNDS ...] [--repeats 5] [--mlflow] [--keep FOLDER]
 
-A chain of two tiny rounds runs for real; longer ones get copies of what its second round made, and
-a dvc.lock by DVC. "DVC alone" is `dvc repro` in a copy of the same project whose stage `inputs` is
-frozen: DVC then looks at the same stages and files, and nobody looks at the code. The commands run
-one after another, so that what else the machine does meets all of them.
+A chain of two tiny rounds runs for real; longer ones get copies of the outputs of its second round,
+and DVC writes their dvc.lock. "DVC alone" is `dvc repro` in a copy of the same project whose stage
+`inputs` is frozen: DVC then checks the same stages and files, and nothing checks the code. The
+commands take turns, so that other load on the machine affects all of them.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def grow(root: Path, rounds: int) -> None:
 
 
 def freeze(root: Path) -> None:
-    """Freeze the stage `inputs`: DVC looks at what it made, and never runs it."""
+    """Freeze the stage `inputs`: DVC checks its outputs, and never runs it."""
     file = root / "dvc.yaml"
     text = file.read_text()
     frozen = text.replace("    always_changed: true\n", "    frozen: true\n", 1)

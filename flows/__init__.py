@@ -1,1 +1,1 @@
-"""Orchestration: the only home of Prefect, MLflow, DVC and YAML. Each folder is a room."""
+"""Orchestration: the only package that imports Prefect, MLflow, DVC and YAML."""

@@ -3,7 +3,7 @@
     import fmcore
 
 Each name below is loaded when it is first used. The modules `fmcore.train`, `fmcore.couple` and so
-on are the stages of a project. Nothing in here knows Prefect, MLflow or DVC.
+on are the stages of a project. Nothing in this package imports Prefect, MLflow or DVC.
 """
 
 from importlib import import_module

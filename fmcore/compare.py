@@ -1,4 +1,4 @@
-"""Verb: put the rounds of a chain side by side."""
+"""Verb: compare the rounds of a chain."""
 
 import json
 from pathlib import Path
@@ -18,9 +18,10 @@ PLAIN = (
 
 
 class RoundName(Settings):
-    """A round, the coupling it trained on, and the round that made it, if one did.
+    """A round, the coupling it trained on, and the round that made this coupling, if any.
 
-    A student is trained for a number of steps, not for a velocity: its paths say nothing.
+    A student learns a number of steps, not a velocity: the straightness of its paths has no
+    meaning.
     """
 
     name: str
@@ -40,10 +41,10 @@ def compare(
 ) -> None:
     """Write rounds.json, .csv, .md, the curves and figures of all rounds to the folder `out`.
 
-    `metrics` is the folder of what the stages measured and `curves` that of the straightness; the
-    yardstick has the floor that every distance is read against. The stage depends on whole
+    `metrics` is the folder of the stages' metrics, `curves` that of the straightness curves; the
+    yardstick has the floor to which every distance is compared. The stage depends on whole
     folders, so the names inside are fixed: metrics/<verb>/<round or coupling>.json and
-    curves/<round>.csv, as dvc.yaml has them.
+    curves/<round>.csv, as in dvc.yaml.
     """
     about = json.loads((yardstick / "yardstick.json").read_text())
     metric, floor = about["metric"], about["floor"][about["metric"]]
@@ -70,7 +71,7 @@ def compare(
 
 
 def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged]:
-    """Judge what every stage of the chain measured, in the order of the chain."""
+    """Apply the gates to the metrics of every stage, in the order of the chain."""
     found = []
     couplings = [r.coupling for r in rounds]
     for stage, names in (
@@ -94,7 +95,7 @@ def _result(which: RoundName, file: Path, metric: str) -> RoundResult:
         raise ReflowError(f"{file}: no metrics of round {which.name}; run evaluate") from error
     if not distances:
         raise ReflowError(
-            f"{file}: round {which.name} has no {metric}, the distance of the present yardstick;"
+            f"{file}: round {which.name} has no {metric}, the distance of the current yardstick;"
             " run evaluate"
         )
     return RoundResult(
@@ -136,7 +137,7 @@ def _markdown(frame: pd.DataFrame, found: Comparison) -> str:
 def _curves(
     out: Path, distances: dict[str, dict[int, float]], floor: float, gaps: dict[str, pd.DataFrame]
 ) -> None:
-    """Write the curves of all rounds, a line for each point, for `dvc plots` and for anyone."""
+    """Write the curves of all rounds as CSV, a line per point, for `dvc plots` and other tools."""
     rows = [(name, nfe, d) for name, by_nfe in distances.items() for nfe, d in by_nfe.items()]
     rows += [("floor", nfe, floor) for nfe in sorted({nfe for _, nfe, _ in rows})]
     over_nfe = pd.DataFrame(rows, columns=["round", "nfe", "distance"])

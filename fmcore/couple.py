@@ -19,15 +19,15 @@ from fmcore.work.workers import start_workers
 __all__ = ["Couple", "couple", "couple_shards", "missing_shards", "shard_count"]
 
 SHARDS = "shards"
-"""The folder in a stage's scratch where shards gather."""
+"""The subfolder of a stage's scratch folder that collects finished shards."""
 
 
 def couple(model: Path, data: Path, out: Path, metrics: Path, settings: Couple, work: Work) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
-    Shards gather in the scratch folder and move to `out` when all are there and their metrics are
-    accepted. A shard that is complete is not sampled again, so a killed run goes on where it
-    stopped. The executor samples, this process alone writes: the same bytes from any executor.
+    Shards are collected in the scratch folder and moved to `out` when all are complete and their
+    metrics are accepted. A complete shard is not sampled again, so a killed run continues where it
+    stopped. The executor samples, only this process writes: every executor gives the same bytes.
     """
     sampler = sampler_of(model, data, settings, work)
     about, folder = sampler.about, work.scratch / SHARDS
@@ -48,13 +48,13 @@ def couple_shards(
 ) -> None:
     """Sample some shards into the scratch folder, where `couple` finds them.
 
-    Others may sample beside.
+    Other processes may sample other shards at the same time.
     """
     _fill(sampler_of(model, data, settings, work), work.scratch / SHARDS, shards, work)
 
 
 def missing_shards(model: Path, data: Path, settings: Couple, work: Work) -> list[int]:
-    """Return the shards that are not whole in the scratch folder, or not of this very coupling."""
+    """Return the shards that are incomplete in the scratch folder, or of another coupling."""
     about, folder = sampler_of(model, data, settings, work).about, work.scratch / SHARDS
     return [
         index
@@ -69,7 +69,7 @@ def shard_count(settings: Couple) -> int:
 
 
 def _fill(sampler: PairSampler, folder: Path, shards: Iterable[int], work: Work) -> None:
-    """Sample those of the shards that are not there yet."""
+    """Sample those of the shards that the folder does not have yet."""
     about, settings = sampler.about, sampler.settings
     done, wanted = 0, []
     for index in shards:

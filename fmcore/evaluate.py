@@ -1,4 +1,4 @@
-"""Verb: measure one round on the noise that every round is measured on.
+"""Verb: measure one round, with the same noise as every other round.
 
 Distances to real data by NFE, straightness, transport cost for three convex costs, and the budget
 identity cost(k-1) - cost(k) = S + V of Liu et al. 2022 (S straightness, V least training loss).
@@ -33,15 +33,15 @@ from fmcore.work.workers import start_workers
 __all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
 
 SHOWN = 16
-"""How many samples a picture shows for each NFE."""
+"""Number of samples that a picture shows for each NFE."""
 
 
 @dataclass(frozen=True)
 class EvaluatePaths:
-    """What `evaluate` reads: model, data, the coupling it trained on, yardstick. And writes:
+    """Inputs of `evaluate` (model, data, its training coupling, yardstick) and outputs.
 
-    `metrics` (json), `fd` and `straightness` (csv: distances over NFE, gap over t), and pictures
-    into the folder `out`.
+    Outputs are `metrics` (json), `fd` and `straightness` (csv: distances over NFE, gap over t), and
+    pictures in the folder `out`.
     """
 
     model: Path
@@ -90,7 +90,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
 def _by_nfe(
     harness: Harness, measure: Yardstick, work: Work
 ) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
-    """Return a row of distances for each NFE, and some samples of each to look at."""
+    """Return a row of distances for each NFE, and some samples of each for the pictures."""
     rows: list[dict[str, float]] = []
     shown: dict[int, Tensor] = {}
     batch, guidance = harness.settings.batch, harness.settings.guidance
@@ -156,7 +156,7 @@ def _paths(path: Tensor) -> dict[str, float]:
 
 
 def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
-    """Measure the start of the path, and the path's energy where W2 is known (Gaussian data)."""
+    """Measure the velocity at t = 1, and the path energy where W2 is known (Gaussian data)."""
     label = None if harness.label is None else harness.label[: path.shape[1]].to(harness.device)
     velocity = harness.flow.velocity(label, guidance=harness.settings.guidance)
     source = path[0].to(harness.device)
@@ -174,7 +174,7 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
 def _budget(
     harness: Harness, about: dict[str, Any], coupling: Path, path: Tensor
 ) -> dict[str, float]:
-    """Check cost(k-1) - cost(k) = S + V: a defect far from 0 says under-fitted or over-fitted.
+    """Check cost(k-1) - cost(k) = S + V: a defect far from 0 means under- or over-fitting.
 
     Holds for a velocity on the straight interpolant at all times; V is the held-out loss summed
     over dimensions.

@@ -1,7 +1,7 @@
 """Classes of the user's own: `{name: custom, path: "module:Class", settings: {...}}`.
 
 A class is used only if the project's own params.yaml names it (`trust`) and its module is a file in
-the project's folder. Before anything of it runs, the file's text must define the class; before the
+the project's folder. Before any of its code runs, the file's text must define the class; before the
 class is called, it must be a subclass of its base, and its settings must be right.
 """
 
@@ -27,7 +27,7 @@ from fmcore.settings import ReflowError, Settings
 
 T = TypeVar("T")
 PATTERN = r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"
-"""What `module:Class` looks like."""
+"""The pattern of `module:Class`."""
 
 _trusted: dict[str, Path] = {}
 """The folder of each trusted `module:Class`."""
@@ -35,22 +35,22 @@ _imported: dict[str, tuple[Path, str]] = {}
 """Modules that were imported from a trusted folder: their files, and the hashes of these."""
 _used: set[str] = set()
 _on_path: list[str] = []
-"""What is on sys.path because of the modules imported last: their folder."""
+"""The folder of the modules imported last, if importing them added it to sys.path."""
 _lock = threading.RLock()
 
 
 def trust(folder: Path, paths: Iterable[str]) -> None:
     """Allow the classes `module:Class` in `paths`, whose modules lie in `folder`.
 
-    A project's params.yaml is trusted by whoever reads it; in a notebook call this yourself.
-    Nothing is imported here. A later folder takes the place of an earlier one.
+    Code that reads a project's params.yaml calls this; in a notebook call it yourself. Nothing is
+    imported here. A later folder replaces an earlier one.
     """
     with _lock:
         _trusted.update(dict.fromkeys(paths, folder.resolve()))
 
 
 def named(settings: Any) -> set[str]:
-    """Return the `module:Class` of every `name: custom` anywhere in some plain settings.
+    """Return the `module:Class` of every `name: custom` anywhere in settings given as plain data.
 
     >>> named({"data": {"name": "custom", "path": "mine:Rings"}, "seed": 0})
     {'mine:Rings'}
@@ -68,19 +68,22 @@ def named(settings: Any) -> set[str]:
 def find(path: str, base: type[T]) -> type[T]:
     """Return the class `module:Class`, a subclass of `base`.
 
-    Raises ValueError, before anything of it runs, where it is not trusted, lies outside of the
-    trusted folder or is no class; before it is called, where it is no subclass.
+    Raises ValueError before any of its code runs if it is not trusted, lies outside the trusted
+    folder or is no class; and before it is called if it is no subclass.
     """
     if path not in _trusted:
         raise ValueError(
             f"{path} is named only by a model's config.json or by other data, not by the project's"
-            " params.yaml; nothing of it was run: name it there, or call fmcore.own.trust"
+            " params.yaml; none of its code was run: name it there, or call fmcore.own.trust"
         )
     with _lock:
         module, _, name = path.partition(":")
         file = _file(path, _trusted[path])
-        if not _defines(file, name):
+        bases = _bases(file, name)
+        if bases is None:
             raise ValueError(f"{path}: {file.name} has no `class {name}` at its top level")
+        if not bases:  # known before the module is imported
+            raise ValueError(f"{path} is no subclass of {base.__module__}.{base.__qualname__}")
         found = vars(_import(module, file, _trusted[path])).get(name)
         _used.add(path)
     if not isinstance(found, type) or not issubclass(found, base):
@@ -94,7 +97,7 @@ class Own(Settings):
     """A class of the user's own, checked and made when these settings are read."""
 
     base: ClassVar[type]
-    """What the class has to be a subclass of."""
+    """The class of which the user's class must be a subclass."""
 
     name: Literal["custom"]
     path: str = Field(pattern=PATTERN, description="The class as `module:Class`.")
@@ -102,7 +105,7 @@ class Own(Settings):
     settings: dict[str, Any] = Field(
         default_factory=dict, description="The fields of the class, checked by it."
     )
-    """What the class is made with: its fields and their values."""
+    """The values of the class's fields."""
 
     @cached_property
     def own(self) -> Any:
@@ -115,11 +118,11 @@ class Own(Settings):
         return self
 
     def check(self, own: Any) -> None:
-        """Raise ValueError where the user's class does not do what its base promises."""
+        """Raise ValueError if the user's class does not do what its base requires."""
 
 
 def parsed(kind: type[BaseModel], settings: Mapping[str, Any]) -> Any:
-    """Return settings as their class has them. Raises ValueError with one line.
+    """Return settings as an instance of their class; raise ValueError with one line.
 
     They are read as JSON, so a list may stand for a tuple, as it does in params.yaml.
     """
@@ -134,7 +137,7 @@ def one_line(
 ) -> str:
     """Return the first mistake that pydantic found below `place`, in one line.
 
-    Pydantic begins a place with the tag of a union, which is no key of what was `given`.
+    A place that pydantic gives begins with the tag of a union, which is not a key in `given`.
     """
     first = error.errors()[0]
     loc = first["loc"]
@@ -147,7 +150,7 @@ def one_line(
 
 
 def read(kind: Any, value: Any, place: str) -> Any:
-    """Return `value` as the settings `kind`, found in a file: `place` says where.
+    """Return `value` as the settings `kind`, found in a file; `place` names the file and the key.
 
     Raises ReflowError with one line.
     """
@@ -168,12 +171,12 @@ def called(path: str, call: Any, *args: Any) -> Any:
 
 
 def in_use() -> tuple[tuple[str, str], ...]:
-    """Return the classes that this process has imported, with their folders: for a worker."""
+    """Return the classes that this process has imported, with their folders, to tell a worker."""
     return tuple(sorted((path, str(_trusted[path])) for path in _used))
 
 
 def use(classes: Iterable[tuple[str, str]]) -> None:
-    """Import in a worker what `in_use` named in the process that sends it work."""
+    """Import, in a worker, the classes that `in_use` returned in the process that sends work."""
     for path, folder in classes:
         trust(Path(folder), [path])
         try:
@@ -204,17 +207,21 @@ def _file(path: str, folder: Path) -> Path:
     return file
 
 
-def _defines(file: Path, name: str) -> bool:
-    """Whether a file's text has `class name` at its top level; nothing of it runs."""
+def _bases(file: Path, name: str) -> list[str] | None:
+    """Return the bases of `class name` at the top level of a file; None if it has no such class.
+
+    Only the text is read; nothing of it runs.
+    """
     try:
         body = ast.parse(file.read_bytes()).body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{file.name}: cannot be read as Python: {_words(error)}") from None
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)
+    found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+    return [ast.unparse(base) for base in found[-1].bases] if found else None
 
 
 def _import(module: str, file: Path, folder: Path) -> ModuleType:
-    """Import a module from its file in the folder; another folder's of that name is forgotten."""
+    """Import a module from its file in the folder, in place of another folder's of that name."""
     _forget(folder)
     have = sys.modules.get(module)
     if have is not None and _source(have) != file:
@@ -230,7 +237,7 @@ def _import(module: str, file: Path, folder: Path) -> ModuleType:
         raise ValueError(f"{file.name} cannot be imported: {_words(error)}") from error
     finally:
         sys.path.remove(str(folder))
-        if str(folder) not in sys.path:  # behind all others, for imports inside of functions
+        if str(folder) not in sys.path:  # last, for imports inside functions
             sys.path.append(str(folder))
             _on_path.append(str(folder))
         for key in {*sys.modules} - before | {module}:
@@ -247,7 +254,7 @@ def _remember(module: str, folder: Path) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Forget what was imported, where it is of another folder or its files have changed."""
+    """Drop all imported modules if one lies outside the folder or its file has changed."""
     if all(f.is_relative_to(folder) and _digest(f) == d for f, d in _imported.values()):
         return
     for module in _imported:

@@ -17,7 +17,7 @@ SHARD_ROWS = 16384
 def prepare(out: Path, settings: Dataset, *, seed: int) -> None:
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
-    The result is a coupling without a `source` column: its source is drawn afresh in training.
+    The result is a coupling without a `source` column: training draws its source at every step.
     """
     samples = settings.read(derive_seed(seed, "target"))
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))

@@ -7,17 +7,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 CONVENTION = "t=0 target (data), t=1 source (noise), v=dx/dt"
-"""Written into every model and coupling, because half of the public code runs the other way."""
+"""Written into every model and coupling, because half of the public code has t reversed."""
 
 Log = Callable[[dict[str, float], int], object]
-"""Where a verb reports progress: `log({"loss": 0.3}, step)`. Nothing here knows who listens."""
+"""The callback to which a verb reports progress: `log({"loss": 0.3}, step)`."""
 
 Accept = Callable[[Mapping[str, Any]], object]
-"""Asked of a verb's metrics before its outputs are in place: raises ReflowError to refuse them."""
+"""Called with a verb's metrics before its outputs are put in place; may raise ReflowError."""
 
 
 class ReflowError(Exception):
-    """A mistake the user can mend: one sentence on what was expected, what was got, how to mend."""
+    """An error that the user can fix: one sentence on what was expected, what was got, the fix."""
 
 
 class Settings(BaseModel):
@@ -27,7 +27,7 @@ class Settings(BaseModel):
 
 
 def by_name(value: Any) -> Any:
-    """Let `u_shaped` stand for `{name: u_shaped}`: before the settings are checked."""
+    """Turn the short form `u_shaped` into `{name: u_shaped}`, before settings are checked."""
     return {"name": value} if isinstance(value, str) else value
 
 

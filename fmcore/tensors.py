@@ -33,7 +33,7 @@ SHARD_ROWS = 16384
 
 
 def independent(target: Tensor, label: Tensor | None = None) -> Pairs:
-    """Return targets [N, *D] as pairs whose standard normal source is drawn afresh in training."""
+    """Return targets [N, *D] as pairs whose standard normal source training draws at every step."""
     noise = gaussian_noise(derive_seed(0, "held_out"), np.arange(len(target)), target.shape[1:])
     return Pairs(torch.arange(len(target)), target.float(), noise, label, independent=True)
 
@@ -58,10 +58,10 @@ def fit_flow(
     device: torch.device | None = None,
     compute: Compute | None = None,
 ) -> Flow:
-    """Train a flow on pairs, from a network that is made anew or from the weights of `init`.
+    """Train a flow on pairs, from a new network or from the weights of `init`.
 
-    Shows the progress on a terminal. Keeps no checkpoints and runs in one process: for these, put
-    the pairs into a project by `write_coupling`.
+    Shows the progress on a terminal. Keeps no checkpoints and runs in one process; if you need
+    these, write the pairs into a project with `write_coupling`.
     """
     _check(pairs, settings, init)
     shape = tuple(pairs.target.shape[1:])
@@ -97,7 +97,7 @@ def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
             " `independent(target)`"
         )
     if init is not None and init.made_of is None:
-        raise ReflowError("init: a flow that fit_flow or load_flow made is needed, to go on from")
+        raise ReflowError("init: expected a flow made by fit_flow or load_flow")
     if init is not None and init.made_of is not None:
         shape = tuple(pairs.target.shape[1:])
         if init.made_of[0].shape != shape:
@@ -112,7 +112,7 @@ def _device() -> torch.device:
 
 
 def _drive(steps: Iterator[Step], state: State, settings: Train) -> None:
-    """Take the steps, watch the loss, show the progress."""
+    """Take the steps, check the loss, show the progress."""
     losses: list[Tensor] = []
     for done in _shown(steps, settings.steps):
         losses.append(done.loss)
@@ -159,7 +159,7 @@ def rectify(
 
 
 def load_flow(path: Path | str) -> Flow:
-    """Return the flow of a model directory, as `models/rf1` of a project."""
+    """Return the flow of a model directory, such as `models/rf1` of a project."""
     return Flow.of(load(Path(path)))
 
 
@@ -169,10 +169,10 @@ def read_coupling(path: Path | str, *, split: Split = "all", limit: int | None =
 
 
 def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
-    """Write pairs to a new folder as a coupling, numbered anew: Parquet shards and a manifest."""
+    """Write pairs to a new folder as a coupling, numbered from 0: Parquet shards and a manifest."""
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
-        raise ReflowError(f"{folder}: is there already and not empty; name a new folder")
+        raise ReflowError(f"{folder}: exists and is not empty; name a new folder")
     about = About(
         kind="independent" if pairs.independent else "imported",
         shape=list(pairs.target.shape[1:]),

@@ -1,4 +1,4 @@
-"""Verb: learn a velocity from a coupling. The same code trains round 1 and round k."""
+"""Verb: learn a velocity from a coupling; the same code trains round 1 and round k."""
 
 import csv
 import json
@@ -35,9 +35,9 @@ def train(
 ) -> None:
     """Train the model `init` on `coupling`; write the model, its curve (csv) and metrics (json).
 
-    The scratch folder keeps checkpoints: a killed training goes on from there to the same bytes.
-    Several processes that torchrun started train together (`train.processes`); the first alone
-    writes.
+    The scratch folder keeps checkpoints: a killed training continues from there and gives the same
+    bytes. Several processes that torchrun started train together (`train.processes`); only the
+    first writes.
     """
     start = load(init, weights=settings.start_from)
     opened = open_coupling(coupling)
@@ -68,7 +68,7 @@ def train(
 
 
 def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: Work) -> None:
-    """Drive `fit`: average the loss between logs, watch it, checkpoint."""
+    """Run `fit`: average the loss between logs, check it, save checkpoints."""
     stream = batches(
         coupling,
         batch=settings.batch,
@@ -108,7 +108,7 @@ def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: 
 
 
 def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> None:
-    """Refuse what cannot be trained, before the first step."""
+    """Raise ReflowError for what cannot be trained, before the first step."""
     shape = list(start.shape)
     if coupling.about.shape != shape:
         raise ReflowError(
@@ -129,7 +129,7 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
 def _held_out(
     state: State, coupling: Coupling, settings: Train, *, seed: int, limit: int
 ) -> dict[str, float]:
-    """Losses of the EMA weights; a student is judged at the times that it learns."""
+    """Return the losses of the EMA weights; for a student, at the times that it learns."""
     device = next(state.network.parameters()).device
     classes = state.network.settings.classes
     state.ema.eval()

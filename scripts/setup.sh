@@ -34,7 +34,7 @@ elif command -v nvidia-smi >/dev/null; then
 elif pip install --quiet --retries 0 --timeout 10 --index-url "$cpu_index" "$torch" 2>/dev/null; then
     say "torch: the CPU build of $cpu_index"
 elif brings_cuda; then
-    say "error: no GPU here, and the only torch within reach is a CUDA build of several GB;"
+    say "error: no GPU here, and the only torch that can be reached is a CUDA build of several GB;"
     say "       make $cpu_index reachable, or choose: make setup TORCH_INDEX=URL"
     exit 2
 else

@@ -345,9 +345,9 @@ MUTATIONS = [
     Mutation(
         "docstrings count as code",
         "flows/project/meaning.py",
-        "return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)",
-        "return False",
-        "tests/flows/dag/test_pipeline.py",
+        "return [] if isinstance(node.value.value, str | EllipsisType) else [node]",
+        "return [node]",
+        "tests/flows/dag/test_meaning.py",
     ),
     Mutation(
         "nothing retryable",

@@ -158,7 +158,7 @@ OTHER = '''
 from pathlib import Path
 
 
-class Other:
+class Other(Exception):
     """A subclass of nothing."""
 
     def __new__(cls, *_, **__):

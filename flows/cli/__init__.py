@@ -1,1 +1,1 @@
-"""What a person types: the commands of `reflow`, and what only they need."""
+"""The commands of `reflow`, and the code that only they need."""

@@ -19,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an error the user can mend into one line and exit code 2, Ctrl-C into 130."""
+    """Turn an error that the user can fix into one line and exit code 2, Ctrl-C into 130."""
     try:
         yield
     except ReflowError as error:
@@ -37,7 +37,7 @@ def say(line: str) -> None:
 
 
 def project() -> Path:
-    """Find the project, set the homes of the tools, and check params.yaml as a whole."""
+    """Find the project, set the environment of its tools, and check params.yaml as a whole."""
     root = find_root(Path.cwd())
     configure(root)
     check(root)

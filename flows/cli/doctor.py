@@ -1,4 +1,4 @@
-"""`reflow doctor`: what is installed, which device, what is wrong and how to mend it."""
+"""`reflow doctor`: what is installed, which device, what is wrong and how to fix it."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ from fmcore.settings import ReflowError
 
 PACKAGES = ("torch", "prefect", "mlflow", "dvc", "pandas", "pyarrow", "pydantic")
 TOO_NEW = {"fastapi": (0, 155), "sqlalchemy": (2, 1)}
-"""From these on Prefect 3.8 starts and then schedules nothing; `pip check` does not see it."""
+"""With these versions or newer, Prefect 3.8 starts but schedules nothing; `pip check` is silent."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     state: Literal["ok", "warn", "bad"]
     what: str

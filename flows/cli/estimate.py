@@ -1,4 +1,4 @@
-"""What a chain will cost: its own networks and solvers, probed for seconds on this machine."""
+"""Estimate the cost of a chain: run its networks and solvers for seconds on this machine."""
 
 import math
 import tempfile
@@ -28,12 +28,12 @@ from fmcore.training.fit import fit, new_state
 from fmcore.work.work import Work
 
 SECONDS = 1.0
-"""How long each probe goes on, after a first call that is not counted."""
+"""How long each probe takes, after a first call that is not counted."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage takes: `rate` is pairs or steps a second of one worker, `nfe` is a pair's."""
+    """The cost of one stage: `rate` is pairs or steps a second of one worker, `nfe` is per pair."""
 
     stage: str
     unit: str
@@ -54,8 +54,8 @@ def estimate(
     """Return the cost of every training and coupling of params.yaml; runs no stage.
 
     `pairs` replaces the size of every coupling. Networks that are not trained yet are as fast as
-    trained ones, except under an adaptive solver, whose NFE depends on the field. `begin` is told
-    what is probed next.
+    trained ones, except under an adaptive solver, whose NFE depends on the field. `begin` is
+    called with the name of each stage before its probe.
     """
     params = load(root / FILE)
     params.compute.start()
@@ -94,7 +94,7 @@ def _data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
 
 
 def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path | None:
-    """Return the model of a round if dvc.yaml has the round and its model is there."""
+    """Return the model of a round if dvc.yaml has the round and the model exists."""
     stage = stages.get(f"train@{name}")
     path = stage.paths.get("out") if stage else None
     return root / path if path and (root / path).is_dir() else None
@@ -157,7 +157,7 @@ def _coupling(
 
 
 def _seconds_each(call: Callable[[], object], seconds: float) -> float:
-    """Return the seconds that a call takes, over some `seconds` of them."""
+    """Return the seconds that a call takes: the mean over about `seconds` of calls."""
     call()
     start, calls = time.perf_counter(), 0
     while not calls or time.perf_counter() - start < seconds:
@@ -167,7 +167,7 @@ def _seconds_each(call: Callable[[], object], seconds: float) -> float:
 
 
 def cost_table(costs: list[Cost]) -> Table:
-    """Return the costs as a table, their sum at the foot."""
+    """Return the costs as a table: a row per stage."""
     shown = Table("stage", *("size", "NFE", "rate", "time", "disk"), show_footer=False)
     for column in shown.columns[1:]:
         column.justify = "right"
@@ -184,7 +184,7 @@ def cost_table(costs: list[Cost]) -> Table:
 
 
 def duration(hours: float) -> str:
-    """Return a time as a person says it.
+    """Format a time for people.
 
     >>> duration(0.001), duration(0.5), duration(30)
     ('4 s', '30 min', '30 h')

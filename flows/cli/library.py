@@ -19,7 +19,7 @@ def couplings(
     as_json: AsJson = False,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask the remotes.")] = False,
 ) -> None:
-    """List every version of every coupling: commit, hash, solver, gap, pairs, where it is."""
+    """List every version of every coupling: commit, hash, solver, gap, pairs, where it is kept."""
     from flows.library import history, places
 
     if context.invoked_subcommand:
@@ -42,10 +42,10 @@ def get_coupling(
         str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="The coupling, rf1 for one; needed where there are several.")
+        str | None, typer.Option(help="The coupling, such as rf1; needed if there are several.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to; default: in .reflow/couplings.")
+        Path | None, typer.Option("-o", "--out", help="Folder; default: in .reflow/couplings.")
     ] = None,
     remote: Annotated[
         str | None, typer.Option(help="Ask this remote; default: the cache, then each remote.")
@@ -66,7 +66,7 @@ def get_coupling(
 
 
 def couple(
-    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, rf1 for one.")],
+    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, such as rf1.")],
     shards: Annotated[
         str | None,
         typer.Option(help="Sample only the shards a to b - 1, while other jobs sample others."),
@@ -96,7 +96,7 @@ def couple(
 
 
 def _finalize(root: Path, key: str) -> str:
-    """Check that all shards are there, then run the stage, which only has to put them together."""
+    """Check that all shards are there, then run the stage, which only combines them."""
     from flows.dag import inputs
     from flows.run.repro import update_stage
     from flows.stage.shards import state
@@ -134,4 +134,4 @@ def estimate(
         return
     out.print(cost_table(costs))
     total = duration(sum(cost.hours for cost in costs))
-    say(f"{total} by one worker; N workers of `couple` take an N-th of its time (docs/scaling.md)")
+    say(f"{total} with one worker; N workers divide the time of `couple` by N (docs/scaling.md)")

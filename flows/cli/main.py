@@ -1,4 +1,4 @@
-"""The `reflow` command: thin; each verb of it calls one function of `flows`."""
+"""The `reflow` command; each of its subcommands calls one function of `flows`."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def run(
         bool, typer.Option("--pull", help="Restore stages that ran before from the DVC remote.")
     ] = False,
 ) -> None:
-    """Bring the chain up to date: each stage of dvc.yaml once, side by side where it can be."""
+    """Bring the chain up to date: each stage of dvc.yaml once, at the same time where possible."""
     from flows.project.executor import choose
     from flows.run.start import start
 
@@ -103,7 +103,7 @@ def push() -> None:
 def compare(
     rev: Annotated[
         list[str] | None,
-        typer.Option(help="A chain of another commit, branch or tag; several times for several."),
+        typer.Option(help="A chain of another commit, branch or tag; may be repeated."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every chain that MLflow holds.")] = False,
     as_json: AsJson = False,
@@ -121,7 +121,7 @@ def compare(
 
 @app.command()
 def sample(
-    round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, rf2 for one.")],
+    round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, such as rf2.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
     nfe: Annotated[int, typer.Option(min=1, help="Euler steps from noise to data.")] = 1,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
@@ -129,8 +129,8 @@ def sample(
     churn: Annotated[
         float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
     ] = 0.0,
-    label: Annotated[int | None, typer.Option(help="The class, of a flow with classes.")] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Pull towards the class.")] = 1.0,
+    label: Annotated[int | None, typer.Option(help="The class, if the flow has classes.")] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
 ) -> None:
     """Draw samples from a round: a picture (.png) or an array (.npy)."""
     from flows.cli.sample import Draw, draw
@@ -143,9 +143,9 @@ def sample(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A coupling: couplings/rf1 for one.")],
+    folder: Annotated[Path, typer.Argument(help="A coupling, such as couplings/rf1.")],
 ) -> None:
-    """Read every byte of a coupling and name a shard that is truncated, altered, or foreign."""
+    """Read every byte of a coupling and name each shard that is truncated, altered, or foreign."""
     from fmcore.coupling.read import verify as check
 
     with one_line_errors():
@@ -175,7 +175,7 @@ def use(
 
 @app.command()
 def doctor() -> None:
-    """Check the installation and the project: what is installed, what is wrong, how to mend it."""
+    """Check the installation and the project: what is installed, what is wrong, how to fix it."""
     from flows.cli.doctor import examine
 
     with one_line_errors():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """What to draw: Euler or, with churn, the reverse SDE; a class and its guidance."""
+    """What to draw: by Euler steps or, with churn, the reverse SDE; a class and its guidance."""
 
     nfe: int = 1
     count: int = 64

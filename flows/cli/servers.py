@@ -1,4 +1,4 @@
-"""The commands that keep servers and schedules: `reflow ui`, `reflow env`, `reflow deploy`."""
+"""The commands for servers and schedules: `reflow ui`, `reflow env`, `reflow deploy`."""
 
 import json
 import shlex
@@ -35,9 +35,9 @@ def env() -> None:
 
 def deploy(
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = "chain",
-    cron: Annotated[str | None, typer.Option(help="When: '0 2 * * *' for two at night.")] = None,
-    every: Annotated[int | None, typer.Option(min=30, help="Or each so many seconds.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Runs at a time: one a GPU.")] = 1,
+    cron: Annotated[str | None, typer.Option(help="Cron: '0 2 * * *' for 2:00 each day.")] = None,
+    every: Annotated[int | None, typer.Option(min=30, help="Or an interval in seconds.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; one per GPU.")] = 1,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed run is tried again.")] = 1,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds that a run may take.")] = None,
     pool: Annotated[

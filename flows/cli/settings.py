@@ -1,4 +1,4 @@
-"""`reflow settings`: what a key of params.yaml is, in the words of docs/settings.md."""
+"""`reflow settings`: describe a key of params.yaml, with the text of docs/settings.md."""
 
 import json
 from textwrap import fill
@@ -17,7 +17,7 @@ def settings(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a setting is: value, bounds, default, when to change it; needs no project."""
+    """Describe a setting: value, bounds, default, when to change it; needs no project."""
     from dataclasses import asdict
 
     from flows.params.reference import find, value_of

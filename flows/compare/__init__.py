@@ -1,1 +1,1 @@
-"""Chains side by side: tables, charts, the page."""
+"""Compare chains: tables, charts and the HTML page."""

@@ -18,7 +18,7 @@ WORKSPACE = "workspace"
 
 @dataclass(frozen=True)
 class ComparedChain:
-    """A chain: what it is called here, what identifies it, its comparison, its files."""
+    """A chain: its name here, its description, its comparison, and a reader of its files."""
 
     name: str
     about: Description

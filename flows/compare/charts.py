@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """What the axes say and how they are scaled."""
+    """The labels and the scales of the axes."""
 
     x: str
     y: str
@@ -41,7 +41,7 @@ class Axes:
 
 
 def chart(lines: Sequence[Line], axes: Axes) -> str:
-    """Draw the lines; the bytes are a function of the numbers."""
+    """Draw the lines; equal numbers give equal bytes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def chart(lines: Sequence[Line], axes: Axes) -> str:
 
 
 def _inline(svg: str, label: str) -> str:
-    """Make a figure part of a page: no prolog, no fixed size, ids of its own, a label."""
+    """Make a figure part of a page: no prolog, no fixed size, unique ids, a label."""
     from hashlib import sha256
     from html import escape
 

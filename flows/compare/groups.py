@@ -1,4 +1,4 @@
-"""Chains that differ in the seed alone (one `recipe`) are a group: mean and spread over seeds."""
+"""Group the chains that differ only in the seed (same `recipe`): mean and spread over seeds."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Values = dict[str, dict[str, float]]
-"""By round: numbers by their keys, a distance at an NFE among them."""
+"""For each round, numbers by their keys; the distance at each NFE is among them."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Chains of one recipe: over their seeds, mean and standard deviation of every metric."""
+    """Chains of one recipe: mean and standard deviation of every metric over their seeds."""
 
     name: str
     chains: list[ComparedChain]
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A round of a group as it is shown: each number with its spread, empty where there is none."""
+    """A table row: a round of a group, each number with its spread, empty if there is none."""
 
     chain: str
     seeds: int
@@ -53,7 +53,7 @@ class GroupRow:
 
 
 def grouped(chains: Iterable[ComparedChain]) -> list[Group]:
-    """Put chains that differ in the seed alone together; say how each group differs from the first.
+    """Group chains that differ only in the seed; say how each group differs from the first.
 
     The spread of a single seed is unknown, so it is absent, not 0.
     """
@@ -89,7 +89,7 @@ def _differences(first: ComparedChain, other: ComparedChain) -> list[str]:
 
 
 def by_metric(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """Return the groups by the distance that they are compared by: others do not compare."""
+    """Return the groups by their distance, because different distances cannot be compared."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         found.setdefault(group.metric, []).append(group)
@@ -116,19 +116,19 @@ def with_spread(mean: float, sd: float | None) -> str:
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Say what the numbers do not: how chains differ, and where distances do not compare."""
+    """Say in words how the chains differ, and which distances cannot be compared."""
     found = [f"{g.name}: {line}" for g in groups for line in g.differs]
     prints = {one.found.fingerprint for g in groups for one in g.chains}
     if len(prints) > 1:
         found.append(
             "the chains have yardsticks of their own (other fingerprints): compare distances with"
-            " the floor of their chain, not with each other to the last digit"
+            " the floor of their chain, not exactly with each other"
         )
     return found
 
 
 def as_json(groups: Sequence[Group]) -> dict[str, object]:
-    """Return groups and chains for programs."""
+    """Return groups and chains as JSON holds them."""
     return {
         "groups": [
             {

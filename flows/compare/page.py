@@ -25,7 +25,7 @@ LIMIT = 6
 
 @dataclass(frozen=True)
 class Block:
-    """A table over all chains, of one distance."""
+    """A table of one distance over all chains."""
 
     metric: str
     nfes: list[int]
@@ -69,7 +69,7 @@ def page(groups: Sequence[Group]) -> str:
 
 
 def _number(value: object) -> str:
-    """Write a number to read, not to compute with."""
+    """Format a number for people."""
     if value is None:
         return ""
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):

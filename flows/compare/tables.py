@@ -22,7 +22,7 @@ class TimedComparison:
     seconds: dict[str, float]
 
     def as_dict(self) -> dict[str, object]:
-        """Return the comparison for programs: each round has the floor and its seconds, too."""
+        """Return the comparison as JSON holds it; each round also has the floor and its seconds."""
         floor, seconds = self.found.floor, self.seconds
         rows = [
             {**self.found.row(r), "floor": floor, "train_seconds": seconds.get(r.name)}
@@ -80,7 +80,7 @@ def rounds_table(timed: TimedComparison) -> Table:
 def group_tables(groups: Sequence[Group]) -> list[Table]:
     """Lay out groups of chains, a table for each distance: a row per chain and round.
 
-    Of the NFE it shows one step, the nearest to four, and the most; `frame` has them all.
+    It shows the smallest NFE, the one nearest to four, and the largest; `frame` has all of them.
     """
     found = []
     for metric, mine in by_metric(groups).items():

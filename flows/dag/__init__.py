@@ -1,1 +1,1 @@
-"""The graph of stages as DVC knows it; the only room that imports dvc."""
+"""The graph of stages as DVC knows it; the only package that imports dvc."""

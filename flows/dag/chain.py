@@ -1,4 +1,4 @@
-"""A chain: which stages of dvc.lock belong together as rounds, in which order, under which key."""
+"""Group the stages of dvc.lock into the rounds of a chain, in order, with lineage keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from flows.dag.lock import Entry, digest
 
 @dataclass(frozen=True)
 class Round:
-    """A round as dvc.lock records it; entries are None for what has not run yet."""
+    """A round as dvc.lock records it; an entry is None if its stage has not run yet."""
 
     name: str
     index: int
@@ -21,9 +21,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain: its key, its settings, its rounds in their order, and the comparison.
+    """A chain: its key, its settings, its rounds in order, and the comparison.
 
-    Chains of one `recipe` differ in the seed alone.
+    Chains with the same `recipe` differ only in the seed.
     """
 
     key: str
@@ -36,16 +36,16 @@ class Chain:
 
 
 def trained(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Return the stages that train a round, by the round."""
+    """Return the stages that train a round, by the name of the round."""
     found = {f"train@{e.key}": e for e in entries.values() if e.runs("train", "init", "out")}
     return {e.key: e for name, e in found.items() if name in entries}
 
 
 def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
-    """Describe the chain of `planned` stages with what `locked` (dvc.lock) has of them.
+    """Describe the chain of `planned` stages, with the results that `locked` (dvc.lock) has.
 
-    `planned` may be dvc.lock itself; with the workspace's entries the keys are known before
-    anything ran. A locked stage of another lineage is not part of this chain.
+    `planned` may be dvc.lock itself; with the entries of the workspace, the keys are known before
+    anything runs. A locked stage with another lineage key is not part of this chain.
     """
     keys, past = lineage(planned), lineage(locked)
     done = {n: e for n, e in locked.items() if n in keys and past[n] == keys[n]}
@@ -89,7 +89,7 @@ def _seedless(entry: Entry) -> Entry:
 
 
 def _depth(trainings: Mapping[str, Entry], name: str) -> tuple[int, str]:
-    """Return how many rounds come before a round, so that round k follows round k - 1."""
+    """Return how many rounds come before a round, and its name: the key to sort rounds by."""
     by_model = {entry.paths["out"]: round_ for round_, entry in trainings.items()}
     depth, seen = 0, {name}
     while True:

@@ -1,7 +1,7 @@
-"""A chain described in full, as JSON can hold it: settings, commit, couplings, where files lie.
+"""The full description of a chain, as JSON: settings, commit, couplings, paths of files.
 
-MLflow keeps the description of each chain as chain.json, so that a chain can be compared where
-its dvc.lock is not at hand.
+MLflow stores the description of each chain as chain.json, so that a chain can be compared without
+its dvc.lock.
 """
 
 import json
@@ -17,14 +17,14 @@ from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE
 
 Read = Callable[[str], bytes | None]
-"""Reads a file of the project by its path; None where there is none."""
+"""Reads a file of the project by its path; returns None if there is none."""
 
 Number = int | float
 
 
 @dataclass(frozen=True)
 class CouplingRecord:
-    """A coupling: the round that made it (None: prepared), how, who trains on it, DVC's hash."""
+    """A coupling: the round that made it (None: prepared data), its users, hash and metrics."""
 
     coupling: str
     path: str
@@ -42,7 +42,7 @@ class CouplingRecord:
 
 @dataclass(frozen=True)
 class RoundFiles:
-    """Where a round has its pictures (a folder) and its curve of straightness."""
+    """The paths of a round's pictures (a folder) and of its straightness curve."""
 
     pictures: str
     straightness: str
@@ -50,7 +50,7 @@ class RoundFiles:
 
 @dataclass(frozen=True)
 class Files:
-    """Where dvc.yaml keeps the comparison, and the pictures and curve of each round."""
+    """The paths in dvc.yaml of the comparison, and of each round's pictures and curve."""
 
     comparison: str | None
     rounds: dict[str, RoundFiles]
@@ -60,7 +60,7 @@ class Files:
 class Description:
     """What identifies a chain, and where its couplings come from.
 
-    Chains of one `recipe` differ in the seed alone.
+    Chains with the same `recipe` differ only in the seed.
     """
 
     key: str
@@ -73,12 +73,12 @@ class Description:
     files: Files
 
     def as_dict(self) -> dict[str, object]:
-        """Return what chain.json holds."""
+        """Return the content of chain.json."""
         return asdict(self)
 
     @classmethod
     def read(cls, content: bytes, where: str) -> "Description":
-        """Read a chain.json. Raises ReflowError for one that is damaged; `where` names it."""
+        """Read a chain.json, which `where` names. Raises ReflowError if it is damaged."""
         try:
             return _WHOLE.validate_json(content)
         except ValidationError as error:
@@ -100,7 +100,7 @@ def read_file(root: Path, path: str) -> bytes | None:
 
 
 def describe(whole: Chain, read: Read, commit: str) -> Description:
-    """Describe a chain; what its stages measured comes through `read`."""
+    """Describe a chain; `read` returns the metrics files of its stages."""
     settings = dict(whole.settings)
     seed = settings.pop("seed", None)
     return Description(

@@ -1,6 +1,7 @@
-"""The inputs of a stage and their fingerprint, by DVC's own hashes and its cache of them."""
+"""The inputs of a stage and their fingerprint, from DVC's own hashes and its hash cache."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flows.dag.graph import (
     params_of,
 )
 from flows.dag.lock import digest
+from fmcore.settings import ReflowError
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Inputs:
 
 
 def inputs(root: Path, name: str) -> Inputs:
-    """Hash what the stage depends on, with DVC's own hashes and its cache of them.
+    """Hash what the stage depends on, with DVC's own hashes and its hash cache.
 
-    Its file of the stage `inputs` counts as that stage would write it now: by the meaning of the
-    present code and the content of the present files.
+    A file that the stage `inputs` makes is hashed as that stage would write it now, from the
+    meaning of the current code and the content of the current files.
     """
     with opened(root) as project:
         return _inputs(project.stage(name), project.inputs)
@@ -48,8 +50,8 @@ def inputs(root: Path, name: str) -> Inputs:
 def again(root: Path, earlier: Inputs) -> Inputs:
     """Hash the same dependencies and parameters as `earlier` once more.
 
-    dvc.yaml is not read again: DVC does not either when a command ends, and a half-edited
-    dvc.yaml must not fail a stage that has been training for hours.
+    dvc.yaml is not read again, because DVC does not read it when a command ends either, and a
+    half-edited dvc.yaml must not fail a stage that has trained for hours.
     """
     root = root.resolve()
     with in_one_line(root), open_repo(root) as repo:
@@ -63,14 +65,13 @@ def again(root: Path, earlier: Inputs) -> Inputs:
             deps=list(earlier.deps),
             params=[{file: list(values)} for file, values in earlier.params.items()],
         )
-        watched = any(path.startswith(f"{meanings.FOLDER}/") for path in earlier.deps)
-        return _inputs(stage, meanings.compute(root) if watched else {})
+        return _inputs(stage, _computed(root, earlier.deps))
 
 
 def stale(root: Path, found: Inputs) -> list[str]:
-    """Say in words how the files of the stage `inputs` on the disk are not of the present code."""
+    """Return in words how the files of the stage `inputs` on the disk differ from the code now."""
     said: list[str] = []
-    now = meanings.compute(root) if any(f"{meanings.FOLDER}/" in p for p in found.deps) else {}
+    now = _computed(root, found.deps)
     for path in found.deps:
         if path not in now:
             continue
@@ -78,6 +79,23 @@ def stale(root: Path, found: Inputs) -> list[str]:
         if text != now[path]:
             said += meanings.changes(text, now[path])
     return said
+
+
+def _computed(root: Path, deps: Iterable[str], seconds: float = 3.0) -> dict[str, str]:
+    """Return what the stage `inputs` would write now into those of its files that are in `deps`.
+
+    Try again for some seconds: an editor may be saving params.yaml.
+    """
+    own = [path for path in deps if path.startswith(f"{meanings.FOLDER}/")]
+    deadline = time.monotonic() + seconds
+    while own:
+        try:
+            return meanings.compute(root, own)
+        except ReflowError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    return {}
 
 
 def fingerprint(root: Path, name: str) -> str:

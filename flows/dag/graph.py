@@ -29,7 +29,7 @@ Params = dict[str, dict[str, object]]
 
 
 _CHECKING = threading.RLock()
-"""DVC checks its files by voluptuous, which compiles its validators in place: one thread a time."""
+"""Lets one thread at a time check DVC's files: voluptuous compiles its validators in place."""
 
 
 COMMAND = re.compile(r"python -m flows\.stage (?P<words>.*)", re.DOTALL)
@@ -37,7 +37,7 @@ COMMAND = re.compile(r"python -m flows\.stage (?P<words>.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Command:
-    """What a `cmd` of dvc.yaml asks for: a verb, its round or coupling, its paths by name."""
+    """A parsed `cmd` of dvc.yaml: a verb, its round or coupling, its paths by name."""
 
     verb: str
     key: str
@@ -45,7 +45,7 @@ class Command:
 
     @classmethod
     def parse(cls, cmd: str) -> "Command | None":
-        """Read a command; None for one that is not `python -m flows.stage ...`.
+        """Parse a command; return None if it is not `python -m flows.stage ...`.
 
         >>> Command.parse("python -m flows.stage couple rf1 out=couplings/rf1").paths
         {'out': 'couplings/rf1'}
@@ -64,7 +64,7 @@ class Command:
 class Stage:
     """A stage of dvc.yaml. Paths are relative to the project; `upstream` are names of stages.
 
-    `paths` are those of its command by name; empty for a command that is not one of ours.
+    `paths` are those in its command, by name; empty if the command is not `python -m flows.stage`.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Project:
                 )
 
     def stage(self, name: str) -> Any:
-        """Return DVC's stage, or say which names there are."""
+        """Return DVC's stage. Raises ReflowError, with the known names, if there is none."""
         if name not in self.stages:
             known = ", ".join(self.stages) or "none"
             raise ReflowError(f"dvc.yaml has no stage {name!r}; its stages: {known}")
@@ -116,18 +116,18 @@ class Project:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """What the files of the stage `inputs` hold now, by path; empty without that stage."""
+        """What the stage `inputs` would write now, by path; empty without that stage."""
         return inputs.compute(self.root) if inputs.STAGE in self.stages else {}
 
     def cached_text(self, md5: str | None) -> str | None:
-        """Return the text of a small file that DVC's cache has under this hash."""
+        """Return the text of a small file from DVC's cache by its hash; None if it is not there."""
         try:
             return Path(self.repo.cache.local.oid_to_path(md5)).read_text() if md5 else None
         except (OSError, ValueError):
             return None
 
     def locked(self, name: str) -> dict[str, Any]:
-        """Return what dvc.lock says about a stage; empty when it never ran."""
+        """Return what dvc.lock records about a stage; empty if it never ran."""
         entries: dict[str, Any] = self.lock.get("stages") or {}
         return entries.get(name) or {}
 
@@ -144,7 +144,7 @@ def opened(root: Path, rev: str | None = None) -> Iterator[Project]:
 
 @contextmanager
 def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
-    """Open DVC's repository; safe in threads side by side."""
+    """Open DVC's repository; several threads may do so at the same time."""
     with _CHECKING:
         repo = Repo(str(root), rev=rev)
     with repo:
@@ -199,20 +199,28 @@ def read(root: Path) -> dict[str, Stage]:
 
 
 def sort_lock(root: Path) -> None:
-    """Put dvc.lock into the order in which `dvc repro` writes it, whichever stage ended first."""
+    """Sort the stages in dvc.lock as `dvc repro` writes them, whichever stage ended first."""
     with opened(root) as project, project.repo.lock:
         file = project.root / "dvc.lock"
         if not file.exists():
             return
-        head, *blocks = re.split(r"^(?=  \S)", file.read_text(), flags=re.MULTILINE)
+        before, found, after = _stages_of_lock(file.read_text())
+        head, *blocks = re.split(r"^(?=  \S)", found, flags=re.MULTILINE)
         place = {name: i for i, name in enumerate(project.repro_order)}
         last = len(place)
         blocks.sort(key=lambda block: place.get(block.strip().partition(":")[0], last))
-        text = head + "".join(blocks)
+        text = before + head + "".join(blocks) + after
         if text != file.read_text():
             temporary = file.with_suffix(".lock.part")
             temporary.write_text(text)
             temporary.replace(file)
+
+
+def _stages_of_lock(text: str) -> tuple[str, str, str]:
+    """Cut the section `stages:` out of dvc.lock: what is before it, the section, what is after."""
+    match = re.search(r"^stages:\n(?:[ ].*\n)*", text, flags=re.MULTILINE)
+    start, end = match.span() if match else (len(text), len(text))
+    return text[:start], text[start:end], text[end:]
 
 
 def overlap(one: str, other: str) -> bool:
@@ -251,7 +259,7 @@ def command(cmd: str | list[str]) -> str:
 
 
 def params_of(stage: Any, *, strict: bool) -> Params:
-    """Read parameters; strict: one that is named in dvc.yaml and missing is DVC's error."""
+    """Read the parameters of a stage; if `strict`, a missing one raises DVC's error."""
     return {
         dep.def_path: dict(dep.get_hash().value if strict else dep.read_params())
         for dep in param_deps(stage)
@@ -277,7 +285,7 @@ def _hash(file: Path) -> str:
 
 
 def _patiently(load: Callable[[], Project], seconds: float = 3.0) -> Project:
-    """Try again while dvc.lock cannot be parsed: another stage is just writing it, in place."""
+    """Try again while dvc.lock cannot be parsed, because another stage is writing it in place."""
     deadline = time.monotonic() + seconds
     while True:
         try:

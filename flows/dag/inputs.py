@@ -1,20 +1,22 @@
-"""The stage `inputs`: what the other stages depend on outside of DVC's graph, by its meaning.
+"""The stage `inputs`: records the code and the files that DVC's graph does not show.
 
-It writes a small JSON file for each stage, on which that stage depends:
+It writes a small JSON file for each other stage, and that stage depends on the file:
 
     code   the meaning of each module of fmcore that the stage's verb imports
     own    the meaning of the user's own classes that its parameters name
     files  the content of the files and folders that its parameters name, with count and bytes
 
-So an edited comment reruns nothing, an edited function reruns the stages that reach it, and a data
-file that was replaced is another input, here and on any machine. Nothing in here imports torch or
-DVC: the stage runs every time.
+So editing a comment reruns nothing, editing a function reruns the stages that use it, and replacing
+a data file changes the input, on this and on every other machine. This module does not import torch
+or DVC, because the stage runs every time.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     ("data", "emoji"): ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
     ("yardstick.features", "inception"): ("weights", None),
 }
-"""By place and name (or kind) of settings: the key that names a file or a folder, its default."""
+"""Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
 
 READER = {"data": "prepare", "yardstick.features": "calibrate"}
 """By place: the verb that reads these files; the others read what it made of them."""
@@ -53,13 +55,13 @@ READS = {
     "evaluate": ("network", "evaluate", "yardstick", "data", "rounds.{key}.train.interpolant"),
     "compare": (),
 }
-"""By verb: the places of params.yaml whose files and own classes it reads."""
+"""For each verb, the places of params.yaml whose files and own classes it reads."""
 
 
-def compute(root: Path) -> dict[str, str]:
-    """Return what the files of the stage `inputs` hold now, by their paths in the project.
+def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """Return what the files of the stage `inputs`, or `only` some of them, hold now, by path.
 
-    Raises ReflowError where params.yaml cannot be read.
+    Raises ReflowError if params.yaml cannot be read.
     """
     params = _params(root)
     found = {}
@@ -67,6 +69,8 @@ def compute(root: Path) -> dict[str, str]:
         code = Code({"fmcore": _package(root)}, seen, folder=root)
         closures = {verb: code.closure(f"fmcore.{verb}") for verb in READS}
         for path, verb, words in _stages(params):
+            if only is not None and path not in only:
+                continue
             places = [place.format_map(words) for place in READS[verb]]
             chosen = {place: _at(params, place) for place in places}
             entry = {
@@ -87,7 +91,7 @@ def write(root: Path) -> None:
     found = compute(root)
     for path, text in found.items():
         file = root / path
-        if _text(file) != text:
+        if text_of(file) != text:
             _remove(file)
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
@@ -99,7 +103,8 @@ def write(root: Path) -> None:
             _remove(other)
 
 
-def _text(file: Path) -> str | None:
+def text_of(file: Path) -> str | None:
+    """Return the text of a file; None if it cannot be read as text."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError):
@@ -139,14 +144,14 @@ def _parts(text: str | None) -> dict[str, Mapping[str, Any]]:
 
 
 def md5(text: str) -> str:
-    """Return the hash by which DVC knows a file of this content."""
+    """Return DVC's hash of a file with this content."""
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _own(
     code: Code, chosen: Mapping[str, Any], known: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Return the meaning of each class that some parameters name, beyond the `known` modules."""
+    """Return the meaning of each own class in `chosen`, without the `known` modules."""
     found = {path: own_closure(code, path) for path in sorted(named(list(chosen.values())))}
     return {path: {k: v for k, v in own.items() if k not in known} for path, own in found.items()}
 
@@ -181,7 +186,7 @@ def _params(root: Path) -> Mapping[str, Any]:
 
 
 def _stages(params: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield (path of its file, verb, words of its places) of every stage."""
+    """Yield (path of its file, verb, words to fill into its places) for every stage."""
     rounds, couplings = (_mapping(params.get(k)) for k in ("rounds", "couplings"))
     for verb in READS:
         if verb in ("train", "evaluate"):
@@ -226,15 +231,24 @@ def _files(
 
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (place, content) of what is a path among the settings of the user's own classes."""
-    own = _mapping(value).get("name") == "custom"
-    for key, inner in _mapping(_mapping(value).get("settings")).items() if own else ():
-        if isinstance(inner, str) and ("/" in inner or Path(inner).suffix):
-            path = (root / inner).resolve()
-            if path.exists() and not root.resolve().is_relative_to(path):
-                yield f"{place}settings.{key}", content(path, seen)
+    """Yield (place, content) of each path in the settings of the user's own classes."""
+    if _mapping(value).get("name") == "custom":
+        for where, text in _texts(_mapping(value).get("settings"), f"{place}settings"):
+            with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
+                path = (root / text).resolve()
+                if text.strip() and path.exists() and not root.resolve().is_relative_to(path):
+                    yield where, content(path, seen)
     for key, inner in _mapping(value).items():
         yield from _own_files(root, seen, f"{place}{key}.", inner)
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Yield (place, text) of every text in some settings, however deep."""
+    if isinstance(value, str):
+        yield place, value
+    listed = enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in [*_mapping(value).items(), *listed]:
+        yield from _texts(inner, f"{place}.{key}")
 
 
 def content(path: Path, seen: Seen) -> dict[str, Any]:
@@ -248,8 +262,9 @@ def content(path: Path, seen: Seen) -> dict[str, Any]:
             return {"missing": True}
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                name = file.relative_to(path).as_posix()
-                whole.update(f"{name}\0{seen.text(file, 'sha256', _sha256)}\n".encode())
+                name = os.fsencode(file.relative_to(path).as_posix())
+                digest = seen.text(file, "sha256", _sha256).encode()
+                whole.update(name + b"\0" + digest + b"\n")
                 size, count = size + file.stat().st_size, count + 1
     except OSError as error:
         raise ReflowError(

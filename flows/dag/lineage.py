@@ -12,8 +12,8 @@ from fmcore.settings import ReflowError
 def entries(root: Path) -> dict[str, Entry]:
     """Return the stages of the present workspace as dvc.lock would record them.
 
-    Only files that no stage makes are hashed (`md5` of the others is None): those are known
-    before anything runs.
+    Only files that no stage makes are hashed, because they are known before anything runs; `md5`
+    of the others is None.
     """
     with opened(root) as project:
         made = [out.def_path for stage in project.stages.values() for out in stage.outs]
@@ -46,7 +46,7 @@ def lock_entries(root: Path, rev: str | None = None) -> dict[str, Entry]:
 
 
 def lineage(entries: Mapping[str, Entry]) -> dict[str, str]:
-    """Return a key per stage that names its whole history (a Merkle tree, leaves first).
+    """Return a key per stage that identifies its whole history (a Merkle tree, leaves first).
 
     key = sha256(command, parameters, md5 of the files no stage makes, keys of the stages that
     make the others), so that it is known before anything runs and is the same on any machine.
@@ -55,7 +55,7 @@ def lineage(entries: Mapping[str, Entry]) -> dict[str, str]:
         (out, name)
         for name, entry in entries.items()
         for out in entry.outs
-        if name != inputs.STAGE  # its files are leaves: they hold what lies outside of the graph
+        if name != inputs.STAGE  # its files are leaves: they record what is outside of DVC's graph
     ]
     keys: dict[str, str] = {}
 

@@ -1,8 +1,8 @@
-"""dvc.lock, typed: what it records of a stage, whether the stage is one of ours or not.
+"""Typed entries of dvc.lock: what it records about each stage, ours or not.
 
-The command of one of our stages says which verb it runs on which paths (`Command.parse`). A stage
-with any other command, of another pipeline in the same repository for one, has no verb and no
-paths, and so is left out wherever a verb is looked for.
+The command of one of our stages gives its verb and its paths (`Command.parse`). A stage with any
+other command, for example of another pipeline in the same repository, has no verb and no paths;
+code that looks for a verb does not find it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from fmcore.settings import ReflowError
 
 @dataclass(frozen=True)
 class File:
-    """A file or folder: DVC's hash of it (None before a run), its bytes, its number of files."""
+    """A file or folder: DVC's hash (None before a run), its size in bytes, its number of files."""
 
     md5: str | None = None
     size: int | None = None
@@ -29,9 +29,9 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A stage as dvc.lock records it: command, what it read and made by path, its parameters.
+    """A stage as dvc.lock records it: command, dependencies and outputs by path, parameters.
 
-    `digest` is the sha256 of the record as it stands in dvc.lock; MLflow's tags hold it.
+    `digest` is the sha256 of the record in dvc.lock; MLflow's tags store it.
     """
 
     cmd: str | list[str]
@@ -42,7 +42,7 @@ class Entry:
 
     @classmethod
     def of(cls, raw: object) -> "Entry | None":
-        """Read a record of dvc.lock; None for one that is not of the shape that DVC writes."""
+        """Parse a record of dvc.lock; return None if it does not have DVC's format."""
         if not isinstance(raw, Mapping):
             return None
         cmd, params = _cmd(raw.get("cmd")), _params(raw.get("params", {}))
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """The round or the coupling that the command names; empty where there is none."""
+        """The round or the coupling that the command names; empty if it names none."""
         return self._command.key
 
     @property
@@ -71,29 +71,29 @@ class Entry:
         return self._command.paths
 
     def path(self, name: str) -> str:
-        """Return a path of the command. Raises ReflowError where it has none of that name."""
+        """Return a path of the command by its name. Raises ReflowError if there is none."""
         if name not in self.paths:
             raise ReflowError(f"dvc.lock: no path {name!r} in the command `{command(self.cmd)}`")
         return self.paths[name]
 
     def runs(self, verb: str, *paths: str) -> bool:
-        """Whether this is our stage of that verb, with these names among its paths."""
+        """Whether the command runs this verb and has paths with these names."""
         return self.verb == verb and all(name in self.paths for name in paths)
 
     @property
     def settings(self) -> dict[str, object]:
-        """The parameters of all files."""
+        """The parameters from all parameter files."""
         return {key: value for values in self.params.values() for key, value in values.items()}
 
     def setting(self, *keys: str) -> object:
-        """Return one parameter, by its key and the keys inside of it; None where there is none."""
+        """Return one parameter by its key and the keys inside of it; None if there is none."""
         value: object = self.settings
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def md5(self, path: str) -> str:
-        """Return the hash of an output or a dependency. Raises ReflowError where there is none."""
+        """Return the hash of an output or a dependency. Raises ReflowError if there is none."""
         file = self.outs.get(path) or self.deps.get(path)
         if file is None or file.md5 is None:
             raise ReflowError(f"dvc.lock: no hash of {path}; run `dvc repro`")
@@ -101,7 +101,7 @@ class Entry:
 
 
 def read_lock(text: str) -> dict[str, Entry]:
-    """Return the stages that the text of a dvc.lock records; one that is broken records none."""
+    """Return the stages that the text of a dvc.lock records; none if the text is not valid."""
     try:
         whole = YAML(typ="safe").load(text)
     except (YAMLError, ValueError):
@@ -140,7 +140,7 @@ def _files(items: object) -> dict[str, File] | None:
 
 
 def digest(value: object) -> str:
-    """Return the sha256 of a value written as JSON with sorted keys; of an entry, its own."""
+    """Return the sha256 of a value written as JSON with sorted keys; for an entry, its digest."""
     if isinstance(value, Entry):
         return value.digest
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

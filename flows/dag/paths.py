@@ -1,4 +1,4 @@
-"""Where dvc.yaml keeps the data of a stage: for code that is no stage itself."""
+"""Look up the paths that dvc.yaml gives a stage, for code that is not a stage itself."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,5 +20,5 @@ def paths(root: Path, stage: str) -> dict[str, Path]:
 
 
 def prepared(stages: Mapping[str, graph.Stage]) -> str | None:
-    """Return the path of the prepared data, as the stages that read it name it."""
+    """Return the path of the prepared data, from the command of a stage that reads it."""
     return next((s.paths["data"] for s in stages.values() if "data" in s.paths), None)

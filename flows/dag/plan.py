@@ -1,7 +1,7 @@
 """Which stages will run, and why, in words.
 
-DVC's own `status` and `repro --dry` stop at the first changed stage; here everything
-downstream is followed, and a result that the run cache holds is told from one to compute.
+DVC's own `status` and `repro --dry` stop at the first changed stage. This plan also follows the
+stages downstream, and says which results the run cache holds and which must be computed.
 """
 
 from collections.abc import Iterator
@@ -19,16 +19,21 @@ from flows.dag import inputs
 from flows.dag.graph import Project, Stage, data_deps, opened, overlap, param_deps, remember
 
 Future = dict[str, tuple[str, Any, bool]]
-"""By output that will change on the disk: the stage that makes it, its hash afterwards (None:
-only running will tell), and whether that differs from dvc.lock."""
+"""The outputs that will change on the disk: {path: (stage, hash, differs)}.
+
+The stage makes the output; the hash is that after the run, None if only the run can tell; `differs`
+says whether it is not the hash in dvc.lock."""
 
 State = Literal["run", "downstream", "cached", "unchanged"]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What will happen to a stage: `run` (it changed itself), `downstream` (something that it
-    depends on will run), `cached` (DVC brings the result back without running), `unchanged`."""
+    """What will happen to a stage, and why.
+
+    `run`: its own inputs changed. `downstream`: a stage that it depends on will run. `cached`: DVC
+    restores the result without running the stage. `unchanged`: nothing happens.
+    """
 
     stage: str
     state: State
@@ -42,15 +47,15 @@ def changed(root: Path, name: str) -> list[str]:
 
 
 def plan(root: Path) -> list[Planned]:
-    """Return what a run of the whole chain will do, in the order in which it will."""
+    """Return what a run of the whole chain will do, in the order of the run."""
     with opened(root) as project:
         return _plan(project)
 
 
 def read_and_plan(root: Path) -> tuple[dict[str, Stage], list[Planned]]:
-    """Return the stages of dvc.yaml and what a run will do to them; DVC's project is opened once.
+    """Return the stages of dvc.yaml and what a run will do; opens the DVC project only once.
 
-    A stage that is `unchanged` stays so while the run lasts: nothing above it will change.
+    A stage that is `unchanged` stays so during the run, because nothing upstream will change.
     """
     with opened(root) as project:
         return remember(project).stages, _plan(project)
@@ -132,10 +137,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _on_disk(project: Project) -> dict[str, str]:
-    """Return what the files of the stage `inputs` hold on the disk, by path."""
+def _on_disk(project: Project) -> dict[str, str | None]:
+    """Return the content of the files of the stage `inputs` on the disk, by path."""
     files = sorted((project.root / inputs.FOLDER).rglob("*.json"))
-    return {file.relative_to(project.root).as_posix(): file.read_text() for file in files}
+    return {file.relative_to(project.root).as_posix(): inputs.text_of(file) for file in files}
 
 
 def _dep_reasons(project: Project, dep: Any, future: Future) -> Iterator[str]:
@@ -174,7 +179,7 @@ def _foretell(path: str, future: Future) -> tuple[bool, Any]:
 
 
 def _unforeseen(stage: Any, future: Future, above: list[str]) -> list[str]:
-    """Say which restored outputs change a folder that the stage reads, in a way not foreseen."""
+    """Say which restored outputs change a folder that the stage reads; its hash is unknown then."""
     found: list[str] = []
     for dep in [] if stage.frozen else data_deps(stage):
         for out, (maker, _, differs) in future.items():
@@ -209,7 +214,7 @@ def _restored(project: Project, stage: Any, future: Future) -> dict[str, Any] | 
 
 
 def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
-    """Find the lock entry that DVC would restore: dvc.lock's own, or one of its run cache."""
+    """Find the lock entry that DVC would restore, in dvc.lock or in the run cache."""
     lost = set(_reasons(project, stage, future)) - {
         reason for out in stage.outs for reason in _out_reasons(out)
     }
@@ -227,7 +232,7 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
         foretold, hash_info = _foretell(dep.def_path, future)
         if foretold and hash_info is None:
             return None
-        # DVC's key of the run cache reads the hash from both, and ignores the rest of meta.
+        # DVC's key of the run cache reads the hash from both fields; the rest of meta is ignored.
         dep.hash_info = hash_info if foretold else dep.get_hash()
         dep.meta = Meta()
     return project.repo.stage_cache._load(stage)

@@ -1,8 +1,8 @@
 """Receipts: the small outputs of stages, checked against dvc.lock; and what a round cost.
 
-A receipt is a metrics file (json) or a curve (csv). It holds nothing volatile, so it can be
-published at any time, anywhere, any number of times. The seconds that a stage took are volatile,
-so they are in no receipt: this machine keeps them in .reflow/timings.json.
+A receipt is a metrics file (json) or a curve (csv). It holds nothing that changes from run to run,
+so it can be published at any time, anywhere, any number of times. The seconds that a stage took do
+change, so they are in no receipt: this machine keeps them in .reflow/timings.json.
 """
 
 import csv
@@ -21,7 +21,7 @@ TIMINGS = "timings.json"
 
 
 def receipt(root: Path, entry: Entry, path: str) -> Path:
-    """Return a receipt's file after checking that it is the one dvc.lock speaks of."""
+    """Return the file of a receipt, after checking its hash against dvc.lock."""
     file = root / path
     if not file.is_file():
         raise ReflowError(f"{path}: missing; `dvc checkout` or `dvc pull` brings it back")
@@ -52,10 +52,10 @@ def read_comparison(root: Path, entry: Entry) -> Comparison:
 
 
 def spent(root: Path, round_: Round) -> dict[str, float]:
-    """Return what a round cost: network evaluations, and seconds where this machine ran it.
+    """Return what a round cost: network evaluations, and seconds if this machine ran it.
 
-    A training step evaluates the network once for each row of its batch; a coupling takes its NFE
-    for each pair, and twice as many again for each audited one.
+    A training step takes one evaluation for each row of its batch; a coupling takes its NFE for
+    each pair, and twice its NFE more for each audited pair.
     """
     from fmcore.training.fit import Train
 
@@ -91,9 +91,10 @@ def timings(root: Path) -> dict[tuple[str, str], float]:
 
 
 def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
-    """Remember how long stages took; kept out of every DVC output, because time is volatile.
+    """Save how long stages took; not in a DVC output, because times change from run to run.
 
-    Kept with the digest of the stage's entry in dvc.lock, so that it speaks of no other run.
+    Each time is saved with the digest of the stage's entry in dvc.lock, so that it is not used for
+    another run.
     """
     if not seconds:
         return
@@ -101,7 +102,7 @@ def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
     try:
         entries = lock_entries(root)
     except ReflowError:
-        return  # an interrupted run may leave dvc.lock half-written; what it says comes from others
+        return  # an interrupted run may leave dvc.lock half-written; other code reports that
     new = {
         s: {"entry": entries[s].digest, "seconds": t} for s, t in seconds.items() if s in entries
     }

@@ -1,7 +1,7 @@
-"""Where DVC keeps a folder that a stage made: workspace, cache, remotes; and bringing one back.
+"""Find and copy the folders that stages made: in the workspace, DVC's cache and its remotes.
 
-A folder is named by its hash, as dvc.lock has it (`md5`, ending in `.dir`). DVC sends the object
-of a folder to a remote after all of its files, so that a remote which has the one has the others.
+A folder is identified by its hash in dvc.lock (`md5`, ending in `.dir`). DVC sends the object of a
+folder to a remote after all of its files, so a remote that has the object has the files too.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ from flows.dag.graph import open_repo, opened
 from fmcore.settings import ReflowError
 
 CACHE, WORKSPACE = "cache", "workspace"
-"""The two places that every project has; any other is the name of a remote."""
+"""The two places that every project has; any other place is the name of a remote."""
 
 TIMEOUT = 10
 """Seconds that a remote may take to answer, unless its settings say otherwise."""
@@ -44,7 +44,7 @@ def default_remote(root: Path) -> str:
 
 
 def in_workspace(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """Hash the outputs `paths` of the workspace, as far as they are there; cached by DVC."""
+    """Return the hashes of those outputs `paths` that the workspace has; DVC caches the hashes."""
     with opened(root) as project:
         outs = {out.def_path: out for stage in project.stages.values() for out in stage.outs}
         there = {path: outs[path] for path in paths if path in outs and outs[path].exists}
@@ -52,9 +52,9 @@ def in_workspace(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def held(root: Path, place: str, md5s: Iterable[str]) -> set[str]:
-    """Return those of the folders `md5s` that the cache or a remote has, whole.
+    """Return those of the folders `md5s` that the cache or a remote has completely.
 
-    Raises ReflowError when the remote cannot be asked: away, or it refuses the credentials.
+    Raises ReflowError if the remote does not answer or refuses the credentials.
     """
     with _repo(root) as repo, _answers(repo, place):
         odb = _odb(repo, place)
@@ -65,7 +65,7 @@ def held(root: Path, place: str, md5s: Iterable[str]) -> set[str]:
 def bring(root: Path, place: str, md5: str, folder: Path) -> None:
     """Copy the folder `md5` from the cache or a remote to `folder`, which must not exist.
 
-    Raises ReflowError when the place cannot be asked or lacks a part of it.
+    Raises ReflowError if the place does not answer or lacks a part of the folder.
     """
     with _repo(root) as repo, _answers(repo, place):
         odb = _odb(repo, place)
@@ -78,10 +78,10 @@ def bring(root: Path, place: str, md5: str, folder: Path) -> None:
 
 
 def push_runs(root: Path, place: str) -> tuple[int, int]:
-    """Send the run cache and all that its runs made to a remote, so that nobody runs them again.
+    """Send the run cache and the outputs of its runs to a remote, so that nobody runs them again.
 
     `dvc push --run-cache` leaves out metrics and curves, which git keeps; without them no stage
-    can be brought back. Returns how many objects were sent, and how many runs were known.
+    can be restored. Returns how many objects were sent, and how many runs the cache has.
     """
     with _repo(root) as repo, _answers(repo, place):
         runs = repo.stage_cache.push(place)
@@ -96,7 +96,7 @@ def push_runs(root: Path, place: str) -> tuple[int, int]:
 
 
 def hash_of(root: Path, folder: Path) -> str:
-    """Hash a folder as DVC does, with nothing written to the cache."""
+    """Hash a folder as DVC does, without writing to the cache."""
     with _repo(root) as repo:
         odb = _odb(repo, CACHE)
         _, _, tree = build(odb, str(folder), odb.fs, "md5", dry_run=True)
@@ -115,9 +115,9 @@ def cached_file(root: Path, md5: str, name: str) -> bytes | None:
 
 
 def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:
-    """Return a function that reads a file of a revision; None where nothing holds its bytes.
+    """Return a function that reads a file of a revision, or returns None if nothing stores it.
 
-    Raises ReflowError where there is no such revision.
+    Raises ReflowError if there is no such revision.
     """
     root = root.resolve()
     with in_one_line(root):
@@ -137,7 +137,7 @@ def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:
 def _repo(root: Path) -> Iterator[Any]:
     with in_one_line(root.resolve()), open_repo(root.resolve()) as repo:
         for remote in repo.config["remote"].values():
-            if str(remote["url"]).startswith("s3:"):  # where DVC's own limit is a minute and more
+            if str(remote["url"]).startswith("s3:"):  # DVC's own limit there is over a minute
                 remote.setdefault("connect_timeout", TIMEOUT)
                 remote.setdefault("read_timeout", TIMEOUT)
         yield repo
@@ -145,12 +145,12 @@ def _repo(root: Path) -> Iterator[Any]:
 
 @contextmanager
 def _answers(repo: Any, place: str) -> Iterator[None]:
-    """Say in one line why a remote did not do what it was asked."""
+    """Turn any error of a remote or of the cache into a ReflowError of one line."""
     try:
         yield
     except ReflowError:
         raise
-    except Exception as error:  # each kind of remote has errors of its own, DVC wraps none
+    except Exception as error:  # each kind of remote raises its own errors; DVC wraps none
         if place == CACHE:
             raise ReflowError(f"DVC's cache: {_reason(error)}; `dvc fetch` mends it") from error
         url = repo.config["remote"].get(place, {}).get("url")
@@ -185,7 +185,7 @@ def _tree(odb: Any, md5: str) -> Any:
 
 
 def _exists(odb: Any, md5: str) -> bool:
-    """Ask for one object; `odb.exists` would say no where a remote does not answer."""
+    """Ask for one object; `odb.exists` would return False if a remote does not answer."""
     try:
         return bool(odb.fs.info(odb.oid_to_path(md5))["type"] == "file")
     except FileNotFoundError as error:

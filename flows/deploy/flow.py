@@ -1,10 +1,9 @@
 """The flow that a deployment runs: `flows/deploy/flow.py:scheduled`, one worktree for each run.
 
-Prefect imports this file in a process of its own, started in the project's folder.
+Prefect imports this file in a separate process, started in the project's folder.
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ configure(ROOT)  # before Prefect is imported: it reads the environment then
 
 from prefect import flow, get_run_logger, runtime  # noqa: E402
 
-from flows.dag import graph  # noqa: E402
+from flows.dag import plan  # noqa: E402
 from flows.deploy import worktree  # noqa: E402
 from flows.deploy.order import Order  # noqa: E402
 from flows.run import closing  # noqa: E402
 from flows.run.flow import entered, submit_stages, threads  # noqa: E402
-from flows.run.schedule import ChainRun, Listeners, select  # noqa: E402
+from flows.run.schedule import ChainRun, Listeners, RunResult, select  # noqa: E402
 from flows.servers import crashed  # noqa: E402
+from flows.tracking.live import Live  # noqa: E402
 
 # A deployment stores neither retries nor a time limit: `reflow deploy` sets them by environment.
 _RETRIES = int(os.environ.get("REFLOW_RETRIES", "1"))
@@ -37,9 +37,9 @@ _runner: Any = threads
     timeout_seconds=_TIMEOUT,
 )
 def scheduled(order: Order = Order()) -> None:  # noqa: B008  Prefect makes its form from it
-    """Run the chain of a commit with changed parameters, in a git worktree of its own.
+    """Run the chain of a commit, with changed parameters, in a separate git worktree.
 
-    What it leaves is a commit on the branch `reflow/<name of the run>`: parameters, dvc.lock and
+    The result is a commit on the branch `reflow/<name of the run>`: parameters, dvc.lock and
     metrics; couplings and models are in DVC's cache, which the worktree shares.
     """
     log = get_run_logger()
@@ -48,8 +48,17 @@ def scheduled(order: Order = Order()) -> None:  # noqa: B008  Prefect makes its 
     log.info("worktree %s, branch %s", folder, worktree.branch(name))
     done = False
     try:
-        listeners = Listeners(closing=partial(closing.close, folder, say=log.info))
-        chain_run = ChainRun(folder, select(graph.read(folder), order.targets()), listeners)
+        live = Live(folder, log.info)
+
+        def close(result: RunResult) -> None:
+            live.close()
+            closing.close(folder, result, say=log.info)
+
+        stages, planned = plan.read_and_plan(folder)
+        unchanged = frozenset(p.stage for p in planned if p.state == "unchanged")
+        listeners = Listeners(on_event=live.event, closing=close, say=log.info)
+        chosen = select(stages, order.targets())
+        chain_run = ChainRun(folder, chosen, listeners, unchanged=unchanged)
         with entered(chain_run):
             submit_stages(chain_run)
         done = True

@@ -1,4 +1,4 @@
-"""What a deployed run is asked for."""
+"""The order: the parameters of a deployed run."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from flows.params.load import FILE
 
 
 def _with_places(schema: dict[str, Any]) -> None:
-    """Add to the description of `overrides` what can be overridden; Prefect shows it as Markdown.
+    """Add the settings that can be overridden to the description of `overrides`, as Markdown.
 
-    Called when the schema is asked for, as Prefect does when it loads the flow.
+    Pydantic calls this when it builds the schema; Prefect shows it in the form of the flow.
     """
     from flows.params.fields import descriptions
     from flows.params.load import CouplingOf
@@ -30,14 +30,14 @@ def _with_places(schema: dict[str, Any]) -> None:
 
 
 class Order(BaseModel):
-    """A run of the chain. Prefect makes its form from these fields; empty ones change nothing."""
+    """A run of the chain. Prefect builds its form from these fields; empty ones change nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
     rev: str = Field(default="HEAD", description="The commit, branch or tag to run.")
     params_file: str = Field(
         default=FILE,
-        description="The parameter file of that commit: params/eight_gaussians.yaml for one.",
+        description="The parameter file of that commit, such as params/eight_gaussians.yaml.",
     )
     seed: int | None = Field(default=None, ge=0, description="Replaces the seed of the file.")
     rounds: list[str] | None = Field(
@@ -47,7 +47,7 @@ class Order(BaseModel):
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description=(
-            'Values by their place in the file: `{"rounds.rf2.train.steps": 2000}`. The commonest'
+            'Values by their place in the file: `{"rounds.rf2.train.steps": 2000}`. The most common'
             " places follow; `reflow settings` and docs/settings.md describe all of them."
         ),
         json_schema_extra=_with_places,

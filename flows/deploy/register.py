@@ -27,7 +27,7 @@ ENTRYPOINT = "flows/deploy/flow.py:scheduled"
 
 @dataclass(frozen=True)
 class Wanted:
-    """How the deployment runs: its name, when, how many at a time, how long, how often again."""
+    """How the deployment runs: name, schedule, runs at a time, time limit, retries, work pool."""
 
     name: str = "chain"
     cron: str | None = None
@@ -84,7 +84,7 @@ def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> N
         )  # fmt: skip
         return
     remote: Any = scheduled.from_source(source=str(root), entrypoint=ENTRYPOINT)
-    # Not remote.deploy(), which then asks for the pool's workers in a way that servers refuse.
+    # Not remote.deploy(): it also asks for the pool's workers, by a request that servers refuse.
     remote.to_deployment(
         name=wanted.name, concurrency_limit=limit, work_pool_name=wanted.pool,
         job_variables={"env": limits}, **shared,
@@ -126,7 +126,7 @@ def _timezone() -> str:
 
 
 def _server(root: Path) -> tuple[str, str]:
-    """Return the API of the server to deploy to, and what it asks for; the user's own wins."""
+    """Return the API of the server to deploy to and its password; PREFECT_API_URL comes first."""
     settings = get_current_settings()
     if url := settings.api.url:
         if not servers.answers(f"{url.rstrip('/')}/health"):
@@ -135,7 +135,7 @@ def _server(root: Path) -> tuple[str, str]:
     kept = servers.living(root)
     if kept is None or not kept.prefect:
         raise ReflowError(
-            "a deployment needs a Prefect server that stays: start `reflow ui` in another shell,"
-            " or set PREFECT_API_URL"
+            "a deployment needs a Prefect server that keeps running: start `reflow ui` in another"
+            " shell, or set PREFECT_API_URL"
         )
     return f"{kept.prefect}/api", servers.auth_string(root)

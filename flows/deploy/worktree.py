@@ -1,7 +1,7 @@
 """The git worktree that a deployed run works in.
 
-A deployed run never touches the user's workspace: it has a worktree of its own, on a branch of its
-own, with the project's DVC cache; it leaves a commit, which `git log reflow/...` shows.
+A deployed run never changes the user's workspace. It has its own worktree on its own branch, with
+the project's DVC cache, and ends with a commit, which `git log reflow/...` shows.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ BRANCH = "reflow/"
 
 
 def make(root: Path, order: Order, name: str) -> Path:
-    """Return the worktree of the run `name` with the parameters of the order, made or found again.
+    """Return the worktree of the run `name` with the parameters of the order; make it if needed.
 
-    A run that crashed finds its own again, with all that it finished. Raises ReflowError, and
-    leaves nothing behind, if the order makes no sense.
+    A run that continues after a crash finds its worktree again, with all finished stages. Raises
+    ReflowError, and removes the worktree, if the order is not valid.
     """
     folder = environment.local_path(root, "worktrees", slug(name))
     if (folder / ".git").exists():
@@ -47,13 +47,13 @@ def make(root: Path, order: Order, name: str) -> Path:
 
 
 def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
-    """Let one process of this project at a time add a worktree; git's own lock would fail."""
+    """Let one process of this project at a time add a worktree; git would fail, not wait."""
     held = "another run of this project is making its worktree"
     return locked(root, "worktrees", held, "try again in a minute", patience=60)
 
 
 def check(root: Path, order: Order) -> None:
-    """Check an order as its run would, in a worktree that goes again. Raises ReflowError."""
+    """Check an order as its run would, in a temporary worktree. Raises ReflowError."""
     folder = environment.local_path(root, "worktrees", f"check-{os.getpid()}")
     with _alone(root):
         git(root, "worktree", "add", "-q", "--detach", str(folder), order.rev)
@@ -83,7 +83,7 @@ def settle(root: Path, folder: Path, order: Order) -> None:
 
 
 def keep(root: Path, name: str, *, done: bool) -> str:
-    """Commit what a run left in its worktree on its branch; remove the worktree of a done one.
+    """Commit the files of a run on its branch; remove its worktree if the run is done.
 
     Returns the commit. The data are in DVC's cache, which the project shares.
     """
@@ -117,7 +117,7 @@ def branch(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a name that git takes for a branch and every file system for a folder.
+    """Return a name that is valid as a git branch, and as a folder on every file system.
 
     >>> slug("nightly run/3: a")
     'nightly-run-3-a'

@@ -1,1 +1,1 @@
-"""Every version of every coupling: its history, where it is stored, how it comes back."""
+"""List every version of every coupling, find where it is stored, and fetch it."""

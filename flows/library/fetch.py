@@ -1,4 +1,4 @@
-"""Bring back one version of a coupling: whole, verified, and over nothing that is there."""
+"""Fetch one version of a coupling: complete and verified, without overwriting anything."""
 
 import os
 import re
@@ -16,7 +16,7 @@ HASH = re.compile(r"[0-9a-f]{6,32}(\.dir)?")
 
 @dataclass(frozen=True)
 class Fetched:
-    """A version of a coupling in a folder, and where it came from (`there`: it was there)."""
+    """A version of a coupling in a folder, and its source (`there`: the folder already existed)."""
 
     version: Version
     folder: Path
@@ -31,14 +31,14 @@ def fetch(
     folder: Path | None = None,
     remote: str | None = None,
 ) -> Fetched:
-    """Bring the coupling `name` of a revision to `folder`, from the nearest place that has it.
+    """Copy the coupling `name` of a revision to `folder`, from the nearest place that has it.
 
     `rev` is a commit, branch, tag, experiment, or a hash that `versions` lists. The cache is asked
-    first, then each remote, or `remote` alone. The copy is verified byte by byte before it appears.
-    A folder that is there already is verified too, and never overwritten.
+    first, then each remote; with `remote`, only that one. The copy is verified byte by byte before
+    `folder` is made. A folder that exists is verified too, and never overwritten.
 
-    Raises ReflowError when there is no such version, no place has it, or the folder holds
-    anything else.
+    Raises ReflowError if there is no such version, no place has it, or the folder has other
+    content.
     """
     version = _choose(root, rev, name)
     folder = folder or root / ".reflow" / "couplings" / f"{version.name}-{version.md5[:12]}"
@@ -78,7 +78,9 @@ def _of_hash(root: Path, rev: str) -> list[Version]:
         return []
     found = [v for v in versions(root) if v.md5.startswith(rev)]
     if len({v.md5 for v in found}) > 1:
-        raise ReflowError(f"{rev}: several couplings have a hash that begins so; write more of it")
+        raise ReflowError(
+            f"{rev}: several couplings have a hash with this beginning; give more digits"
+        )
     return found
 
 
@@ -93,7 +95,7 @@ def _of_revision(root: Path, rev: str) -> list[Version]:
 
 
 def _nearest(root: Path, version: Version, remote: str | None) -> str:
-    """Return the first place that has the version; what a remote complains of is passed on."""
+    """Return the first place that has the version; errors of remotes go into the message."""
     known = store.remotes(root)
     said: list[str] = []
     for place in [remote] if remote else [store.CACHE, *known]:

@@ -22,7 +22,7 @@ class Version:
     """A version of a coupling: `md5` is DVC's hash, `commit` the newest that has it.
 
     `solver_gap_rms` and `solver_gap_rel` come from the metrics of that commit, `pairs` of prepared
-    data from its manifest; None where the record is not there.
+    data from its manifest; None if the record is not there.
     """
 
     coupling: str
@@ -45,7 +45,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that changed dvc.lock; `ref` is what git knows it by."""
+    """A commit that changed dvc.lock; `ref` is its full hash, "" for the workspace."""
 
     ref: str
     short: str
@@ -56,8 +56,8 @@ class Commit:
 def versions(root: Path) -> list[Version]:
     """Return every version of every coupling, the newest first.
 
-    A version is told from another by DVC's hash. It is listed with the newest commit of a branch
-    or tag that has it, else with that of an experiment, else as `workspace`.
+    DVC's hash identifies a version. It is listed with the newest commit of a branch or tag that
+    has it, else with that of an experiment, else as `workspace`.
     """
     found: dict[tuple[str, str], Version] = {}
     seen: set[str] = set()
@@ -100,7 +100,7 @@ def lock_at(root: Path, commit: Commit) -> str:
     try:
         return file_at(root, commit.ref, LOCK)
     except UnicodeDecodeError:
-        return ""  # no text, so no dvc.lock
+        return ""  # it is not text, so it is not a dvc.lock
 
 
 def resolve(root: Path, rev: str) -> Commit:
@@ -124,7 +124,7 @@ def resolve(root: Path, rev: str) -> Commit:
 def versions_in(root: Path, commit: Commit, text: str) -> list[Version]:
     """Return the couplings that the text of a dvc.lock records.
 
-    Stages of another pipeline are none of ours, whatever their names are.
+    Stages of another pipeline are left out, whatever their names are.
     """
     found = []
     for entry in read_lock(text).values():
@@ -155,7 +155,7 @@ def _version(root: Path, commit: Commit, entry: Entry, made: File, md5: str) -> 
 
 
 def _metrics(root: Path, commit: Commit, entry: Entry) -> dict[str, float]:
-    """Read a metrics file of a commit, if it is the one that its dvc.lock speaks of."""
+    """Read a metrics file of a commit, if it has the hash in the dvc.lock of that commit."""
     path = entry.paths.get("metrics")
     if path is None or path not in entry.outs:
         return {}
@@ -171,6 +171,6 @@ def _metrics(root: Path, commit: Commit, entry: Entry) -> dict[str, float]:
 
 
 def _pairs(root: Path, md5: str) -> int | None:
-    """Read from its manifest how many pairs a coupling has, if the cache has it."""
+    """Read the number of pairs of a coupling from its manifest, if the cache has it."""
     manifest = store.cached_file(root, md5, MANIFEST)
     return None if manifest is None else pairs_in(manifest)

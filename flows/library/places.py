@@ -1,4 +1,4 @@
-"""Where each version is stored, and the table of it all."""
+"""Find where each version is stored, and show all versions as a table."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from fmcore.settings import ReflowError
 
 @dataclass(frozen=True)
 class Place:
-    """A place where couplings are kept: the hashes that it has, or why it could not be asked."""
+    """A place that stores couplings: the hashes that it has, or why it did not answer."""
 
     name: str
     md5s: frozenset[str]
@@ -22,11 +22,11 @@ class Place:
 
 
 def places(root: Path, found: Sequence[Version], *, ask_remotes: bool = True) -> list[Place]:
-    """Ask workspace, cache and every remote which of the versions they have, whole."""
+    """Ask workspace, cache and every remote which of the versions they have completely."""
     md5s = [v.md5 for v in found]
     here = store.in_workspace(root, {v.coupling for v in found})
     remotes = list(store.remotes(root)) if ask_remotes else []
-    with ThreadPoolExecutor() as pool:  # a remote that does not answer holds up no other
+    with ThreadPoolExecutor() as pool:  # a remote that does not answer delays no other
         asked = list(pool.map(lambda name: _ask(root, name, md5s), [store.CACHE, *remotes]))
     return [Place(store.WORKSPACE, frozenset(here.values())), *asked]
 
@@ -44,7 +44,7 @@ def stored(version: Version, asked: Sequence[Place]) -> list[str]:
 
 
 def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, object]]:
-    """Return the versions for programs."""
+    """Return the versions as JSON holds them."""
     return [{**asdict(v), "stored": stored(v, asked)} for v in found]
 
 

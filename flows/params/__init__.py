@@ -1,1 +1,1 @@
-"""params.yaml: read, checked whole, edited, made smaller."""
+"""Read, check, edit and reduce params.yaml."""

@@ -1,4 +1,4 @@
-"""params.yaml checked as a whole, once for each text of it: a second check costs no import."""
+"""Check params.yaml as a whole; a text that passed before is not checked again: no imports."""
 
 import hashlib
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ def check(root: Path) -> None:
 
 
 def _named(file: Path) -> set[str]:
-    """Return the user's own classes that a parameter file names; none of one that is not YAML."""
+    """Return the user's own classes that a parameter file names; none if it is not YAML."""
     try:
         text = file.read_text()
         return named(YAML(typ="safe").load(text)) if "custom" in text else set()

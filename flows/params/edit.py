@@ -1,4 +1,4 @@
-"""Changing values of a parameter file by their place; comments and layout stay."""
+"""Change values of a parameter file by their place; comments and layout stay."""
 
 from collections.abc import Mapping
 from io import StringIO
@@ -18,7 +18,7 @@ def edited(text: str, changes: Mapping[str, Any], drop: str | None = None) -> st
     Raises ReflowError for a place that the file does not have.
     """
     yaml = YAML(typ="rt")
-    yaml.width = 4096  # no line is broken anew
+    yaml.width = 4096  # long lines stay as they are
     tree = yaml.load(text)
     for place, value in changes.items():
         _override(tree, place, value)
@@ -30,7 +30,7 @@ def edited(text: str, changes: Mapping[str, Any], drop: str | None = None) -> st
 
 
 def _override(tree: Any, place: str, value: Any) -> None:
-    """Replace the value at `a.b.c`, which has to be there or beside known keys."""
+    """Set the value at `a.b.c`; the section `a.b` must exist."""
     *way, last = place.split(".")
     at = tree
     for key in way:

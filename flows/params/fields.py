@@ -1,7 +1,7 @@
-"""Every setting of params.yaml: its place, what it holds, its default, its bounds, what it is.
+"""Every setting of params.yaml: its place, type, default, bounds and description.
 
-A field is described by the string below it, which Python ignores: it is read from the source when
-somebody asks, so importing a settings class costs nothing more.
+The description of a field is the string below it. Python ignores that string, so it is read from
+the source when it is needed; importing a settings class takes no longer.
 """
 
 import ast
@@ -26,9 +26,9 @@ NAMED = {"rounds": "<round>", "couplings": "<coupling>"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of params.yaml; of a section with a `name`, for one value of it (`kind`).
+    """One key of params.yaml; in a section with a `name`, `kind` is the name that has this key.
 
-    `default` is "" where the key has to be there.
+    `default` is "" if the key is required.
     """
 
     place: str
@@ -102,7 +102,7 @@ def _written(module: str) -> dict[str, dict[str, str]]:
 
 
 def accepts(hint: Any, value: Any) -> bool:
-    """Say whether a value is right for a field of this type, short forms included."""
+    """Say whether a value is valid for a field of this type, short forms included."""
     try:
         TypeAdapter(hint).validate_python(value)
     except (ValidationError, ValueError, TypeError):
@@ -119,7 +119,7 @@ def names_of(hint: Any) -> list[str]:
 def _setting(place: str, kind: str, hint: Any, info: FieldInfo, said: dict[str, str]) -> Setting:
     name = place.rpartition(".")[2]
     default = info.get_default(call_default_factory=True, validated_data={})
-    chooses = kind and name == "name"  # among classes, so it has to be there
+    chooses = kind and name == "name"  # among classes, so it is required
     short = any(accepts(hint, name) for name in names_of(hint))
     return Setting(
         place,
@@ -165,7 +165,7 @@ def _bounds(metadata: list[Any]) -> Iterator[str]:
 
 
 def _inner(hint: Any) -> list[Any]:
-    """Return the bounds that the items of a list or mapping have, or of what may be null."""
+    """Return the bounds of the items of a list or mapping, or of a value that may be null."""
     found: list[Any] = []
     for part in get_args(_plain(hint)):
         if get_origin(part) is Annotated:
@@ -195,7 +195,7 @@ def yaml(value: Any) -> str:
 
 
 def _types(hint: Any) -> Iterator[Any]:
-    """Yield the types that a type is made of, itself first."""
+    """Yield a type, then the types inside of it."""
     hint = _plain(hint)
     yield hint
     if get_origin(hint) is not Literal:

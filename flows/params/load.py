@@ -1,4 +1,4 @@
-"""params.yaml -> Params: read once, checked whole, before any stage runs."""
+"""Read params.yaml and check it as a whole, before any stage runs."""
 
 import difflib
 import re
@@ -27,7 +27,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Round(Settings):
-    """A velocity: the coupling it trains on, the model it starts from, and how."""
+    """A round: the coupling it trains on, the model it starts from, and its training."""
 
     coupling: str
     """The coupling that the round trains on: `independent` (data with fresh noise), or a name under
@@ -47,23 +47,23 @@ class CouplingOf(Couple):
 
 
 class WithoutGpu(Settings):
-    """How `reflow use` cuts down a chain sized for a GPU where there is none.
+    """How `reflow use` reduces a chain on a machine without a GPU.
 
-    `share` of the steps, pairs and samples is done; the batch is at most `batch`; `network` takes
-    the place of the chain's own.
+    Only `share` of the steps, pairs and samples is done; the batch is at most `batch`; `network`
+    replaces the network of the chain.
     """
 
     share: float = Field(gt=0, le=1)
     """Share of the steps, pairs and samples that is done; warm-up and EMA are shortened with them.
-    0.02 makes 600 steps of 30000."""
+    0.02 turns 30000 steps into 600."""
     batch: int | None = Field(default=None, gt=0)
     """Largest training batch, in pairs. null keeps the batch of each round."""
     network: Network | None = None
-    """The network that takes the place of the chain's own. null keeps it."""
+    """The network that replaces the network of the chain. null keeps that of the chain."""
 
 
 class Params(Settings):
-    """Everything that decides a chain. Sections that stages depend on have to be there: for DVC."""
+    """All settings of a chain; DVC requires the sections that stages depend on."""
 
     seed: int = Field(ge=0)
     """Seed of every random draw of the chain: data, weights, batches, noise. Change it to repeat a
@@ -77,26 +77,29 @@ class Params(Settings):
     yardstick: YardstickSettings
     """How generated samples are compared with real ones: features and sample sizes."""
     evaluate: Evaluate
-    """What is measured of each round, and how finely."""
+    """What is measured for each round, and how accurately."""
     gates: Gates
     """Bounds on measured numbers. `{}` takes the standard levels."""
     rounds: dict[str, Round] = Field(min_length=1)
-    """The rounds of the chain by name: a velocity each. Add a round here and its stages exist."""
+    """The rounds of the chain by name; each trains a velocity. A round added here gets its stages
+    in dvc.yaml by itself."""
     couplings: dict[str, CouplingOf] = Field(default_factory=dict)
-    """The generated couplings by name: a data set of pairs each, sampled from a round."""
+    """The generated couplings by name; each is a data set of pairs, sampled from a round."""
     without_gpu: WithoutGpu | None = None  # no stage depends on it
-    """How `reflow use` cuts the chain down on a machine without a GPU; null cuts nothing. No stage
+    """How `reflow use` reduces the chain on a machine without a GPU; null changes nothing. No stage
     depends on it."""
 
 
-def load(path: Path) -> Params:
-    """Read and check a parameter file.
+def load(path: Path, root: Path | None = None) -> Params:
+    """Read and check a parameter file of the project `root`, or of the one that it lies in.
 
-    Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the mend.
+    The user's own classes that it names are loaded from that project alone.
+
+    Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the fix.
     """
     tree = _tree(path)
     plain = _plain(tree)
-    own.trust(folder_of(path), own.named(plain))
+    own.trust(root or folder_of(path), own.named(plain))
     try:
         params = Params.model_validate(plain)
     except ValidationError as error:
@@ -118,7 +121,7 @@ def _tree(path: Path) -> Any:
     try:
         text = path.read_text()
         tree = YAML(typ="rt").load(text)
-        YAML(typ="safe").load(text)  # as DVC reads it: no colon in a word within braces
+        YAML(typ="safe").load(text)  # DVC reads it so: no colon in a word inside braces
     except FileNotFoundError:
         raise ReflowError(
             f"{path.name}: not found; run inside a project, or `git checkout` it"
@@ -139,7 +142,7 @@ def _tree(path: Path) -> Any:
 
 
 def _plain(node: Any) -> Any:
-    """Turn ruamel's round-trip nodes into plain Python, so that strict types mean what they say."""
+    """Turn ruamel's round-trip nodes into plain Python values, which strict types accept."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -209,7 +212,7 @@ def _inside(owner: type[BaseModel], key: Any) -> Iterator[type[BaseModel]]:
 
 
 def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (key, mistake) for names and references that make no chain."""
+    """Yield (key, mistake) for names that are not valid and references that lead nowhere."""
     rounds, couplings = params.rounds, params.couplings
     for kind, names, taken in (
         ("rounds", rounds, SCRATCH),
@@ -243,7 +246,7 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _senseless(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (key, mistake) for settings that are right alone and wrong together."""
+    """Yield (key, mistake) for settings that are valid alone but not together."""
     for name, round_ in params.rounds.items():
         train, independent = round_.train, round_.coupling == INDEPENDENT
         if train.pairing.name != "independent" and not independent:
@@ -262,7 +265,7 @@ def _senseless(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def parents(params: Params, name: str) -> list[str]:
-    """Return the rounds that a round needs: where it starts from, and who made its pairs."""
+    """Return the rounds that a round needs: for its first weights, and for its pairs."""
     round_ = params.rounds[name]
     needed = [round_.init] if round_.init in params.rounds else []
     if round_.coupling in params.couplings:
@@ -271,7 +274,7 @@ def parents(params: Params, name: str) -> list[str]:
 
 
 def maker(params: Params, name: str) -> str | None:
-    """Return the round whose coupling a round trains on; None on the independent coupling."""
+    """Return the round whose coupling a round trains on; None for the independent coupling."""
     made = params.couplings.get(params.rounds[name].coupling)
     return made.round if made else None
 

@@ -1,7 +1,8 @@
-"""The size of a chain on a machine without a GPU, as its parameter file says under `without_gpu`.
+"""Reduce a chain for a machine without a GPU, as `without_gpu` in its parameter file says.
 
-What runs is always what params.yaml says: `reflow use` writes the smaller numbers into it. A size
-that stages chose by themselves would be in no record: DVC would take a small model for a whole one.
+Stages always run with the numbers in params.yaml, so `reflow use` writes the smaller numbers there.
+If stages chose a smaller size themselves, no record would show it, and DVC would take the small
+model for the full one.
 """
 
 import re
@@ -15,16 +16,16 @@ LEAST_SAMPLES = 256
 SCHEMA_LINE = re.compile(
     r"^(# yaml-language-server: \$schema=)(?:[^\s:]*/)?(params\.schema\.json)", re.M
 )
-"""Where an editor finds the schema of a parameter file, as a path relative to the file."""
+"""The line that gives editors the path of the schema, relative to the parameter file."""
 
 
-def fitted(path: Path) -> tuple[str, str]:
-    """Return the text of a parameter file as this machine should run it, and what was changed.
+def fitted(path: Path, root: Path | None = None) -> tuple[str, str]:
+    """Return the text of a parameter file for this machine, and what was reduced, in words.
 
-    Without a GPU, and with `without_gpu` in the file, the chain is cut down; else the settings stay
-    as they are, and "" was changed. Raises ReflowError if the file is wrong.
+    The chain is reduced if there is no GPU and the file has `without_gpu`; else the settings stay
+    as they are, and the words are "". Raises ReflowError if the file is not valid.
     """
-    params = load(path)
+    params = load(path, root)
     cut = params.without_gpu
     text = at_root(path.read_text())
     if cut is None or params.compute.start().type != "cpu":
@@ -34,7 +35,7 @@ def fitted(path: Path) -> tuple[str, str]:
 
 
 def at_root(text: str) -> str:
-    """Return the text of a parameter file for the folder of the project, where the schema lies.
+    """Return the text of a parameter file with the path of the schema as seen from the project.
 
     >>> at_root("# yaml-language-server: $schema=../params.schema.json\\nseed: 0\\n")
     '# yaml-language-server: $schema=params.schema.json\\nseed: 0\\n'
@@ -55,8 +56,8 @@ def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
     for name, round_ in params.rounds.items():
         train, place = round_.train, f"rounds.{name}.train"
         changes[f"{place}.steps"] = _part(train.steps, share)
-        changes[f"{place}.warmup"] = _part(train.warmup, share, 0)  # its part of the training,
-        ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))  # and so the average's
+        changes[f"{place}.warmup"] = _part(train.warmup, share, 0)  # the same share of the steps,
+        ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))  # as for the moving average
         changes[f"{place}.ema"] = round(ema, 6)
         changes[f"{place}.batch"] = min(train.batch, cut.batch or train.batch)
     for key, coupling in params.couplings.items():
@@ -65,7 +66,7 @@ def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
 
 
 def said(cut: WithoutGpu) -> str:
-    """Return in words what the reductions are."""
+    """Describe the reductions in words."""
     batch = f", batch {cut.batch} at most" if cut.batch else ""
     network = f", a smaller {cut.network.name}" if cut.network else ""
     return f"no GPU: {cut.share:g} of steps, pairs and samples{batch}{network}"

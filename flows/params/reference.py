@@ -1,4 +1,4 @@
-"""The reference of all settings: docs/settings.md, and the answers of `reflow settings KEY`."""
+"""The reference of all settings: docs/settings.md, and the output of `reflow settings KEY`."""
 
 import difflib
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ HEAD = """\
 
 Every key of `params.yaml`. This page is generated from the settings classes by `make settings`;
 `reflow settings KEY` prints the same for a key (`lr`), a place (`train.lr`) or a section
-(`rounds.rf2.train`). Editors that read the first line of `params.yaml` complete and check keys by
+(`rounds.rf2.train`). Editors that read the first line of `params.yaml` complete and check keys with
 [`params.schema.json`](../params.schema.json). An unknown key, a wrong type or a value out of bounds
-is an error with its line, before anything runs. A key without a default has to be there.
+is an error with its line, before anything runs. A key without a default is required.
 
-The examples of this page make a whole parameter file.
+The examples of this page together are a whole parameter file.
 """
 
 EXAMPLES = {
@@ -49,7 +49,7 @@ couplings:
     "compute": "compute: {device: auto, threads: 4, precision: auto}",
     "without_gpu": "without_gpu: {share: 0.02, batch: 64, network: {width: 256}}",
 }
-"""An example of each section, in the order in which a person meets them."""
+"""An example of each section, in the order of the page."""
 
 
 def page() -> str:
@@ -68,7 +68,7 @@ def page() -> str:
 
 
 def _described(own: list[Section], name: str, shown: dict[type, list[Section]]) -> Iterator[str]:
-    """Yield the tables below a key; at the end which sections have the keys of one shown."""
+    """Yield the tables below a key, then references for sections with keys already shown."""
     again = []
     for group in _groups(own):
         place = group[0].place
@@ -88,7 +88,7 @@ def _described(own: list[Section], name: str, shown: dict[type, list[Section]]) 
 
 
 def _groups(found: list[Section]) -> Iterator[list[Section]]:
-    """Yield the sections of one place together: the kinds that a `name` chooses among."""
+    """Yield the sections of each place as one list: the kinds that `name` selects from."""
     places = dict.fromkeys(section.place for section in found)
     for place in places:
         yield [section for section in found if section.place == place]
@@ -110,7 +110,7 @@ def _table(settings: list[Setting]) -> str:
 
 
 def value_of(setting: Setting) -> str:
-    """Return what a setting holds, and within which bounds, in words."""
+    """Return the type and the bounds of a setting, in words."""
     return f"{setting.holds}, {setting.bounds}" if setting.bounds else setting.holds
 
 
@@ -141,7 +141,7 @@ def find(key: str) -> list[Setting]:
 
 
 def _paths(setting: Setting) -> Iterator[list[str]]:
-    """Yield the words of a place; of a named section also with the name in them."""
+    """Yield the words of a place; in a section with names, also the words with each name added."""
     words = setting.place.split(".")
     yield words
     for kind in setting.kind.split(", ") if setting.kind else ():
@@ -149,7 +149,7 @@ def _paths(setting: Setting) -> Iterator[list[str]]:
 
 
 def _holds(path: list[str], words: list[str]) -> bool:
-    """Say whether the words stand side by side in a path; `<round>` stands for any one word."""
+    """Say whether the words follow each other in a path; `<round>` matches any one word."""
     for at in range(len(path) - len(words) + 1):
         pairs = list(zip(path[at:], words, strict=False))
         if all(a == b or a[0] == "<" for a, b in pairs) and any(a == b for a, b in pairs):

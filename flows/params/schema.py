@@ -1,6 +1,6 @@
-"""params.schema.json: what editors complete in parameter files, and check while a person types.
+"""params.schema.json: lets editors complete and check parameter files while a person types.
 
-Looser than the check of `reflow plan`, which also knows references between sections.
+It checks less than `reflow plan`, which also checks references between sections.
 """
 
 import json
@@ -28,7 +28,7 @@ def schema() -> dict[str, Any]:
 
 
 class _Described(GenerateJsonSchema):
-    """Pydantic's schema with the descriptions of fields, and the short forms that they take."""
+    """Pydantic's schema with the descriptions of fields, and the short forms that they accept."""
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         found = super().model_schema(schema)
@@ -50,9 +50,9 @@ class _Described(GenerateJsonSchema):
 
 
 def _shorten(node: dict[str, Any], hint: Any) -> None:
-    """Let sections that `name` chooses among ask for a name, unless the checks supply it.
+    """Require `name` in sections that it selects from, unless the settings class has a default.
 
-    Where a name alone may stand for its section, the schema takes it too.
+    If a name alone may replace its section, the schema accepts that too.
     """
     inner = next((n for n in [node, *node.get("anyOf", ())] if "discriminator" in n), None)
     if inner is None:

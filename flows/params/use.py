@@ -1,4 +1,4 @@
-"""Changing the parameter file, without losing what git does not have."""
+"""Replace params.yaml, without losing edits that git does not have."""
 
 import contextlib
 from pathlib import Path
@@ -12,10 +12,10 @@ from fmcore.settings import ReflowError
 def use_params(root: Path, file: Path, *, force: bool, whole: bool) -> str:
     """Check a parameter file and make it params.yaml; refuses to lose uncommitted edits.
 
-    Returns what was cut down because there is no GPU, "" if nothing was; `whole` cuts nothing.
+    Returns what was reduced because there is no GPU, "" if nothing was; `whole` reduces nothing.
     """
-    load(file)
-    text, said = (at_root(file.read_text()), "") if whole else fitted(file)
+    load(file, root)
+    text, said = (at_root(file.read_text()), "") if whole else fitted(file, root)
     current = root / FILE
     known = not git(root, "status", "--porcelain", "--", FILE).strip() or not current.exists()
     if not (force or known or _regained(root, current.read_text())):
@@ -27,9 +27,9 @@ def use_params(root: Path, file: Path, *, force: bool, whole: bool) -> str:
 
 
 def _regained(root: Path, text: str) -> bool:
-    """Say whether `use` of a file of the project would write this text again."""
+    """Say whether `reflow use` of a file in params/ would write this text again."""
     for file in sorted((root / "params").glob("*.yaml")):
         with contextlib.suppress(ReflowError):
-            if text in (at_root(file.read_text()), fitted(file)[0]):
+            if text in (at_root(file.read_text()), fitted(file, root)[0]):
                 return True
     return False

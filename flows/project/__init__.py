@@ -1,1 +1,1 @@
-"""The ground: a project's folder, environment, locks, processes, git. Knows no room above."""
+"""A project's folder, environment, locks, processes, git; imports no other package of flows."""

@@ -32,10 +32,10 @@ def tracking_data_base(root: Path) -> str:
 
 
 def configure(root: Path) -> None:
-    """Set what the tools read from the environment, only where the user has not set it.
+    """Set the environment variables that the tools read, unless the user has set them.
 
-    Must be called before prefect or mlflow is imported: both read it at import. MLflow is the
-    server that `reflow ui` keeps for this project while it lives, and the data base otherwise.
+    Must be called before prefect or mlflow is imported: both read them at import. MLflow's address
+    is the server that `reflow ui` runs for this project, or the data base if there is none.
     """
     if "MLFLOW_TRACKING_URI" not in os.environ:
         kept = servers.living(root)
@@ -44,13 +44,13 @@ def configure(root: Path) -> None:
     defaults = {
         "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",
-        # DVC's hash cache; without this it lives in /var/tmp/dvc, for all users of the machine.
+        # DVC's hash cache; without this it is in /var/tmp/dvc, for all users of the machine.
         # The user's global DVC config is left in place: it may hold credentials of a remote,
         # and DVC only reads it.
         "DVC_SITE_CACHE_DIR": str(local_path(root, "dvc")),
         "MPLCONFIGDIR": str(local_path(root, "matplotlib")),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Whatever asks to unpickle a model is refused; ours are safetensors.
+        # MLflow refuses to unpickle a model; ours are safetensors.
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "PREFECT_HOME": str(local_path(root, "prefect")),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -59,13 +59,13 @@ def configure(root: Path) -> None:
         # The command line shows the stages itself; the run's log in Prefect keeps every line.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        # A server that goes away in the middle of a run: one line of ours, no page for each event.
+        # If a server stops during a run, we print one line; Prefect would print many per event.
         "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
         # The server that Prefect starts for one run logs a CancelledError per open connection
         # when it is stopped at the end: harmless, and 160 lines long.
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_CLI_PROMPT": "false",
-        # A run that sends nothing for three of these is dead: `flows/servers/crashed.py`.
+        # A run without a heartbeat for three of these counts as dead: `flows/servers/crashed.py`.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     for name, value in defaults.items():

@@ -1,8 +1,8 @@
-"""What a running stage says to programs: JSON lines in a file; one process writes, others follow.
+"""The events of a running stage, as JSON lines in a file; one process writes, others read.
 
 The first line is about the stage: `{"stage": "train@rf1", "total": 500, "pid": 7}`. Each line after
-it is one event: `{"step": 50, "values": {"loss": 0.25}}`, with what was measured at that step and
-nothing else. Floats are written by `repr`, so that they are read back to the last bit.
+it is one event: `{"step": 50, "values": {"loss": 0.25}}`, with only the values measured at that
+step. Floats are written by `repr`, so that they are read back exactly.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Event:
-    """A stage is at `step` of `total`, and measured `values` there; step 0 says that it began."""
+    """A stage is at `step` of `total`, and measured `values` there; step 0 means that it began."""
 
     stage: str
     step: int
@@ -34,7 +34,7 @@ OnEvent = Callable[[Event], object]
 
 
 def scratch_of(root: Path, stage: str) -> Path:
-    """Return the folder that holds what a stage keeps while it runs."""
+    """Return the folder for the files of a stage that is running or was interrupted."""
     return root / ".reflow" / "scratch" / quote(stage, safe="@")
 
 
@@ -60,7 +60,7 @@ class Writer:
         new = path.with_name(f".{path.name}.new")
         self.file = new.open("wb", buffering=0)
         self._append({"stage": stage, "total": total, "pid": os.getpid()})
-        # Another file, not the old one emptied: a reader tells the two apart by it.
+        # A new file, not the old one emptied, so that a reader can tell the two apart.
         new.replace(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -68,7 +68,7 @@ class Writer:
         self._append({"step": step, "values": {name: float(v) for name, v in values.items()}})
 
     def _append(self, line: Mapping[str, object]) -> None:
-        self.file.write(json.dumps(line).encode() + b"\n")  # one write: no reader sees the half
+        self.file.write(json.dumps(line).encode() + b"\n")  # one write: no reader sees half a line
 
     def __enter__(self) -> Self:
         return self
@@ -85,15 +85,15 @@ class Writer:
 class Reader:
     """Follows the events of a stage that is about to start.
 
-    A file that is there already is of an earlier process, so nothing of it is read: an attempt
-    that is started again repeats no event.
+    A file that already exists is from an earlier process, so it is not read: a stage that is
+    started again repeats no event.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rest = b""
         self.stage, self.total = "", 0
-        # Held open, so that no new file can take its number.
+        # Kept open, so that no new file can get its inode number.
         self.old = self._open()
         self.file: BinaryIO | None = None
 
@@ -128,7 +128,7 @@ class Reader:
     def _lines(self) -> list[Event]:
         if not self.file:
             return []
-        if os.fstat(self.file.fileno()).st_size < self.file.tell():  # somebody cut it short
+        if os.fstat(self.file.fileno()).st_size < self.file.tell():  # it was truncated
             self.file.seek(0)
             self.rest = b""
         *lines, self.rest = (self.rest + self.file.read()).split(b"\n")
@@ -149,7 +149,7 @@ class Reader:
 
 @contextmanager
 def followed(path: Path, tell: OnEvent | None) -> Iterator[None]:
-    """Tell the events of the stage that starts in the block, all of them before the block ends."""
+    """Call `tell` with each event of the stage that starts in the block, before the block ends."""
     if tell is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Git's command, with its errors in one line."""
+"""Run git, with its errors in one line."""
 
 import subprocess
 from pathlib import Path
@@ -7,12 +7,12 @@ from fmcore.settings import ReflowError
 
 
 def git(folder: Path, *words: str) -> str:
-    """Run git in a folder and return what it prints. Raises ReflowError with git's own line."""
+    """Run git in a folder and return what it prints. Raises ReflowError with git's message."""
     return _output(folder, *words).rstrip("\n")
 
 
 def file_at(folder: Path, rev: str, path: str) -> str:
-    """Return the text of a file as a revision has it, to the last byte."""
+    """Return the exact text of a file in a revision."""
     return _output(folder, "show", f"{rev}:{path}")
 
 

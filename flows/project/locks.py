@@ -1,4 +1,4 @@
-"""Locks of a project: a file each, which the kernel lets go of however a process ends."""
+"""The file locks of a project; the kernel releases them however a process ends."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ EX_TEMPFAIL = 75
 
 
 class Busy(ReflowError):
-    """Another process holds the lock; the same may succeed when it has ended."""
+    """Another process holds the lock; a new try may succeed when that process has ended."""
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def locked(
     patience: float = 2.0,
     exclusive: bool = True,
 ) -> Iterator[None]:
-    """Hold the lock `name` of the project, alone or with others that do not want it exclusively.
+    """Hold the lock `name` of the project, exclusively or shared with others.
 
     Raises Busy when another process still holds it after `patience` seconds: `held` says what that
     process does, `mend` what to do about it.
@@ -56,7 +56,7 @@ def stage_locked(root: Path, stage: str, *, exclusive: bool = True) -> AbstractC
 
 
 def _acquired(file: IO[str], patience: float, kind: int) -> bool:
-    deadline = time.monotonic() + patience  # a killed process may need a moment to be gone
+    deadline = time.monotonic() + patience  # a killed process may need a moment to end
     while True:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""The meaning of code: what a module does, whatever its words and its layout.
+"""The meaning of code: what a module does, without its comments, docstrings and layout.
 
-Needs nothing but the standard library and runs none of the code that it reads, so the stage
-`inputs` costs a fraction of a second.
+Uses only the standard library and runs none of the code that it reads, so the stage `inputs` takes
+a fraction of a second.
 """
 
 import ast
@@ -17,7 +17,7 @@ from flows.project.seen import Seen
 
 @dataclass(frozen=True)
 class Module:
-    """What is known of a module from its text: the hash of its meaning, and what it imports."""
+    """A module, from its text alone: the hash of its meaning, and the names that it imports."""
 
     meaning: str
     imports: tuple[str, ...]
@@ -27,7 +27,7 @@ class Module:
 class Code:
     """Where packages lie: each name stands for a folder, `{"fmcore": Path(...)}`.
 
-    With a `folder`, modules in it are known too: those of the user's own.
+    With a `folder`, the modules in it are known too: the user's own.
     """
 
     packages: Mapping[str, Path]
@@ -174,7 +174,7 @@ FIELD_WORDS = ("description", "title", "examples")
 """What pydantic's `Field` takes for people alone."""
 
 NOTHING = meaning(ast.parse(""))
-"""The meaning of a module that holds nothing but words."""
+"""The meaning of a module without code."""
 
 RULES = f"code by {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
-"""What is asked of a module's file: other rules of meaning give other answers."""
+"""The question that `Seen` stores answers to; it changes with the rules in this file."""

@@ -1,4 +1,4 @@
-"""The meaning of one class of a module: of what it reaches there, and of what that imports.
+"""The meaning of one class of a module: of the code that it uses, and of what this imports.
 
 So several classes of the user's own may share a file, and editing one reruns only the stages that
 name it.
@@ -13,10 +13,10 @@ from pathlib import Path
 from flows.project.meaning import RULES, Code, imported_by, meaning
 
 WHOLE = {"globals", "vars", "eval", "exec", "modules"}
-"""Names by which code may reach what it does not name: then all of the module counts."""
+"""Names by which code may use what it does not name; then the whole module counts."""
 
 OWN_RULES = f"{RULES}, {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
-"""What is asked of a module's file: other rules give other answers."""
+"""The question that `Seen` stores answers to; it changes with the rules in this file."""
 
 
 def own_closure(code: Code, path: str) -> dict[str, str]:
@@ -37,7 +37,7 @@ def _describe(file: Path, name: str, package: str) -> str:
     """Return the meaning of a class and the names that its module imports for it."""
     try:
         tree = ast.parse(file.read_bytes())
-    except SyntaxError:  # whoever imports it will say where
+    except SyntaxError:  # the stage that imports it will say where
         return meaning(ast.parse(repr(file.read_bytes())))
     part = ast.Module(body=list(_reached(tree, name)), type_ignores=[])
     return " ".join([meaning(part), *sorted(set(imported_by(part, package)))])
@@ -68,10 +68,12 @@ def _pieces(node: ast.stmt) -> Iterator[ast.stmt]:
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """Return the names that a statement only defines; none of one that may do more: it counts."""
+    """Return the names that a statement defines; none if it may do more, so that it is kept."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return set() if node.decorator_list else {node.name}
-    if isinstance(node, ast.Import | ast.ImportFrom):
+    if isinstance(node, ast.Import):
+        return set()  # a module may be imported for what it does
+    if isinstance(node, ast.ImportFrom):
         alias = node.names[0]
         always = alias.name == "*" or getattr(node, "module", None) == "__future__"
         return set() if always else {alias.asname or alias.name.partition(".")[0]}

@@ -1,4 +1,4 @@
-"""What was read of files before: a file that is as it was then is not read again."""
+"""Store what was read from files, so that an unchanged file is not read again."""
 
 import contextlib
 import sqlite3
@@ -21,7 +21,7 @@ TABLE = (
 
 
 class Seen:
-    """A small data base in `.reflow/`: for a file, and for a question about it, the answer.
+    """A small data base in `.reflow/`: the answer for each file and each question about it.
 
     An answer holds while the file's number, size and times of change stay the same. Nobody can set
     the time of the last change of status, so a file that was replaced by one of the same size and
@@ -30,6 +30,10 @@ class Seen:
 
     def __init__(self, root: Path) -> None:
         self.base = _opened(root)
+        self.known: dict[tuple[str, str], tuple[str, str]] = {}
+        with contextlib.suppress(sqlite3.Error):  # one query: a folder may have 50,000 files
+            rows = self.base.execute("SELECT path, asked, stamp, answer FROM seen")
+            self.known = {(path, asked): (stamp, answer) for path, asked, stamp, answer in rows}
         self.new: list[tuple[str, str, str, str]] = []
         self.told: dict[tuple[Path, str], str] = {}
 
@@ -57,17 +61,14 @@ class Seen:
 
     def _text(self, file: Path, asked: str, read: Callable[[Path], str]) -> str:
         status = file.stat()
-        stamp = f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        numbers = (status.st_dev, status.st_ino, status.st_size)
+        stamp = " ".join(map(str, (*numbers, status.st_mtime_ns, status.st_ctime_ns)))
         path = str(file.absolute())
-        with contextlib.suppress(sqlite3.Error):
-            known = self.base.execute(
-                "SELECT answer FROM seen WHERE path = ? AND asked = ? AND stamp = ?",
-                (path, asked, stamp),
-            ).fetchone()
-            if known:
-                return str(known[0])
+        if self.known.get((path, asked), ("", ""))[0] == stamp:
+            return self.known[path, asked][1]
+        began = time.time_ns()
         answer = read(file)
-        if time.time_ns() - status.st_ctime_ns > RECENT:
+        if began - status.st_ctime_ns > RECENT:
             self.new.append((path, asked, stamp, answer))
         return answer
 

@@ -91,7 +91,7 @@ def answers(url: str, seconds: float = 5.0) -> bool:
 def auth_string(root: Path) -> str:
     """Return the user name and password of the project's Prefect server, made at the first call.
 
-    They lie in `.reflow/prefect/auth`, which only the user can read. A web page that the user has
+    They are in `.reflow/prefect/auth`, which only the user can read. A web page that the user has
     open could otherwise call a server on loopback: Prefect does not check where a request is from.
     """
     if given := os.environ.get(PREFECT_AUTH):
@@ -103,7 +103,7 @@ def auth_string(root: Path) -> str:
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(f"admin:{secrets.token_urlsafe(24)}\n")
         try:
-            os.link(made, path)  # whole, or not at all, for two that start at once
+            os.link(made, path)  # atomic, for two processes that start at once
         finally:
             made.unlink()
     return path.read_text().strip()
@@ -117,7 +117,7 @@ def auth_file(root: Path) -> Path:
 def environment(root: Path) -> dict[str, str]:
     """Return the variables by which the commands of Prefect and MLflow find this project's records.
 
-    They hold the password of the Prefect server while `reflow ui` keeps one.
+    They include the password of the Prefect server while `reflow ui` runs one.
     """
     names = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI")
     found = {name: os.environ[name] for name in (*names, "DO_NOT_TRACK") if name in os.environ}

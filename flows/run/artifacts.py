@@ -1,7 +1,7 @@
-"""What Prefect's pages show of a chain: artifacts on the flow run, assets of what stages made.
+"""What the Prefect UI shows of a chain: artifacts on the flow run, assets for outputs of stages.
 
-Best effort throughout: a record that cannot be kept says one line and never fails a run. Set the
-environment (`environment.configure`) before importing this file.
+All of it is best effort: a record that cannot be kept prints one line and never fails a run. Set
+the environment (`environment.configure`) before importing this file.
 """
 
 import base64
@@ -25,13 +25,13 @@ from flows.dag.description import Description
 from fmcore.verdict.comparison import Comparison, short
 
 LARGEST = 2_000_000
-"""Bytes of a picture that is embedded; a larger one is left out, for the server's data base."""
+"""Largest picture to embed, in bytes, because the server's data base stores what is embedded."""
 
 ASSETS = "dvc://reflow/"
 
 
 def materialised(root: Path, stages: Mapping[str, graph.Stage], name: str) -> None:
-    """Tell Prefect which couplings and models a stage made, from which: an asset for each folder.
+    """Report to Prefect which couplings and models a stage made, and from which: as assets.
 
     Prefect's asset events carry the lineage of the chain; the metadata is DVC's hash.
     """
@@ -112,7 +112,7 @@ def _picture(key: str, read: Callable[[str], bytes | None], path: str, words: st
 
 
 def _link(root: Path, run: str) -> str | None:
-    """Return the page of an MLflow run; a data base that no server shows has none."""
+    """Return the URL of an MLflow run; None if no MLflow server shows the data base."""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not run or not address.startswith("http"):
         return None

@@ -1,4 +1,4 @@
-"""Run the chain: every stage of dvc.yaml once, each as soon as what it depends on is there."""
+"""Run the chain: every stage of dvc.yaml once, each as soon as its dependencies are done."""
 
 import contextlib
 import os
@@ -37,8 +37,8 @@ def update_chain(
 
     With Prefect each stage is a task run of the flow `reflow-chain`; without, the same schedule
     runs in threads alone. With `pull`, stages that anyone ran before come from the default remote.
-    A failing stage blocks only its dependents. Interrupted (Ctrl-C, SIGTERM), every process of the
-    run ends; the next run goes on where this one stopped.
+    A failing stage blocks only its dependents. If the run is interrupted (Ctrl-C, SIGTERM), all of
+    its processes end; the next run continues where this one stopped.
     """
     root = root.resolve()
     environment.configure(root)
@@ -48,7 +48,7 @@ def update_chain(
     unchanged = frozenset(p.stage for p in planned if p.state == "unchanged")
     chain_run = ChainRun(root, select(stages, targets), listeners, pull, unchanged=unchanged)
     if chain_run.nothing_to_do and not _prefect_runs_already(root):
-        prefect = False  # no server is started to be told that nothing ran
+        prefect = False  # do not start a server only to report that nothing ran
     with _ends_its_processes(chain_run.processes):
         if prefect:
             from flows.run import (
@@ -71,7 +71,7 @@ def _ask_the_remote(root: Path) -> None:
 
 
 def _prefect_runs_already(root: Path) -> bool:
-    """Whether a Prefect server of the user's, or of `reflow ui`, is there to be told."""
+    """Whether a Prefect server of the user, or of `reflow ui`, runs already."""
     if os.environ.get("PREFECT_API_URL"):
         return True
     kept = servers.living(root)
@@ -82,7 +82,7 @@ def _run_in_threads(chain_run: ChainRun) -> None:
     def work(name: str, upstream: list[Future[bool]]) -> bool:
         if not all([future.result() for future in upstream]):
             return False
-        if name in chain_run.results:  # a server of Prefect's that went away had it run
+        if name in chain_run.results:  # it ran before the Prefect server stopped
             return chain_run.results[name].state != "failed"
         for attempt in range(RETRIES + 1):
             try:

@@ -1,4 +1,4 @@
-"""Keeping the records of a run in MLflow and Prefect; that they fail never fails the run."""
+"""Record a run in MLflow and Prefect; an error there never fails the run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Say = Callable[[str], object]
 
 @contextmanager
 def best_effort(say: Say, what: str = "a record was not kept") -> Iterator[None]:
-    """Turn whatever a tracking server or its client raises into one line."""
+    """Turn any error of a tracking server or its client into one line."""
     try:
         yield
     except ReflowError as error:
@@ -24,7 +24,7 @@ def best_effort(say: Say, what: str = "a record was not kept") -> Iterator[None]
 
 
 def _published(root: Path, result: RunResult, say: Say) -> str:
-    """Publish, unless nothing ran since that was done; return the chain's MLflow run."""
+    """Publish, unless nothing ran since the last time; return the chain's MLflow run."""
     ran = any(stage.state == "done" for stage in result.stages.values())
     if not ran and (parent := marker.published(root)) is not None:
         return parent
@@ -39,7 +39,7 @@ def _published(root: Path, result: RunResult, say: Say) -> str:
 def close(
     root: Path, result: RunResult, *, say: Say, mlflow: bool = True, prefect: bool = True
 ) -> None:
-    """Publish to MLflow and put artifacts on the flow run; the work itself is done and safe."""
+    """Publish to MLflow and put artifacts on the flow run; DVC has recorded the stages already."""
     parent = ""
     if mlflow:
         with best_effort(say, "MLflow: not published, `reflow publish` records it later"):

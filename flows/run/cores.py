@@ -1,4 +1,4 @@
-"""Cores of this machine, shared by the stages that run side by side.
+"""Cores of this machine, shared by the stages that run at the same time.
 
 Two stages with two threads each on two cores are not twice but five times as slow: the threads of
 one spin while those of the other work. So a stage waits until its threads have cores.

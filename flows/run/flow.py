@@ -26,7 +26,7 @@ from flows.servers import crashed
 from flows.servers.prefect_server import serving
 from fmcore.settings import ReflowError
 
-# One thread per stage and more: a task that waits for another occupies one.
+# More threads than stages: a task that waits for another one occupies a thread.
 threads: Any = ThreadPoolTaskRunner(max_workers=256)
 
 _current: ContextVar[ChainRun] = ContextVar("chain_run")
@@ -46,7 +46,7 @@ def _worth_another_try(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_worth_another_try,
 )
 def stage_task(name: str) -> Any:
-    """Bring one stage of dvc.yaml up to date; its lines are the log of the task run."""
+    """Bring one stage of dvc.yaml up to date; the lines it prints are the log of the task run."""
     chain_run, log = _current.get(), get_run_logger()
     outcome = chain_run.update(name, log.info)
     if outcome.state == "cached":
@@ -77,7 +77,7 @@ def submit_stages(chain_run: ChainRun) -> None:
 
 @contextlib.contextmanager
 def entered(chain_run: ChainRun) -> Iterator[None]:
-    """Let the tasks of the block find the chain_run."""
+    """Make the chain_run available to the tasks in the block."""
     token = _current.set(chain_run)
     try:
         yield
@@ -92,27 +92,27 @@ def reflow_chain(root: str, targets: list[str] | None = None) -> None:
 
 
 def run_as_flow(chain_run: ChainRun) -> bool:
-    """Run the flow for a chain_run; what became of the stages is in the chain_run afterwards.
+    """Run the flow for a chain_run, which has the results of the stages afterwards.
 
-    False when the server went away meanwhile: it was said, and stages may be
-    left to run.
+    Returns False if the server stopped meanwhile: the user was told, and some stages may not have
+    run yet.
     """
     say = chain_run.listeners.say
     with entered(chain_run), serving(chain_run.root) as url:
-        with closing.best_effort(say, "Prefect: runs that died were not looked for"):
+        with closing.best_effort(say, "Prefect: crashed runs were not looked for"):
             for name in crashed.mark_crashed(chain_run.root):
                 say(f"Prefect: the run {name} had died; it is marked as crashed")
         try:
             state = reflow_chain(str(chain_run.root), list(chain_run.stages), return_state=True)
-            # The last lines and events go out in the background: before the server goes.
+            # The last lines and events are sent in the background: wait before the server stops.
             APILogWorker.drain_all(timeout=10)
             EventsWorker.drain_all(timeout=10)
         except Exception:
             if servers.answers(f"{url}/health"):
                 raise
             say(
-                "Prefect's server went away: what came after was not reported to it; the work goes"
-                " on without"
+                "Prefect's server went away: later events were not reported to it; the work goes on"
+                " without it"
             )
             return False
     if chain_run.result().ok or chain_run.result().errors:

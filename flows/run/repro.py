@@ -28,7 +28,7 @@ MAY_PASS = re.compile(
     r"|unable to acquire lock|it is being blocked by",
     re.IGNORECASE,
 )
-"""What torch or DVC prints when the same stage may succeed later; ours say it by exit status."""
+"""What torch or DVC prints if the same stage may succeed later; our errors use an exit status."""
 
 KILLED = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 """Signals that come from outside; a process that crashes by itself will do so again."""
@@ -38,7 +38,7 @@ HINTS = ("To track the changes", "To enable auto staging", "\tgit add", "\tdvc c
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stage that is up to date: brought back (`cached`) or run (`done`), and why it ran."""
+    """A stage that is up to date: unchanged or restored (`cached`) or run (`done`), and why."""
 
     stage: str
     state: Literal["cached", "done"]
@@ -57,7 +57,7 @@ class StageFailed(ReflowError):
 
 
 class Processes:
-    """The processes of one run of the chain, each leading a group, so that all can be ended."""
+    """The processes of one run of the chain, each with its process group, so that all can end."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -83,12 +83,12 @@ class Processes:
                 start_new_session=True,
             )
             self._live.add(process)
-        # What DVC leaves behind when it is killed would hold the pipe open and write later.
+        # Children of a killed DVC would keep the pipe open and write later.
         threading.Thread(target=self._end, args=(process,), daemon=True).start()
         return process
 
     def stop(self, grace: float = 3.0) -> None:
-        """End every process group: ask, then after `grace` seconds kill. Nothing starts after."""
+        """End every process group: terminate, then kill after `grace` seconds; start no more."""
         with self._lock:
             self.stopped = True
             live = list(self._live)
@@ -119,9 +119,9 @@ def update_stage(
 ) -> Outcome:
     """Bring the stage `name` up to date, giving each line that it prints to `emit`.
 
-    `on_event` is told of its events, in a thread of its own, all of them before this returns.
-    `room` is entered only if the stage has to run, and held while it does. With `pull` a stage that
-    anyone ran before comes from the default remote, with its run cache.
+    `on_event` is called with its events, in a separate thread, with all of them before this
+    returns. `room` (CPU cores) is entered only if the stage has to run, and held while it runs.
+    With `pull` a stage that anyone ran before comes from the default remote, with its run cache.
 
     Raises StageFailed with the stage's own error line.
     """
@@ -140,7 +140,7 @@ def update_stage(
 
 
 def _restored(name: str, process: subprocess.Popen[str], emit: Emit, processes: Processes) -> bool:
-    """Follow DVC to its end, line by line; say whether it had no need to run the stage."""
+    """Read DVC's output to its end, line by line; say whether the stage did not have to run."""
     lines: deque[str] = deque(maxlen=200)
     cached = False
     assert process.stdout is not None

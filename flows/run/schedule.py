@@ -13,21 +13,21 @@ from flows.run.repro import Outcome, Processes, StageFailed, update_stage
 from fmcore.settings import ReflowError
 
 Observer = Callable[[str, Outcome], None]
-"""Told of each stage that is up to date, in that stage's thread."""
+"""Called with each stage that is up to date, in that stage's thread."""
 
 OnLine = Callable[[str, str], None]
-"""Told of each line that a stage prints: `on_line("train@rf1", "loss 0.3")`."""
+"""Called with each line that a stage prints: `on_line("train@rf1", "loss 0.3")`."""
 
 Closing = Callable[["RunResult"], None]
-"""Called once when no stage is left to run, in the flow run if there is one: keeps the records."""
+"""Called once after the last stage, in the flow run if there is one; records the run."""
 
 Say = Callable[[str], object]
-"""Told of what a person should know of the run besides its stages, a line at a time."""
+"""Prints one line for the user, about something other than a stage."""
 
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who is told of a run while it goes on; each may be left out."""
+    """The functions that a run calls with its news; each is optional."""
 
     observer: Observer | None = None
     on_line: OnLine | None = None
@@ -38,12 +38,12 @@ class Listeners:
 
 RETRIES = 2
 RETRY_DELAYS = (2.0, 10.0)
-"""Seconds before each retry of a stage that was killed, out of memory, or locked out."""
+"""Seconds before each retry of a stage that was killed, out of memory, or found a lock held."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What became of a stage; a `blocked` one depends on one that failed."""
+    """The result of a stage; a `blocked` one depends on one that failed."""
 
     state: Literal["cached", "done", "failed", "blocked"]
     seconds: float = 0.0
@@ -53,7 +53,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of the chain, stage by stage in topological order."""
+    """The result of the chain, stage by stage in topological order."""
 
     stages: dict[str, StageResult]
     flow_run: str = ""
@@ -71,7 +71,7 @@ class RunResult:
 
 @dataclass
 class ChainRun:
-    """One run of the chain: what every stage of it shares."""
+    """One run of the chain: the state that all of its stages share."""
 
     root: Path
     stages: dict[str, graph.Stage]
@@ -101,7 +101,7 @@ class ChainRun:
         start = time.monotonic()
         room = self.cores.take(wanted(self.stages[name]))
         try:
-            if name in self.unchanged:
+            if name in self.unchanged and not self._ran_above(name):
                 outcome = Outcome(name, "cached", 0.0)
             else:
                 outcome = update_stage(
@@ -118,19 +118,29 @@ class ChainRun:
             try:
                 told.observer(name, outcome)
             except Exception as error:  # a record of the stage must not fail the stage
-                tell(f"warning: {name} is done, but telling of it failed: {error}")
+                tell(f"warning: {name} is done, but reporting it failed: {error}")
         return outcome
 
+    def _ran_above(self, name: str) -> bool:
+        """Whether a stage ran on which this one depends: then DVC is asked again."""
+        above = self.stages[name].upstream
+        return any(up in self.results and self.results[up].state == "done" for up in above)
+
     def close(self) -> None:
-        """Keep the records of the run, once; what they raise is theirs to catch."""
+        """Sort dvc.lock, then call `closing` once; `closing` catches its own errors."""
         if any(result.state == "done" for result in self.results.values()):
-            graph.sort_lock(self.root)
+            try:
+                graph.sort_lock(self.root)
+            except ReflowError as error:  # another DVC holds its lock: the records still come first
+                self.listeners.say(
+                    f"dvc.lock lists stages in the order in which they ended: {error}"
+                )
         if self.listeners.closing and not self.closed:
             self.closed = True
             self.listeners.closing(self.result())
 
     def result(self) -> RunResult:
-        """Return what became of every stage; those that never started are blocked."""
+        """Return the result of every stage; those that never started are blocked."""
         blocked = StageResult("blocked")
         stages = {name: self.results.get(name, blocked) for name in self.stages}
         return RunResult(stages, self.flow_run)

@@ -8,7 +8,7 @@ from flows.run.repro import Outcome
 from flows.stage.progress import is_progress
 
 CHATTER = ("Running stage", "> ", "Updating lock file", "Generating lock file")
-"""What DVC says of every stage; Prefect's log of the task keeps it."""
+"""What DVC prints for every stage; only Prefect's log of the task keeps it."""
 
 
 SHOWN = ("loss", "held_out_loss", "accuracy", "fd_clf", "fd_identity")
@@ -54,7 +54,7 @@ class Screen:
         )
 
     def done(self, stage: str, outcome: Outcome) -> None:
-        """Say that a stage is up to date, and take its bar away."""
+        """Print that a stage is up to date, and remove its bar."""
         if stage in self.tasks:
             self.bars.remove_task(self.tasks.pop(stage))
         self.out.print(f"[green]{outcome.state:>6}[/] {stage} ({outcome.seconds:.1f} s)")

@@ -1,4 +1,4 @@
-"""`reflow run`: the chain, its live records, and what is said at the end."""
+"""`reflow run`: run the chain, record it live, and print the results."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def start(
     pull: bool = False,
     out: Console,
 ) -> bool:
-    """Run the chain, record it, print the rounds and where things are; True if all is well."""
+    """Run the chain, record it, print the rounds and where results are; return whether it is ok."""
     seconds: dict[str, float] = {}
     screen = Screen(out)
 

@@ -37,7 +37,7 @@ ENDED = ("Completed", "Failed", "Cancelled", "Cancelling", "Crashed", "TimedOut"
 
 
 def register(client: SyncPrefectClient, silence: float = SILENCE) -> None:
-    """Put the two automations onto the server: end silent runs, continue crashed deployed ones."""
+    """Register the two automations: end silent runs, continue crashed runs of a deployment."""
     for automation in (_end_silent(silence), _continue_crashed()):
         known = client.read_automations_by_name(automation.name)
         for extra in known[1:]:
@@ -113,7 +113,7 @@ def alive(root: Path, flow_run: str) -> Iterator[None]:
 def mark_crashed(root: Path) -> list[str]:
     """Set the runs of this project whose process is dead to Crashed; return their names.
 
-    Runs that the server in use does not know belong to another one, and are left for it.
+    Runs that the server in use does not know belong to another server, and stay as they are.
     """
     marked = []
     with get_client(sync_client=True) as client:
@@ -122,7 +122,7 @@ def mark_crashed(root: Path) -> list[str]:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    continue  # it lives
+                    continue  # its process exists
                 try:
                     marked += _mark_crashed(client, UUID(path.name))
                 except ObjectNotFound:

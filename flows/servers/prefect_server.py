@@ -31,7 +31,7 @@ from fmcore.settings import ReflowError
 def serving(root: Path) -> Iterator[str]:
     """Make sure that a Prefect server answers while the block runs; yield the URL of its API.
 
-    The user's own comes first, then that of `reflow ui`, else one for the time of the block.
+    The user's own comes first, then that of `reflow ui`, else a new one for the time of the block.
     """
     if url := get_current_settings().api.url:
         yield url
@@ -45,7 +45,7 @@ def serving(root: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = environment.local_path(root, "prefect", "server.log")
-    # The marks by which Prefect knows a server for one run: no schedules, no pages.
+    # Variables that tell Prefect that the server is for one run: no schedules, no UI.
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
     env = {**os.environ, **marks, "PREFECT__SERVER_FINAL": "1", **auth(root)}
     with log.open("w") as file:
@@ -67,7 +67,7 @@ def client_of(root: Path, url: str) -> Iterator[str]:
     known = {
         PREFECT_API_URL: url,
         PREFECT_API_AUTH_STRING: servers.auth_string(root),
-        # Fourteen seconds for each call, where a server of this machine has gone; not a minute.
+        # A call fails after 14 seconds, not after a minute, if a server of this machine stopped.
         PREFECT_CLIENT_MAX_RETRIES: 3,
     }
     with temporary_settings(updates=known):
@@ -75,7 +75,7 @@ def client_of(root: Path, url: str) -> Iterator[str]:
 
 
 def auth(root: Path) -> dict[str, str]:
-    """Return what makes a Prefect server ask for the project's password."""
+    """Return the environment that makes a Prefect server ask for the project's password."""
     return {servers.PREFECT_AUTH: servers.auth_string(root)}
 
 
@@ -92,7 +92,7 @@ def prefect_command(port: int) -> list[str]:
 
 
 def stop(server: "subprocess.Popen[bytes]", grace: float = 15) -> None:
-    """End a server and its process group: ask, then after `grace` seconds kill."""
+    """End a server and its process group: terminate, then kill after `grace` seconds."""
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(grace)

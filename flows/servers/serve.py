@@ -67,7 +67,7 @@ def _register() -> None:
 
 
 def _wanted() -> list[str]:
-    """Return which servers to start: those that the user does not have elsewhere."""
+    """Return which servers to start: those that the user does not run elsewhere."""
     wanted = ["prefect"] if not os.environ.get("PREFECT_API_URL") else []
     if not os.environ["MLFLOW_TRACKING_URI"].startswith(("http:", "https:")):
         wanted.append("mlflow")
@@ -123,19 +123,19 @@ def _occupant(port: int) -> str:
     if servers.answers(f"{address}/api/health", seconds=2):
         return "a Prefect server that is not this project's"
     if servers.answers(f"{address}/health", seconds=2):
-        return "a server that is not this project's (MLflow, by the look of it)"
+        return "a server that is not this project's (probably MLflow)"
     return "another program"
 
 
 def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep a second `reflow ui` of this project from starting meanwhile."""
+    """Prevent a second `reflow ui` of this project from starting meanwhile."""
     held = "another `reflow ui` of this project is starting or stopping"
     return locked(root, "ui", held, "wait a moment", patience=0)
 
 
 @contextlib.contextmanager
 def _started(root: Path, name: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start one server in a session of its own, so that Ctrl-C reaches it only through us."""
+    """Start one server in its own session, so that Ctrl-C reaches it only through this process."""
     if name == "prefect":
         command, more = prefect_server.prefect_command(port), _prefect_settings(root, port)
     else:
@@ -151,7 +151,7 @@ def _started(root: Path, name: str, port: int) -> Iterator["subprocess.Popen[byt
 
 
 def _prefect_settings(root: Path, port: int) -> dict[str, str]:
-    """The settings of the server: asked for a password, called from its own pages alone."""
+    """Return the server's settings: a password, and calls from its own UI only."""
     origins = f"http://{HOST}:{port},http://localhost:{port}"
     return {
         **prefect_server.auth(root),
@@ -167,7 +167,7 @@ def _mlflow_command(root: Path, port: int) -> list[str]:
     artifacts = environment.local_path(root, "mlflow", "artifacts").as_uri()
     names = f"{HOST}:{port},localhost:{port}"
     origins = f"http://{HOST}:{port},http://localhost:{port}"
-    # Runs name their artifacts by path: they open with the server and without it.
+    # Runs store the paths of their artifacts: these can be read with the server and without it.
     store = ["--backend-store-uri", uri, "--default-artifact-root", artifacts]
     safe = ["--no-serve-artifacts", "--allowed-hosts", names, "--cors-allowed-origins", origins]
     listen = ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -203,11 +203,11 @@ def _keep(root: Path, started: dict[str, "subprocess.Popen[bytes]"]) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_a_signal() -> Iterator[None]:
-    """Let SIGTERM end this like Ctrl-C, also where a shell has Ctrl-C ignored."""
+    """Let SIGTERM end this process like Ctrl-C, even if the shell made it ignore Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for again in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(again, signal.SIG_IGN)  # stopping takes seconds, and is under way
+            signal.signal(again, signal.SIG_IGN)  # it is stopping already, which takes seconds
         raise KeyboardInterrupt
 
     before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGINT)}

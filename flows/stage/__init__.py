@@ -1,1 +1,1 @@
-"""What a command of dvc.yaml starts: the verbs' adapters, and the guard around them."""
+"""The code that a command of dvc.yaml starts: adapters of the verbs, and the guard around them."""

@@ -9,7 +9,7 @@ from fmcore.settings import ReflowError
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage. `inputs` is run here: it comes before every other, so it imports no torch."""
+    """Run one stage; `inputs` without importing torch, because it runs before every other stage."""
     if arguments != [inputs.STAGE, f"out={inputs.FOLDER}"]:
         from flows.stage import verbs
 

@@ -1,7 +1,7 @@
-"""What a stage does around its work: an honest record, one process at a time, no orphans.
+"""The guard around the work of a stage: a correct record, one process at a time, no orphans.
 
-DVC writes into dvc.lock the inputs as they are when a command ends (treeverse/dvc#11058): edit
-params.yaml while a model trains, and the record says that it was trained with the new values.
+DVC writes the inputs into dvc.lock as they are when a command ends (treeverse/dvc#11058). So if
+params.yaml is edited while a model trains, dvc.lock says that it was trained with the new values.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from fmcore.settings import ReflowError
 
 @contextmanager
 def guarded(root: Path, name: str) -> Iterator[Path]:
-    """Yield the scratch folder of the stage `name`, to work in while its inputs are watched.
+    """Yield the scratch folder of the stage `name`; afterwards check that its inputs are the same.
 
-    The folder `.reflow/scratch/<name>/<fingerprint>/` outlives a killed process, so that the next
-    one resumes from it; it belongs to these very inputs, and goes when the stage succeeds. Raises
-    ReflowError when the stage runs already, or when its inputs changed meanwhile: the stage
-    then fails and DVC records nothing.
+    The folder `.reflow/scratch/<name>/<fingerprint>/` stays if the process is killed, so that the
+    next one resumes from it; it belongs to exactly these inputs, and is removed when the stage
+    succeeds. Raises ReflowError if the stage runs already, or if its inputs changed meanwhile: the
+    stage then fails and DVC records nothing.
     """
     root = root.resolve()
     die_with_parent()
@@ -31,7 +31,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
         before = fingerprint.inputs(root, name)
         if stale := fingerprint.stale(root, before):
             raise ReflowError(
-                f"stage {name}: its record of code and files is of another state"
+                f"stage {name}: its record of code and files is out of date"
                 f" ({'; '.join(stale)}); `reflow run` or `dvc repro` brings it up to date first"
             )
         scratch = _scratch(root, name, before)
@@ -50,7 +50,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
 def shared(root: Path, name: str) -> Iterator[Path]:
     """Yield the scratch folder of the stage `name` to one of many jobs that fill it side by side.
 
-    The stage itself does not run meanwhile: it would take the folder away from under them.
+    The stage itself cannot run meanwhile, because it would remove the folder.
     """
     root = root.resolve()
     with stage_locked(root, name, exclusive=False):

@@ -19,7 +19,7 @@ class Reporter:
     """The `log` of a verb: call it with (values, step).
 
     Each call is an event in the file that belongs to the scratch folder; without that folder no
-    events are written. People see a line now and then, and in it also what was measured before.
+    events are written. For people it prints a line every few seconds, with the latest values.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Reporter:
         self.open.close()
 
     def __call__(self, values: dict[str, float], step: int) -> None:
-        """Record what was measured at `step`; without values it only says how far the stage is."""
+        """Record the values measured at `step`; without values, only how far the stage is."""
         if not self.shown:
             return
         if self.events:
@@ -84,7 +84,7 @@ class Reporter:
         return f"{self.stage} {step}/{self.total} {self._known(step)}".rstrip() + eta
 
     def _known(self, step: int) -> str:
-        """Return the latest values; one that was measured at an earlier step says at which."""
+        """Return the latest values; one from an earlier step is shown with that step."""
         return " ".join(
             f"{name}={value:.4g}" + ("" if at == step else f"@{at}")
             for name, (value, at) in self.known.items()
@@ -92,7 +92,7 @@ class Reporter:
 
 
 def is_progress(stage: str, line: str) -> bool:
-    """Say whether a line that a stage printed is one of its Reporter's.
+    """Say whether a line that a stage printed comes from its Reporter.
 
     >>> is_progress("train@rf1", "train@rf1 50/100 loss=0.5 eta=3s")
     True

@@ -1,6 +1,6 @@
-"""A coupling by many jobs: each samples a range of shards into the scratch folder of the stage.
+"""Sample a coupling by many jobs: each writes some shards into the scratch folder of the stage.
 
-The stage then finds them there. DVC sees one stage that ran once, whoever computed its shards.
+The stage then finds them there. DVC sees one stage that ran once, whichever job made a shard.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from fmcore.work.work import Work
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a coupling is: its number of shards, and those that are not there."""
+    """How far a coupling is: its number of shards, and the missing ones."""
 
     shards: int
     missing: list[int]
@@ -54,7 +54,7 @@ def state(root: Path, key: str) -> Progress:
 
 @contextmanager
 def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple, Work]]:
-    """Yield (model, data), settings and work of a coupling, inside its lock, shared with others."""
+    """Yield (model, data), settings and work of a coupling, while its lock is held, shared."""
     params = load(root / FILE)
     if key not in params.couplings:
         known = ", ".join(params.couplings) or "none"

@@ -1,4 +1,4 @@
-"""A training by several processes: the stage becomes torchrun's agent, which keeps them."""
+"""Train with several processes: the stage becomes torchrun's agent, which starts and ends them."""
 
 import os
 import sys
@@ -10,8 +10,9 @@ from fmcore.settings import ReflowError
 def launch(processes: int, arguments: list[str], threads: int) -> int:
     """Run this stage in `processes` processes of this machine; return the exit status.
 
-    What torchrun does, without the page that it prints where a process fails: the process has
-    said why in one line. For several machines start torchrun on each (docs/scaling.md).
+    It does what torchrun does, but does not print torchrun's long report if a process fails: the
+    process has printed why in one line. For several machines start torchrun on each
+    (docs/scaling.md).
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

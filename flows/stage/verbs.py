@@ -1,4 +1,4 @@
-"""What each `cmd` of dvc.yaml runs: `python -m flows.stage VERB [KEY] name=path ...`.
+"""Run the verb of a `cmd` of dvc.yaml: `python -m flows.stage VERB [KEY] name=path ...`.
 
 Paths come from dvc.yaml, settings from params.yaml; a verb of `fmcore` does the work inside the
 guard (lock, checkpoints, inputs unchanged while running).
@@ -96,7 +96,7 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; 0, or after one line that says what is wrong 2, or 75 if it may pass."""
+    """Run one stage and return 0; on failure print why, return 2, or 75 if a retry may succeed."""
     try:
         command = read_words(arguments)
         verb, key = command.verb, command.key
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():
             return launch(count, arguments, params.compute.threads)
-        if rank():  # the first of those that train holds the guard
+        if rank():  # only the process of rank 0 holds the guard
             die_with_parent()
             VERBS[verb](params, key, paths, scratch_of(root, name))
             return 0

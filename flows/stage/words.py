@@ -15,14 +15,14 @@ WORDS = {
     ),
     "compare": ("metrics", "curves", "yardstick", "out"),
 }  # fmt: skip
-"""By verb: the names of the paths that its command has, each once."""
+"""For each verb, the names of the paths that its command has, each once."""
 
 KEYED = {"train": "round", "couple": "coupling", "evaluate": "round"}
-"""By verb with a KEY: what the key names."""
+"""For each verb with a KEY, what the key names."""
 
 
 def read_words(arguments: list[str]) -> Command:
-    """Read the words of a command. Raises ReflowError that names a wrong, missing or double one."""
+    """Read the words of a command. Raises ReflowError for a wrong, missing or repeated word."""
     names = [word for word in arguments if "=" not in word]
     if names[:1] == [inputs.STAGE]:
         raise ReflowError(

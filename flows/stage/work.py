@@ -1,4 +1,4 @@
-"""The circumstances in which a stage works, from params.yaml, the guard and the environment."""
+"""Build the `Work` of a stage from params.yaml, the guard and the environment."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -29,7 +29,7 @@ def work_of(params: Params, scratch: Path, *stage: str, log: Log = silent) -> Wo
 
 
 def gated(params: Params, values: Mapping[str, Any]) -> None:
-    """Print what the gates say of a stage's metrics; a failing gate fails the stage."""
+    """Check a stage's metrics against the gates: print warnings; a failing gate fails the stage."""
     verdicts = judge(params.gates, values)
     for verdict in verdicts:
         if verdict.state == "warn":

@@ -1,1 +1,1 @@
-"""MLflow as a projection of dvc.lock and the receipts; the only room that imports mlflow."""
+"""MLflow as a projection of dvc.lock and the receipts; the only package that imports mlflow."""

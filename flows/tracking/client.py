@@ -1,4 +1,4 @@
-"""Finding and making MLflow runs by lineage key."""
+"""Find and create MLflow runs by lineage key."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ Point = tuple[str, float, int]
 """A point of a metric: its name, its value, its step."""
 
 ABOUT = {
-    # Without this MLflow opens its pages for language models.
+    # Without this the MLflow UI opens its view for language models.
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
         "A run per chain, a child run per round. On a chain: `round/<metric>` over the rounds (step"
@@ -68,7 +68,7 @@ class Tracker:
         return list(self.client.search_runs([self.experiment], filter_string=" and ".join(terms)))
 
     def parent(self, chain: Chain) -> str:
-        """Return the run of a chain, made if there is none."""
+        """Return the run of a chain; create it if there is none."""
         if found := self.find(reflow__kind="chain", reflow__chain=chain.key):
             return str(found[0].info.run_id)
         tags = {
@@ -85,7 +85,7 @@ class Tracker:
         return str(run.info.run_id)
 
     def child(self, chain: Chain, parent: str, round_: Round, planned: Entry | None) -> str:
-        """Return the run of a round in a chain, made if there is none."""
+        """Return the run of a round in a chain; create it if there is none."""
         if found := self.find(
             reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key
         ):
@@ -127,7 +127,7 @@ class Tracker:
     def points(self, run: str, prefix: str = "", names: Collection[str] = ()) -> list[Point]:
         """Return the points of a run: of the metrics `names`, or of all that begin with `prefix`.
 
-        What was never logged costs no question.
+        A metric that was never logged costs no request.
         """
         there = self.client.get_run(run).data.metrics
         asked = [n for n in there if (n in names if names else n.startswith(prefix))]
@@ -138,13 +138,13 @@ class Tracker:
         ]
 
     def complete(self, run: str, points: Sequence[Point]) -> None:
-        """Log those points that the run does not have, so that none is there twice."""
+        """Log only the points that the run does not have, so that no point is logged twice."""
         there = set(self.points(run, names={name for name, _, _ in points}))
         self.log(run, [p for p in points if p not in there])
 
 
 def _git(root: Path) -> dict[str, str]:
-    """Return the commit and whether the tree differs from it, which MLflow does not tell."""
+    """Return the commit and whether the tree differs from it, which MLflow does not record."""
     import subprocess
 
     def git(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""Live curves: events of running trainings go to MLflow, best effort, never in the way."""
+"""Live curves: send events of running trainings to MLflow; a failure there never stops a run."""
 
 import queue
 import threading
@@ -19,12 +19,12 @@ FLUSH_SECONDS = 5.0
 
 
 class Live:
-    """Feed it the events of stages; a thread of its own writes to MLflow in batches.
+    """Takes the events of stages; a separate thread writes them to MLflow in batches.
 
-    A point is logged once, at its full precision: what a killed training measured and the resumed
-    one measures again is there already. A server that is slow or gone costs the stage nothing: the
-    thread gives up with one line, and `publish` completes the runs later from the receipts. A run
-    without a training starts no thread and imports no MLflow.
+    A point is logged once, at full precision: if a killed training logged it, the resumed training
+    does not log it again. A slow or stopped server does not delay the stage: the thread gives up
+    with one line, and `publish` completes the runs later from the receipts. A run without a
+    training starts no thread and does not import MLflow.
     """
 
     def __init__(self, root: Path, warn: Callable[[str], object]) -> None:
@@ -32,7 +32,7 @@ class Live:
         self.items: queue.Queue[Event | None] = queue.Queue()
         self.thread: threading.Thread | None = None
         self.stopped = False
-        self._start = threading.Lock()  # stages tell of their events in threads of their own
+        self._start = threading.Lock()  # each stage reports its events in its own thread
 
     def event(self, event: Event) -> None:
         """Take one event of a stage; returns at once."""
@@ -57,7 +57,9 @@ class Live:
             self._record()
         except Exception as error:  # whatever MLflow raises: the work itself must go on
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.warn(f"MLflow: live curves stopped ({reason[:160]}); `reflow publish` mends it")
+            self.warn(
+                f"MLflow: live curves stopped ({reason[:160]}); `reflow publish` adds the rest"
+            )
 
     def _record(self) -> None:
         tracker: Tracker | None = None
@@ -98,7 +100,7 @@ def _tracker(root: Path) -> "Tracker":
 
 
 class _Curve:
-    """The curve of one training: its place in the chain, what is logged, what is to be logged."""
+    """The curve of one training: its place in the chain, points logged, points to log."""
 
     def __init__(self, stage: str, whole: Chain, planned: Entry) -> None:
         self.whole, self.planned = whole, planned

@@ -1,6 +1,6 @@
-"""A note that MLflow holds all of dvc.lock, so that a run with nothing to do need not ask it.
+"""A note that MLflow holds all of dvc.lock, so that a run with nothing to do does not ask MLflow.
 
-Imports no MLflow. `publish` writes the note and never reads it.
+Does not import MLflow. `publish` writes the note and never reads it.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ SQLITE = "sqlite:///"
 
 
 def note(root: Path, lock: str, parent: str) -> None:
-    """Write down that the chain of a dvc.lock, by its hash, is published whole as run `parent`."""
+    """Record that the chain of a dvc.lock, given by its hash, is fully published as `parent`."""
     path = _file(root)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({**_where(root), "lock": lock, "parent": parent}) + "\n")
@@ -22,8 +22,10 @@ def note(root: Path, lock: str, parent: str) -> None:
 
 
 def published(root: Path) -> str | None:
-    """Return the MLflow run of the chain in dvc.lock if the note is of it; None if MLflow must be
-    asked: another dvc.lock, another server, or another file of the data base.
+    """Return the MLflow run of the chain in dvc.lock if the note is about it, else None.
+
+    With None, MLflow must be asked: there is no note, or it is about another dvc.lock, another
+    server, or another file of the data base.
     """
     try:
         found = json.loads(_file(root).read_text())
@@ -40,7 +42,7 @@ def lock_hash(root: Path) -> str:
 
 
 def _where(root: Path) -> dict[str, object]:
-    """Return what tells one place of records from another; raises OSError if its file is gone."""
+    """Return what identifies the place of MLflow's records; raises OSError if its file is gone."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     place: dict[str, object] = {
         "uri": uri,

@@ -15,13 +15,13 @@ PARAMS = (
     ("label", "long", -1),
     ("guidance", "double", 1.0),
 )
-"""What `predict` takes beside the noise: `count` above 0 draws it, a label of -1 is none."""
+"""Parameters of `predict` beside the noise: `count` above 0 draws it, label -1 means no label."""
 
 
 def log_model(mlflow: Any, run: str, folder: Path) -> str:
     """Log the model directory `folder` as `velocity` of the run; return the model's id.
 
-    The signature names no input: it may be noise, or nothing beside a seed and a count.
+    The signature has no input, because noise is optional: a seed and a count may replace it.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec

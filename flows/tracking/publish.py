@@ -23,7 +23,7 @@ Say = Callable[[str], object]
 
 @dataclass
 class Published:
-    """What `publish` did: parts logged, parts that were there, and what could not be logged."""
+    """What `publish` did: parts logged, parts that were logged before, parts not logged."""
 
     logged: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -34,8 +34,8 @@ class Published:
 def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Published:
     """Build or complete the MLflow runs of the chain in dvc.lock. A second call does nothing.
 
-    Works for stages that came from the cache, after a server was down, and on a new server:
-    read from MLflow are the tags that say what is there, and the points of what is not all there.
+    Works for stages that came from the cache, after a server was down, and on a new server: it
+    reads from MLflow the tags that say which parts are logged, and the points of the other parts.
     """
     held = "another `reflow publish`, or the end of a run, is writing to MLflow"
     with locked(root, "publish", held, "wait for it to end, then `reflow publish`", patience=10):
@@ -67,8 +67,8 @@ def _run_of(
     """Return the run of a round and its tags.
 
     Live curves may hold points that are in no receipt: a killed training went past its checkpoint,
-    and on a GPU the resumed one measured something else there. MLflow removes no single point, so
-    such a run goes as a whole, and one is made that holds what dvc.lock records.
+    and on a GPU the resumed one measured other values there. MLflow cannot remove single points, so
+    such a run is deleted, and a new one is created from what dvc.lock records.
     """
     run = tracker.child(whole, parent, round_, round_.train)
     tags = tracker.client.get_run(run).data.tags
@@ -78,7 +78,7 @@ def _run_of(
     try:
         measured = set(_measured(tracker.root, entry))
     except ReflowError:
-        return run, tags  # the part whose receipt is missing will say so
+        return run, tags  # the part whose receipt is missing reports it
     if set(tracker.points(run, "train/")) <= measured:
         return run, tags
     say(f"train@{round_.name}: its live curves are not what dvc.lock records; they are replaced")
@@ -112,7 +112,7 @@ def _once(
     done: Published,
     say: Say,
 ) -> None:
-    """Log a part unless the run's tag says that this very entry of dvc.lock is logged."""
+    """Log a part unless the run's tag says that the same entry of dvc.lock is logged already."""
     tag, value = _tag(part), digest(entry)
     if tags.get(tag) == value:
         done.unchanged.append(part)
@@ -202,7 +202,7 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
     try:
         values = spent(tracker.root, round_)
     except ReflowError:
-        return  # the stage whose receipt is missing has said so
+        return  # the stage whose receipt is missing has reported it
 
     def log() -> None:
         tracker.complete(run, [(k, v, 0) for k, v in values.items()])
@@ -213,7 +213,7 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
 
 
 def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: bool) -> None:
-    """Log `round/<metric>` with step = round, so that MLflow's charts show it unasked."""
+    """Log `round/<metric>` with step = round, so that MLflow's charts show it by default."""
     tags = tracker.client.get_run(done.parent).data.tags
     for round_ in whole.rounds:
         if (entry := round_.evaluate) is None:
@@ -233,7 +233,7 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
 
 
 def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
-    """Log the comparison: its files, what to ship, what the gates say, the table as the note."""
+    """Log the comparison: its files, rounds to ship, results of the gates, the table as a note."""
     commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
     about = describe(whole, partial(read_file, tracker.root), commit)
     found = read_comparison(tracker.root, entry)
@@ -254,7 +254,7 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
 
 
 def _ship(tracker: Tracker, whole: Chain, compare: Entry, done: Published, say: Say) -> None:
-    """Register the rounds to ship; not tied to a tag: another chain may have moved the aliases."""
+    """Register the rounds to ship, each time: another chain may have moved the aliases."""
     try:
         changed = register(tracker, whole, read_comparison(tracker.root, compare).ship)
     except ReflowError as error:

@@ -15,21 +15,21 @@ def published(root: Path) -> Iterator[tuple[str, Description, Read]]:
     """Yield (name, description, reader of its files) of every chain in MLflow, newest first.
 
     The reader knows the files of the comparison, the pictures and the curves of straightness.
-    Raises ReflowError when MLflow does not answer: a chain that it cannot say is not left out.
+    Raises ReflowError if MLflow does not answer, rather than leave out a chain.
     """
     with _answers():
         tracker = Tracker(root)
         runs = tracker.find(reflow__kind="chain")
     for run in runs:
         content = _artifact(tracker, run.info.run_id, "chain.json")
-        if content is not None:  # a chain that has not come to its comparison has none
+        if content is not None:  # a chain without a comparison yet has none
             name = str(run.info.run_name)
             about = Description.read(content, f"MLflow's chain {name}: chain.json")
             yield name, about, _reader(tracker, run, about.files)
 
 
 def _reader(tracker: Tracker, chain: Any, files: Files) -> Read:
-    """Return a reader by the paths that the chain's own dvc.yaml gave its files."""
+    """Return a function that reads files by the paths in the dvc.yaml of that chain."""
     key = chain.data.tags["reflow.chain"]
     with _answers():
         found = tracker.find(reflow__kind="round", reflow__chain=key)
@@ -59,10 +59,10 @@ def _curve(tracker: Tracker, run: str) -> bytes:
 
 
 def _artifact(tracker: Tracker, run: str, path: str) -> bytes | None:
-    """Return an artifact of a run; None where the run has none of that name.
+    """Return an artifact of a run; None if the run has none of that name.
 
-    A store says "not there" in a way of its own, so the folder is listed first: an error after
-    that is one.
+    Each kind of store reports a missing file in its own way, so the folder is listed first: an
+    error after that is a real error.
     """
     folder = path.rpartition("/")[0] or None
     with _answers():
@@ -73,7 +73,7 @@ def _artifact(tracker: Tracker, run: str, path: str) -> bytes | None:
 
 @contextmanager
 def _answers() -> Iterator[None]:
-    """Say in one line that MLflow did not answer, whatever it raises."""
+    """Turn any error of MLflow into a ReflowError of one line."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
 """The registry: what `compare` says to ship, as versions of one model with an alias for each use.
 
 `models:/reflow-digits@one_step` is the round with the least distance at NFE 1 of the chain that
-was published last. A version names its chain, round and commit, so older chains stay at hand.
+was published last. A version names its chain, round and commit, so older chains can be found.
 """
 
 from flows.dag.chain import Chain
@@ -20,7 +20,7 @@ def model_name(tracker: Tracker, whole: Chain) -> str:
 def register(tracker: Tracker, whole: Chain, ship: dict[str, Choice]) -> list[str]:
     """Point the aliases at the rounds to ship, registering those that are not; say what changed.
 
-    A version already there is used again, so that publishing twice changes nothing.
+    A version that exists is used again, so that publishing twice changes nothing.
     """
     name, client = model_name(tracker, whole), tracker.client
     known = {m.name: m for m in client.search_registered_models(f"name = '{name}'")}
@@ -42,7 +42,7 @@ def register(tracker: Tracker, whole: Chain, ship: dict[str, Choice]) -> list[st
 
 
 def _version(tracker: Tracker, name: str, whole: Chain, round_: str) -> str:
-    """Return the version of a round of this chain, registered now if there is none."""
+    """Return the version of a round of this chain; register one if there is none."""
     client = tracker.client
     found = tracker.find(reflow__kind="round", reflow__chain=whole.key, reflow__round=round_)
     models = client.search_logged_models(

@@ -30,14 +30,14 @@ class Sampler(PythonModel):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.network.to(self.device)
 
-    # The hint says that MLflow shall read no schema from it; with another, or none, it warns.
+    # From this type hint MLflow infers no schema; with another one, or none, it warns.
     def predict(
         self,
         context: PythonModelContext,
         model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> np.ndarray:
-        """Carry noise [B, *D], or `count` draws from `seed`, to data [B, *D]."""
+        """Turn noise [B, *D], or `count` draws from `seed`, into samples [B, *D]."""
         given = params or {}
         source = self._source(model_input, int(given.get("seed", 0)), int(given.get("count", 0)))
         number, label = int(given.get("label", -1)), None

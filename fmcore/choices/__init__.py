@@ -1,1 +1,1 @@
-"""What params.yaml chooses among: the kinds of the theory, and the user's own classes of each."""
+"""The choices of params.yaml: interpolants, laws of t, losses, solvers; built in or the user's."""

@@ -28,7 +28,7 @@ class Custom(Own, Schedule):
 
     @property
     def first(self) -> float:  # type: ignore[override]
-        """The user's least time."""
+        """The smallest time of the user's schedule."""
         return float(self.own.first)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ Interpolant = Annotated[
 
 
 def check(schedule: Schedule) -> None:
-    """Raise ValueError unless alpha(0) = 1, sigma(0) is small, and the derivatives are true."""
+    """Raise ValueError unless alpha(0) = 1, sigma(0) is small, and the derivatives are right."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     a, b = schedule.alpha(ends), schedule.sigma(ends)
     if not (abs(float(a[0]) - 1) <= 1e-6 and abs(float(b[0])) <= 0.02 * float(b[1])):
@@ -64,7 +64,7 @@ def check(schedule: Schedule) -> None:
     for name in ("alpha", "sigma"):
         f = getattr(schedule, name)
         slope, given = (f(t + h) - f(t - h)) / (2 * h), getattr(schedule, f"d_{name}")(t)
-        wrong = ~((slope - given).abs() <= 1e-4 * (1 + slope.abs()))  # also where it is NaN
+        wrong = ~((slope - given).abs() <= 1e-4 * (1 + slope.abs()))  # true for NaN too
         if bool(wrong.any()):
             at = float(t[wrong][0])
             raise ValueError(f"d_{name} is not the derivative of {name} at t = {at:g}")

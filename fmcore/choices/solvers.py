@@ -17,8 +17,8 @@ from fmcore.solve.solver import Solver
 class StepRule(Settings):
     """The base of a solver of your own (`name: custom`): one step, and its settings as fields.
 
-    The grid (`steps`, `shift`, `times`) stands beside them in params.yaml. Evaluations are counted
-    where they happen. That a constant velocity is followed exactly is checked when it is read.
+    The grid (`steps`, `shift`, `times`) is set beside them in params.yaml. Each call of `v` counts
+    as an evaluation. When params.yaml is read, the step must follow a constant velocity exactly.
     """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a finished coupling is like: cost, solver gap, and whether its noise is noise."""
+"""Metrics of a finished coupling: cost, solver gap, and tests of its noise."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About
 
 SEEN = 20000
-"""How many real samples the endpoints are compared with."""
+"""Number of real samples with which the endpoints are compared."""
 
 
 def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:

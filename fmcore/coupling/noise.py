@@ -1,4 +1,4 @@
-"""Noise and split as pure functions of the pair's number.
+"""Noise, and the split into training and held-out pairs, as pure functions of pair_id.
 
 A counter-based generator (Philox, Salmon et al. 2011) keyed by (seed, pair_id) gives each pair its
 own stream: the noise is the same for any batch size, shard count, worker, device or interruption.
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 HELD_OUT_EVERY = 20
-"""One pair in twenty is held out: 5 %, chosen by number, hence the same in every round."""
+"""One pair in twenty is held out: 5 %, chosen by pair_id, hence the same in every round."""
 
 
 def gaussian_noise(seed: int, pair_ids: NDArray[np.int64], shape: tuple[int, ...]) -> Tensor:
@@ -32,7 +32,7 @@ def gaussian_noise(seed: int, pair_ids: NDArray[np.int64], shape: tuple[int, ...
 
 
 def uniform(seed: int, pair_ids: NDArray[np.int64], *, draw: int = 0) -> NDArray[np.float64]:
-    """Return number `draw` [N] in [0, 1) of each pair, from a stream apart from the noise's."""
+    """Return number `draw` [N] in [0, 1) of each pair, from another stream than the noise."""
     out = np.empty(len(pair_ids))
     for i, pair in enumerate(pair_ids):
         key = np.array([seed, pair], dtype=np.uint64)
@@ -42,5 +42,5 @@ def uniform(seed: int, pair_ids: NDArray[np.int64], *, draw: int = 0) -> NDArray
 
 
 def is_held_out(pair_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which pairs [N] never train: every twentieth, by number."""
+    """Return which pairs [N] are held out from training: every twentieth, by pair_id."""
     return np.asarray(pair_ids % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)

@@ -1,4 +1,4 @@
-"""Reading a coupling: whole, as a stream of training batches, and with a magnifying glass."""
+"""Reading a coupling: open it, read its pairs into memory, verify every byte."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Split = Literal["train", "held_out", "all"]
 class Pairs:
     """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None.
 
-    Training draws the source of `independent` pairs afresh; here it is fixed noise.
+    Training draws a new source for `independent` pairs at every step; here it is fixed noise.
     """
 
     pair_id: Tensor
@@ -53,7 +53,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Coupling:
-    """An opened coupling: its folder and what the manifest says of it."""
+    """An opened coupling: its folder and the content of its manifest."""
 
     path: Path
     about: About
@@ -61,7 +61,7 @@ class Coupling:
 
     @property
     def independent(self) -> bool:
-        """Whether the source is drawn afresh: prepared data is a coupling without a source."""
+        """Whether training draws the source: prepared data is a coupling without a source."""
         return self.about.kind == "independent"
 
     @cached_property
@@ -103,7 +103,7 @@ def _columns(coupling: Coupling) -> set[str]:
 
 
 def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
-    """Open one shard with checksums on, and refuse a file that is not of this coupling."""
+    """Open one shard with checksums on; raise ReflowError for a file of another coupling."""
     path = coupling.path / name
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -129,7 +129,7 @@ def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
 
 
 def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
-    """Decode Arrow rows; an independent coupling gets fixed noise here, for the held-out pairs."""
+    """Decode Arrow rows; an independent coupling gets fixed noise as source, for held-out pairs."""
     shape = tuple(coupling.about.shape)
 
     def vectors(name: str) -> Tensor:
@@ -167,7 +167,7 @@ def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) 
     """Read the pairs of a split into memory, the first `limit` of them if it is given.
 
     The source of an independent coupling is fixed noise here, so that a held-out loss or a
-    transport cost is the same number each time. Training uses `batches`, which draws it afresh.
+    transport cost is the same number each time. Training uses `batches`, which draws new noise.
     """
     if limit is None:
         return decode(coupling, table_of(coupling, coupling.groups, split))
@@ -180,7 +180,7 @@ def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) 
 
 
 def verify(path: Path) -> Coupling:
-    """Read every byte: hashes, rows, schema, strays, ids; a ReflowError names what is wrong."""
+    """Check every byte: hashes, rows, schema, foreign files, ids; a ReflowError names the fault."""
     coupling = open_coupling(path)
     listed = {s["file"] for s in coupling.shards}
     for file in sorted(path.iterdir()):

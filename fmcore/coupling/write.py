@@ -1,4 +1,4 @@
-"""Writing a coupling: shards that appear whole or not at all, then the manifest."""
+"""Writing a coupling: each shard atomically, then the manifest."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ ROW_GROUP_BYTES = 4 << 20
 
 
 class About(Settings):
-    """What a coupling is, kept in every shard and in the manifest; nothing in it is volatile."""
+    """Description of a coupling, kept in every shard and the manifest; the same in every run."""
 
     kind: str
     shape: list[int]
@@ -61,9 +61,9 @@ def table(
 ) -> pa.Table:
     """Build the Arrow table of some pairs; a `solver_gap` [N] of NaN means not audited.
 
-    `kind` [N] says how each pair of a mixture was made, `nfe` [N] what an adaptive solver spent.
+    `kind` [N] tells how each pair of a mixture was made, `nfe` [N] is that of an adaptive solver.
 
-    Raises ReflowError for a value that is not finite: half a coupling of NaN helps nobody.
+    Raises ReflowError for a value that is not finite, so that no coupling holds NaN.
     """
     columns: dict[str, pa.Array] = {"pair_id": pa.array(pair_ids, pa.int64())}
     columns["target"] = _vectors(target, "target", pair_ids)
@@ -105,7 +105,7 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     """Write shard `index` atomically: temporary name, sync, rename. Returns its path.
 
     Compression, dictionaries and statistics are off: noise does not compress, and the bytes stay
-    a function of the rows. Page checksums are on, because Parquet detects no flipped bit without.
+    a function of the rows. Page checksums are on: without them Parquet detects no flipped bit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / shard_name(index)
@@ -129,7 +129,7 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
 
 
 def is_whole(path: Path, about: About) -> bool:
-    """Whether a run that was interrupted left this shard there, undamaged, and of this coupling."""
+    """Whether `path` is a complete and undamaged shard of this coupling, from an earlier run."""
     if not path.exists():
         return False
     try:
@@ -140,9 +140,9 @@ def is_whole(path: Path, about: About) -> bool:
 
 
 def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
-    """Run `write`, which fills `temporary`, and rename it to `path`; leave nothing on failure.
+    """Run `write`, which fills `temporary`, and rename it to `path`; remove it on failure.
 
-    Raises ReflowError naming the file when the disk is full or may not be written.
+    Raises ReflowError naming the file when the disk is full or cannot be written.
     """
     try:
         write()
@@ -151,7 +151,7 @@ def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ReflowError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or mend the"
+            f"{path}: cannot be written ({error.strerror or error}); free some space or fix the"
             " permissions and start again: finished shards are kept"
         ) from error
     except BaseException:
@@ -175,7 +175,7 @@ def sha256(path: Path) -> str:
 
 
 def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
-    """Check that all shards are there, sweep what is not part of it, write the manifest last."""
+    """Check that all shards exist, delete all other files, write the manifest last."""
     files = []
     for index in range(shards):
         path = folder / shard_name(index)

@@ -13,11 +13,11 @@ from fmcore.dataset.samples import Data, Samples
 
 
 class Density(Data):
-    """What the two-dimensional densities share: how many independent samples."""
+    """The base of the densities below: the number of independent samples."""
 
     samples: int = Field(default=10000, gt=1)
-    """How many independent samples are drawn. Raise it when held_out_ratio says that the network
-    remembers its data."""
+    """How many independent samples are drawn. Raise it when held_out_ratio shows that the
+    network remembers its data."""
 
     def read(self, seed: int) -> Samples:
         """Return the points, drawn from the seed."""
@@ -45,7 +45,7 @@ class EightGaussians(Density):
         return self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return a mode each, and noise."""
+        """Return a random centre plus noise for each sample."""
         angle = rng.integers(8, size=self.samples) * math.pi / 4
         modes = self.radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         return np.asarray(modes + self.std * rng.standard_normal(modes.shape))
@@ -60,13 +60,13 @@ class TwoMoons(Density):
 
     name: Literal["two_moons"]
     scale: float = Field(default=2.0, gt=0)
-    """Factor on the whole picture, noise included. At 1 each moon is half a unit circle."""
+    """Factor for all coordinates, noise included. At 1 each moon is half a unit circle."""
     std: float = Field(default=0.1, ge=0)
     """Standard deviation of the noise around the moons, before `scale`. At 0 the law has no
     density, so there is no exact likelihood."""
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return points of the upper or the lower moon, and noise."""
+        """Return a random point of the upper or the lower moon plus noise for each sample."""
         angle = rng.uniform(0, math.pi, self.samples)
         upper = rng.integers(2, size=self.samples) == 0
         x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
@@ -95,7 +95,7 @@ class Checkerboard(Density):
     name: Literal["checkerboard"]
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return a dark square each, and a point in it."""
+        """Return a uniform point in a random dark square for each sample."""
         column = rng.integers(4, size=self.samples)
         row = 2 * rng.integers(2, size=self.samples) + column % 2
         corner = np.stack([column, row], axis=1) * 2.0 - 4.0
@@ -110,7 +110,7 @@ class Checkerboard(Density):
 
 
 class Gaussian(Density):
-    """Independent Gaussians, for which all of a chain is known in closed form."""
+    """Independent Gaussians, for which everything about a chain is known in closed form."""
 
     name: Literal["gaussian"]
     mean: list[float] = Field(min_length=1)
@@ -138,7 +138,7 @@ class Gaussian(Density):
 
 
 def _mixture(x: Tensor, centres: Tensor, std: float) -> Tensor:
-    """Return log p [N] under equal round Gaussians at centres [K, 2]."""
+    """Return log p [N] under equally weighted isotropic Gaussians at centres [K, 2]."""
     parts = [
         torch.logsumexp(-torch.cdist(rows, centres).square() / (2 * std**2), dim=1)
         for rows in x.split(4096)

@@ -16,7 +16,7 @@ from fmcore.settings import ReflowError
 class Images(Data):
     """A folder of images of one size; its sub-folders, if any, are the classes, however deep.
 
-    Transparent pixels are laid on `background`.
+    Transparent pixels are blended with the colour `background`.
     """
 
     name: Literal["images"]
@@ -24,7 +24,7 @@ class Images(Data):
     """Folder of PNG, JPEG, BMP or WebP files, relative to the project. Sub-folders are the
     classes."""
     background: Literal["white", "black"] = "white"
-    """Colour that is laid under transparent pixels."""
+    """Colour with which transparent pixels are blended."""
 
     def read(self, seed: int) -> Samples:
         """Return every image below the root, sorted by name."""
@@ -32,9 +32,9 @@ class Images(Data):
 
 
 class Array(Data):
-    """An array of the user's: .npy [N, *D], or Parquet with a `target` (and `label`) column.
+    """An array file of the user: .npy [N, *D], or Parquet with a `target` (and `label`) column.
 
-    Values must lie in `low` to `high`; images [N, 1 or 3, H, W] in [-1, 1] unless one is given.
+    Values must lie in [low, high]; if neither is given, images [N, 1 or 3, H, W] in [-1, 1].
     """
 
     name: Literal["array"]
@@ -42,10 +42,10 @@ class Array(Data):
     """The file, relative to the project: .npy of shape [N, *D], or Parquet with a column `target`
     and perhaps `label`."""
     low: float | None = None
-    """Least value that is allowed in the file. null is no bound, but -1 for images where `high` is
+    """Smallest value allowed in the file. null means no bound; for images it means -1 if `high` is
     null too."""
     high: float | None = None
-    """Largest value that is allowed in the file. null is no bound, but 1 for images where `low` is
+    """Largest value allowed in the file. null means no bound; for images it means 1 if `low` is
     null too."""
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class Array(Data):
         return self
 
     def read(self, seed: int) -> Samples:
-        """Return the array as the file has it."""
+        """Return the array of the file."""
         return _read_array(self)
 
 
@@ -95,7 +95,7 @@ def _read_images(settings: Images) -> Samples:
 
 
 def _opaque(image: Any, background: str) -> Any:
-    """Return a gray or RGB image, transparent pixels laid on the background."""
+    """Return a gray or RGB image, its transparent pixels blended with the background."""
     from PIL import Image
 
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
@@ -111,7 +111,7 @@ def _size(pixels: np.ndarray) -> str:
 
 
 def _folders(root: Path, files: list[Path]) -> Tensor | None:
-    """Return labels from the folders that the files lie in; None if all lie in one."""
+    """Return labels from the folders of the files; None if all files are in one folder."""
     names = [(*file.parent.relative_to(root).parts, ".")[0] for file in files]
     classes = sorted(set(names))
     if len(classes) < 2:
@@ -125,7 +125,7 @@ def _folders(root: Path, files: list[Path]) -> Tensor | None:
 
 
 def _read_array(settings: Array) -> Samples:
-    """Read a .npy or Parquet file; finite numbers within the stated range."""
+    """Read a .npy or Parquet file; it must hold finite numbers within the range."""
     path = Path(settings.path)
     try:
         target, label = _parquet(path) if path.suffix == ".parquet" else (_npy(path), None)
@@ -150,7 +150,7 @@ def _read_array(settings: Array) -> Samples:
 
 
 def _in_range(settings: Array, target: np.ndarray, image: bool) -> None:
-    """Refuse values outside of the range; raw bytes in place of [-1, 1] would train, badly."""
+    """Raise ReflowError for values outside the range: images of 0 to 255 would train badly."""
     low, high, hint = settings.low, settings.high, "remove them"
     if image and low is None and high is None:
         low, high, hint = -1.0, 1.0, "rescale these images, or set data.low and data.high"

@@ -1,4 +1,4 @@
-"""Public data sets, from where a package or the user put them; nothing is downloaded."""
+"""Public data sets, from an installed package or the user's files; nothing is downloaded."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ FASHION_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-"""Of the decompressed files: packages compress them anew."""
+"""Hashes of the decompressed files, because packages compress them again."""
 
 EMOJI_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
@@ -34,7 +34,7 @@ PICKLED = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
-"""All that the pickles of CIFAR-10 need; anything else in such a file is refused unread."""
+"""All names that the pickles of CIFAR-10 need; a file with another name is refused."""
 
 
 class Digits(Data):
@@ -50,7 +50,7 @@ class Digits(Data):
 class FashionMNIST(Data):
     """Fashion-MNIST, 28 x 28 gray, ten classes; Debian package dataset-fashion-mnist or `root`.
 
-    `samples` takes only the first so many.
+    `samples` takes only the first images.
     """
 
     name: Literal["fashion_mnist"]
@@ -61,7 +61,7 @@ class FashionMNIST(Data):
     """Which of the two published parts is the data: 60,000 images of `train` or 10,000 of
     `test`."""
     samples: int | None = Field(default=None, gt=1)
-    """Takes the first so many images only. null takes all; lower it for a quick trial."""
+    """Number of images to take, the first ones. null takes all; lower it for a quick trial."""
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], the files checked by their hashes."""
@@ -88,7 +88,7 @@ class CIFAR10(Data):
     """Which of the two published parts is the data: 50,000 images of `train` or 10,000 of
     `test`."""
     samples: int | None = Field(default=None, gt=1)
-    """Takes the first so many images only. null takes all; lower it for a quick trial."""
+    """Number of images to take, the first ones. null takes all; lower it for a quick trial."""
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], from pickled or from binary batches."""
@@ -96,7 +96,7 @@ class CIFAR10(Data):
 
 
 class Emoji(Data):
-    """Noto colour emoji on white, RGB: some 3,900 pictures out of the font's file."""
+    """Noto colour emoji on white, RGB: about 3,900 pictures from the font file."""
 
     name: Literal["emoji"]
     font: str = EMOJI_FONT
@@ -106,7 +106,7 @@ class Emoji(Data):
     """Side of the square images, in pixels. The cost of a network grows with its square."""
 
     def read(self, seed: int) -> Samples:
-        """Return the pictures in [-1, 1], squared; no labels."""
+        """Return the pictures in [-1, 1], made square; no labels."""
         return _emoji(self)
 
 
@@ -164,7 +164,7 @@ def _cifar10(settings: CIFAR10) -> Samples:
 
 
 def _emoji(settings: Emoji) -> Samples:
-    """Return the bitmaps of a colour font, squared, on white, in [-1, 1]; no labels."""
+    """Return the bitmaps of a colour font, made square on white, in [-1, 1]; no labels."""
     from PIL import Image
 
     pictures = []
@@ -209,24 +209,24 @@ def _bytes(images: np.ndarray, labels: np.ndarray | None, samples: int | None) -
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:
-    """Read an idx file, packed or not, and compare its hash."""
+    """Read an idx file, compressed or not, and check its hash."""
     plain, packed = folder / name, folder / f"{name}.gz"
     try:
         data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     except (OSError, EOFError) as error:
-        raise ReflowError(f"{packed}: cannot be read ({error}); install the files anew") from None
+        raise ReflowError(f"{packed}: cannot be read ({error}); install the files again") from None
     if hashlib.sha256(data).hexdigest() != FASHION_SHA256[name]:
         raise ReflowError(f"{packed}: not the file of Fashion-MNIST (its sha256 differs)")
     return np.frombuffer(data, np.uint8)
 
 
 class _Strict(pickle.Unpickler):
-    """An unpickler that knows arrays and nothing else."""
+    """An unpickler that loads only arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) not in PICKLED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in it")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
@@ -237,7 +237,7 @@ def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
         images, labels = np.asarray(found[b"data"]), np.asarray(found[b"labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ReflowError(
-            f"{file}: not a batch of CIFAR-10 ({error}); nothing of it was run"
+            f"{file}: not a batch of CIFAR-10 ({error}); none of its code was run"
         ) from None
     if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8:
         raise ReflowError(f"{file}: expected bytes [N, 3072], got {list(images.shape)}")
@@ -247,6 +247,6 @@ def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
     data = np.fromfile(file, np.uint8)
     if len(data) % 3073 or not len(data):
-        raise ReflowError(f"{file}: {len(data)} bytes, no multiple of 3,073; get it anew")
+        raise ReflowError(f"{file}: {len(data)} bytes, no multiple of 3,073; get the file again")
     rows = data.reshape(-1, 3073)
     return rows[:, 1:], rows[:, 0]

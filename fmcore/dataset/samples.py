@@ -1,4 +1,4 @@
-"""What every data set gives, and the base of them all."""
+"""The samples that a data set gives, and the base class of all data sets."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Samples:
     image: bool
 
     def check(self) -> None:
-        """Raise ValueError with what is wrong, where these are no samples to train on."""
+        """Raise ValueError, saying what is wrong, if these samples cannot be trained on."""
         x, label = self.target, self.label
         if x.dtype != torch.float32 or x.ndim < 2 or len(x) < 2 or not x[0].numel():
             raise ValueError(f"target must be float32 [N, ...], got {x.dtype} {list(x.shape)}")
@@ -35,13 +35,14 @@ class Samples:
 class Data(Settings):
     """The base of every data set.
 
-    One of your own (`name: custom`) has `read`, its settings as fields, and `log_density` where the
-    law is known. A file or folder that its settings name is watched: replaced, `prepare` runs.
+    One of your own (`name: custom`) has `read`, its settings as fields, and `log_density` if the
+    density is known. A file or folder named in its settings is an input: `prepare` runs again when
+    it changes.
     """
 
     @abstractmethod
     def read(self, seed: int) -> Samples:
-        """Return the samples; whatever is drawn is a function of the seed."""
+        """Return the samples; all random draws are functions of the seed."""
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return log p [N] of points [N, *D] in nats, float64; None where it is not known."""

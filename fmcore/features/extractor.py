@@ -1,8 +1,8 @@
 """Features in which generated and real samples are compared.
 
 A small classifier trained on the data itself gives `fd_clf`, EfficientNet-Lite0 `fd_lite0`, samples
-as they are `fd_identity`: comparable only between equal fingerprints. `fid` is the name of one
-network's features, the Inception of 2015, and of no other's.
+as they are `fd_identity`; distances compare only between equal fingerprints. Only the features of
+the Inception network of 2015 give `fid`.
 """
 
 import hashlib
@@ -88,19 +88,19 @@ class Extractor(nn.Module):
 
 
 Features = Extractor | Lite0 | Inception2015 | OwnFeatures
-"""What has `features(images)` and a `config`; None stands for the samples themselves."""
+"""A network with `features(images)` and a `config`; None stands for the samples themselves."""
 
 
 def suffix(settings: FeaturesOf) -> str:
-    """Return what stands for the features in names of metrics: clf, lite0, inception, identity.
+    """Return the word for the features in metric names: clf, lite0, inception, identity.
 
-    For features of the user's own it is the name of their class in lower case.
+    For features of the user's own it is the class name in lower case.
     """
     return "clf" if settings.kind == "classifier" else settings.kind
 
 
 def metric_name(settings: FeaturesOf) -> str:
-    """Return the name of the Frechet distance: fd_clf, ...; fid with the weights of that name."""
+    """Return the name of the Frechet distance: fd_clf, ...; fid with the weights that define it."""
     if not isinstance(settings, FeatureSettings) or settings.kind != "inception":
         return f"fd_{suffix(settings)}"
     if settings.sha256 == INCEPTION_SHA256:
@@ -126,7 +126,7 @@ def pretrained(settings: FeaturesOf) -> Features:
 
 
 def quantise(images: Tensor) -> Tensor:
-    """Round images in [-1, 1] to the 256 levels that a file would hold, values beyond clipped."""
+    """Clip images to [-1, 1] and round them to the 256 levels of an image file."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -176,7 +176,7 @@ def fingerprint(extractor: Features | None) -> str:
 
 
 def save_extractor(path: Path, extractor: Features) -> None:
-    """Write the classifier to the folder `path`; of a pretrained network which one it is."""
+    """Write the classifier to the folder `path`; for a pretrained network only its config."""
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(extractor, Extractor):
         weights = {k: v.contiguous() for k, v in extractor.state_dict().items()}

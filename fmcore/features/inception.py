@@ -1,4 +1,4 @@
-"""The Inception network of 2015 as TensorFlow had it, up to its pooled features.
+"""The Inception network of 2015 as in TensorFlow, up to its pooled features.
 
 Names and shapes are those of pt_inception-2015-12-05-6726825d.pth (M. Seitzer's port). It differs
 from torchvision's in three ways: average pools leave out the padding, the last block has a maximum
@@ -50,7 +50,7 @@ class A(nn.Module):
         self.branch_pool = same(before, pool, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
+        """Return the branches, concatenated along the channels."""
         five = self.branch5x5_2(self.branch5x5_1(x))
         three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch1x1(x), five, three, self.branch_pool(_mean(x))], 1)
@@ -66,7 +66,7 @@ class B(nn.Module):
         self.branch3x3dbl_3 = Conv(96, 96, 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
+        """Return the branches, concatenated along the channels."""
         three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), three, max_pool2d(x, 3, 2)], 1)
 
@@ -86,7 +86,7 @@ class C(nn.Module):
         self.branch_pool = same(before, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
+        """Return the branches, concatenated along the channels."""
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
@@ -103,7 +103,7 @@ class D(nn.Module):
         self.branch7x7x3_3, self.branch7x7x3_4 = same(192, 192, (7, 1)), Conv(192, 192, 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
+        """Return the branches, concatenated along the channels."""
         seven = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
         three = self.branch3x3_2(self.branch3x3_1(x))
         return torch.cat([three, self.branch7x7x3_4(seven), max_pool2d(x, 3, 2)], 1)
@@ -123,7 +123,7 @@ class E(nn.Module):
         self.branch_pool = same(before, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
+        """Return the branches, concatenated along the channels."""
         three = self.branch3x3_1(x)
         twice = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         pool = max_pool2d(x, 3, stride=1, padding=1) if self.largest else _mean(x)

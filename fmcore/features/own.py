@@ -14,9 +14,9 @@ TAKEN = ("clf", "lite0", "inception", "identity")
 class FeatureMap(Settings):
     """The base of features of your own (`name: custom`).
 
-    It has `features` and its settings as fields; a weights file that they name is watched. Images
-    are rounded to the 256 levels of a file. The distance is called fd_ and the class's name in
-    lower case; it compares only where class, settings and weights are the same.
+    It has `features` and its settings as fields; a weights file named in them is an input of the
+    stage. Images are rounded to the 256 levels of a file. The distance is called fd_ and the class
+    name in lower case; distances compare only for the same class, settings and weights.
     """
 
     @abstractmethod
@@ -32,17 +32,17 @@ class Custom(Own):
 
     @property
     def kind(self) -> str:
-        """What stands for the features in names of metrics: the class's name in lower case."""
+        """The word for the features in metric names: the class name in lower case."""
         return self.path.partition(":")[2].lower()
 
     def check(self, own: FeatureMap) -> None:
-        """Check that the metrics of other features keep their names."""
+        """Check that the class name does not give the metric name of other features."""
         if self.kind in TAKEN:
             raise ValueError(f"fd_{self.kind} is the name of another metric; rename the class")
 
 
 class OwnFeatures(nn.Module):
-    """The user's features as a network without weights: called in batches, kept as a config."""
+    """The user's features as a network without weights: called in batches, saved as a config."""
 
     def __init__(self, settings: Custom) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Feature networks that others trained: EfficientNet-Lite0, and the Inception of 2015.
+"""Pretrained feature networks: EfficientNet-Lite0, and the Inception of 2015.
 
 Images of any size in [-1, 1], gray or RGB; gray is repeated. No file is downloaded.
 """
@@ -15,7 +15,7 @@ from fmcore.settings import ReflowError
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of weights-inception-2015-12-05-6726825d.pth: with these weights the distance is the FID."""
+"""Hash of weights-inception-2015-12-05-6726825d.pth: with these weights the distance is the FID."""
 
 
 class Lite0(nn.Module):
@@ -47,10 +47,10 @@ class Lite0(nn.Module):
 
 
 class Inception2015(nn.Module):
-    """The Inception of the FID, weights from a file of the user's: pooled features [B, 2048].
+    """The Inception of the FID, weights from the user's file: pooled features [B, 2048].
 
     The file is weights-inception-2015-12-05-6726825d.pth of torch-fidelity, pt_inception-... of
-    pytorch-fid. Another file needs its `sha256` said, and its distance is not called fid.
+    pytorch-fid. For another file set its `sha256`; its distance is not called fid.
     """
 
     def __init__(self, weights: str, sha256: str) -> None:
@@ -68,7 +68,7 @@ class Inception2015(nn.Module):
 
     @property
     def standard(self) -> bool:
-        """Whether these are the weights that the name FID stands for."""
+        """Whether these are the weights that define the FID."""
         return bool(self.config["sha256"] == INCEPTION_SHA256)
 
     def features(self, images: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _rgb(images: Tensor) -> Tensor:
 
 
 def _weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Read weights whose hash is the one expected; nothing of the file is run."""
+    """Read weights and check their hash; no code in the file is run."""
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -97,8 +97,8 @@ def _weights(path: Path, sha256: str) -> dict[str, Tensor]:
         ) from error
     if found != sha256:
         raise ReflowError(
-            f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; get the file anew, or say"
-            " yardstick.features.sha256 if you mean this one"
+            f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; get the file again, or"
+            " set yardstick.features.sha256 to the hash of this one"
         )
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights

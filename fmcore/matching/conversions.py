@@ -5,7 +5,7 @@ With W = alpha sigma' - alpha' sigma, and E[.| x_t = x] for what a network learn
     velocity = alpha' target + sigma' source,   x = alpha target + sigma source
 
 so two of (x, velocity, source, target) give the others. The score of the marginal at t is
--source / sigma, for the independent coupling with standard normal source alone (Tweedie).
+-source / sigma, only for the independent coupling with standard normal source (Tweedie).
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def usable_times(interpolant: Schedule, objective: Objective) -> tuple[float, fl
     """Return the times between which a network of this objective gives a finite velocity.
 
     The source does not determine the target where alpha = 0, nor the target the source where
-    sigma = 0, and next to these ends small errors of a network are large errors of its velocity.
+    sigma = 0, and next to these ends small errors of a network give large errors of its velocity.
     """
     low = max(interpolant.first, BLIND if objective == "target" else 0.0)
     return low, 1 - BLIND if objective == "noise" else 1.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from fmcore.settings import Settings
 
 EDGE = 1e-3
-"""How near to an end of [0, 1] a formula is read where it is singular at the end itself."""
+"""Distance kept from an end of [0, 1] at which a formula is singular."""
 
 Objective = Literal["velocity", "noise", "target", "mean_flow"]
 """What a network predicts: the velocity, the source (denoising score matching), the target, or the
@@ -26,11 +26,11 @@ class Schedule(Settings):
     """The base of every interpolant x_t = alpha(t) target + sigma(t) source.
 
     One of your own (`name: custom`) has the four formulas, elementwise in t [B], and its settings
-    as fields; alpha(0) = 1, sigma(0) next to 0 and the derivatives are checked when it is read.
+    as fields. Reading it checks alpha(0) = 1, sigma(0) close to 0, and the derivatives.
     """
 
     first: ClassVar[float] = 0.0
-    """The least time at which all four formulas are finite."""
+    """The smallest time at which all four formulas are finite."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Schedule(Settings):
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Return the weight of the source [B], 0 (or next to it) at t = 0."""
+        """Return the weight of the source [B], 0 (or close to it) at t = 0."""
 
     @abstractmethod
     def d_alpha(self, t: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Schedule(Settings):
 
     @property
     def noise_scale(self) -> float:
-        """Return sigma(1): the flow starts at sigma(1) source, which is source but for `ve`."""
+        """Return sigma(1), about 1 except for `ve`: the flow starts at sigma(1) source."""
         return float(self.sigma(torch.ones((), dtype=torch.float64)))
 
 
@@ -118,7 +118,7 @@ class Polynomial(Schedule):
 class VariancePreserving(Schedule):
     """alpha^2 + sigma^2 = 1 with beta(t) linear: alpha = exp(-int beta / 2) (Song et al. 2021).
 
-    sigma' grows without bound towards t = 0, so training times stop short of it.
+    sigma' grows without bound towards t = 0, so training times keep a distance from 0.
     """
 
     first: ClassVar[float] = EDGE

@@ -1,9 +1,9 @@
-"""The flow-matching loss: what trains a round, and what is measured on held-out pairs.
+"""The flow-matching loss: minimised in training, and measured on held-out pairs.
 
     E |v(x_t, t) - u_t|^2,  x_t = alpha target + sigma source,  u_t = alpha' target + sigma' source
 
 Das 2024; Liu et al. 2022, equation 1. A network may predict the source or the target instead of
-the velocity: one regression in other coordinates.
+the velocity: the same regression in other coordinates.
 
 MeanFlow (Geng et al. 2025, equation 6, whose t = 1 is the source too) learns the velocity averaged
 over a span, so that one step may be long: u(x, t, span) is the mean of v over [t - span, t], and
@@ -39,8 +39,8 @@ class Batch:
 class SampleLoss(Settings):
     """The base of every loss.
 
-    One of your own (`name: custom`) has `per_sample` and its settings as fields. The training
-    minimises its mean; the curve of a training shows the mean square error whatever it is.
+    One of your own (`name: custom`) has `per_sample` and its settings as fields. Training
+    minimises its mean; the training curve shows the mean square error for every loss.
     """
 
     @abstractmethod
@@ -53,18 +53,18 @@ class SampleLoss(Settings):
 class Loss(SampleLoss):
     """The loss of one sample, and its weight by t.
 
-    `pseudo_huber` is sqrt(|gap|^2 + c^2) - c (Lee et al. 2024): far pairs pull less. `normalised`
-    divides each sample by its own loss, so that all times weigh alike (Kim et al. 2025).
+    `pseudo_huber` is sqrt(|gap|^2 + c^2) - c (Lee et al. 2024): far pairs weigh less. `normalised`
+    divides each sample by its own loss: all times get equal weight (Kim et al. 2025).
     """
 
     name: Literal["mse", "pseudo_huber"] = "mse"
-    """`mse` is the squared error; `pseudo_huber` lets pairs with a large error pull less, which
-    helps from round 2 on."""
+    """`mse` is the squared error; `pseudo_huber` gives less weight to pairs with a large error,
+    which helps from round 2 on."""
     c: float | None = Field(default=None, gt=0)
     """Where pseudo_huber turns from square to linear, in units of |gap|. null is 0.00054 times the
     dimension of the data."""
     normalised: bool = False
-    """Whether each sample's loss is divided by its own value, so that all samples weigh alike. It
+    """Whether each sample's loss is divided by its own value: all samples get equal weight. It
     suits objective mean_flow."""
     weight: Literal["one", "inverse_t", "velocity"] = "one"
     """Weight by t: `one`, `inverse_t` (1 / t), or `velocity` (for objectives noise and target:
@@ -99,8 +99,8 @@ def flow_matching_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each sample [B], whose mean is minimised, and the mean square error [].
 
-    The network is called as (x [B, *D], t [B]), with the label behind if the batch has labels. A
-    velocity of any origin has the objective `velocity`, so that losses compare.
+    The network is called as (x [B, *D], t [B]), then the label if the batch has labels. A velocity,
+    however computed, has the objective `velocity`, so that losses can be compared.
     """
     t = batch.t.clamp(*usable_times(interpolant, objective))
     x, u = interpolate(interpolant, batch.target, batch.source, t)
@@ -117,7 +117,7 @@ def mean_flow_gap(
 ) -> Tensor:
     """Return u - (v - span d/dt u) [B, *D] at x and t [B], where the path has the velocity v.
 
-    The network is called as (x, t, label, span); no gradient goes into its aim.
+    The network is called as (x, t, label, span); no gradient flows through v - span d/dt u.
     """
     ones, span = torch.ones_like(t), torch.zeros_like(t) if batch.span is None else batch.span
     average = lambda x, t, span: network(x, t, batch.label, span)  # noqa: E731

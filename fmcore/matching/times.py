@@ -1,7 +1,7 @@
 """Laws of t: which times a round trains on, drawn by the inverse of their CDF.
 
-A law is its settings and `spread`: uniform draws u [B] in, times [B] out, so that stratified draws
-stay stratified. A student is a law too: `point` at t = 1 for one step, `grid` for k steps.
+A law is its settings and `spread`, which maps uniform draws u [B] to times [B], so that stratified
+draws stay stratified. A law also makes a student: `point` at t = 1 for one step, `grid` for k.
 """
 
 import math
@@ -19,7 +19,7 @@ class Law(Settings):
     """The base of every law of t.
 
     One of your own (`name: custom`) has `spread`, the inverse of its CDF, and its settings as
-    fields; that its times lie in [0, 1] is checked when it is read.
+    fields. Reading it checks that its times lie in [0, 1].
     """
 
     @abstractmethod
@@ -37,13 +37,13 @@ class Uniform(Law):
 
 
 class LogitNormal(Law):
-    """logit(t) ~ N(mean, std^2): the middle of the path (Esser et al. 2024, SD3)."""
+    """logit(t) ~ N(mean, std^2): more times in the middle of the path (Esser et al. 2024, SD3)."""
 
     name: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
     """Mean of logit(t). Above 0 more times lie near the source."""
     std: float = Field(default=1.0, gt=0)
-    """Standard deviation of logit(t). Lower it to crowd the times around the middle."""
+    """Standard deviation of logit(t). Lower it to concentrate the times around the middle."""
 
     def spread(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).to(u.dtype)
@@ -65,12 +65,12 @@ class Mode(Law):
 class UShaped(Law):
     """Density e^{rate t} + e^{rate (1 - t)} (Lee et al. 2024, rate 4).
 
-    From round 2 on the loss is at the ends. CDF: sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
+    From round 2 the loss is high at the ends. CDF: sinh(rate (t - 1/2)) / (2 sinh(rate / 2)) + 1/2.
     """
 
     name: Literal["u_shaped"] = "u_shaped"
     rate: float = Field(default=4.0, gt=0, le=30)
-    """How strongly times crowd at both ends; towards 0 the law is uniform."""
+    """How strongly times concentrate at both ends; towards 0 the law is uniform."""
 
     def spread(self, u: Tensor) -> Tensor:
         c = (2 * u.double() - 1) * math.sinh(self.rate / 2)
@@ -87,7 +87,7 @@ class Beta(Law):
     """Second parameter. Raise it for more times near the target (t = 0)."""
 
     def spread(self, u: Tensor) -> Tensor:
-        from scipy.special import betaincinv  # a third of a second to import
+        from scipy.special import betaincinv  # its import takes a third of a second
 
         return torch.from_numpy(betaincinv(self.a, self.b, u.double().numpy())).to(u.dtype)
 
@@ -104,7 +104,7 @@ class Point(Law):
 
 
 class Grid(Law):
-    """The times 1/k, ..., 1 that k Euler steps read: a k-step student (Liu et al. 2022, 2.3)."""
+    """The times 1/k, ..., 1 of k Euler steps: for a k-step student (Liu et al. 2022, 2.3)."""
 
     name: Literal["grid"] = "grid"
     steps: int = Field(gt=0)

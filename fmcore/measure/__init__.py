@@ -1,1 +1,1 @@
-"""What is measured of a flow: distances, straightness, transport cost, likelihood."""
+"""Measures of a flow: distances, straightness, transport cost, likelihood."""

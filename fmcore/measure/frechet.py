@@ -55,8 +55,8 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982).
 
     The trace of the root is taken from the eigenvalues of R S1 R with R = S2^(1/2): symmetric,
-    hence real, and right also with fewer samples than dimensions. `b` is the reference, whose root
-    is kept.
+    hence real, and correct also with fewer samples than dimensions. `b` is the reference, whose
+    root is cached.
     """
     cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace()

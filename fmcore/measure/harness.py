@@ -1,4 +1,4 @@
-"""A flow on the harness: what is asked of it, on the noise that every round is measured on."""
+"""The measurements of a flow, with the same noise and labels for every round."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import Settings, derive_seed
 from fmcore.solve.solver import Solution, Solver
+from fmcore.verdict import keys
 from fmcore.work.work import Work
 
 
@@ -26,7 +27,7 @@ class Evaluate(Settings):
     """What is measured: Euler at each NFE, trajectories by a fine solver, the reverse SDE.
 
     `sde` is measured on rounds whose velocity is a score. `guidance` is for flows with classes.
-    With `seeds` above 1 distances are means over that many noises, the same for all rounds.
+    With `seeds` above 1 distances are means over that many draws of noise, the same for all rounds.
     """
 
     nfe: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)] = (
@@ -38,19 +39,19 @@ class Evaluate(Settings):
     """The fine solver of the paths on which straightness and transport cost are measured. Raise its
     steps when paths are curved."""
     sde: Annotated[tuple[Sde, ...], Field(strict=False)] = ()
-    """Reverse SDEs by which samples are drawn too. Only rounds on the independent coupling are
-    measured so: others have no score."""
+    """Reverse SDEs with which samples are drawn as well. Only for rounds trained on the independent
+    coupling: others have no score."""
     trajectories: int = Field(default=2048, gt=1)
     """How many paths are solved for straightness, transport cost and the budget. Raise it for
     smaller errors of these numbers."""
     reconstructions: int = Field(default=512, ge=0)
-    """How many real and own samples are inverted and sent back in one step, for `drift`; 0 skips
-    it. Networks with classes skip it always."""
+    """How many real and generated samples are inverted and mapped back in one step, for `drift`; 0
+    skips it. It is always skipped for networks with classes."""
     guidance: float = Field(default=1.0, ge=0)
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
     need network.classes and double the NFE."""
     seeds: int = Field(default=1, gt=0)
-    """Over how many draws of the noise distances are averaged; all rounds get the same draws. Raise
+    """Number of noise draws over which distances are averaged; all rounds get the same draws. Raise
     it when rounds are close."""
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
@@ -61,7 +62,7 @@ class Evaluate(Settings):
 
 @dataclass(frozen=True)
 class Harness:
-    """A flow on the harness: the noise and labels that every round gets, and how it is sampled."""
+    """A flow to measure, the noise and labels that every round gets, and the ways to sample it."""
 
     flow: Flow
     noise: Tensor
@@ -71,13 +72,13 @@ class Harness:
     device: torch.device
 
     def seeds(self) -> list["Harness"]:
-        """Return this harness, and the same flow on the noise of the other seeds."""
+        """Return this harness, and one with the noise of each other seed."""
         ids, shape = np.arange(len(self.noise)), tuple(self.noise.shape[1:])
         others = [derive_seed(self.seed, "evaluate", i) for i in range(1, self.settings.seeds)]
         return [self, *(replace(self, noise=gaussian_noise(s, ids, shape)) for s in others)]
 
     def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
-        """Carry the first `count` noises to t = 0."""
+        """Integrate from the first `count` noise samples to t = 0."""
         label = None if self.label is None else self.label[:count]
         return self.flow.sample(
             self.noise[:count],
@@ -90,7 +91,7 @@ class Harness:
         )
 
     def diffused(self, sde: Sde) -> Tensor:
-        """Carry all noises to t = 0 by the reverse SDE."""
+        """Integrate from all noise samples to t = 0 by the reverse SDE."""
         return diffuse(
             self.flow,
             self.noise,
@@ -104,7 +105,7 @@ class Harness:
 
 
 def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
-    """Put a flow on the harness, with `count` noises and, of a flow with classes, real labels."""
+    """Return a flow's harness: `count` noise samples and, for a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
     noise = gaussian_noise(derive_seed(work.seed, "evaluate"), ids, tuple(real.about.shape))
     label = None
@@ -117,14 +118,14 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
 
 
 def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:
-    """Invert by the fine solver, return in one Euler step: the mean square error per dimension.
+    """Invert with the fine solver, map back in one Euler step; return mean square errors.
 
-    Real samples that come back worse than the flow's own say that the rounds drift away from the
-    data (`drift` = recon_real - recon_fake, as in balanced conic reflow); `drift_rel` is relative
-    to the variance of the data.
+    Errors are per dimension. A larger error for real samples than for the flow's own means that the
+    rounds drift away from the data (`drift` = recon_real - recon_fake, as in balanced conic
+    reflow); `drift_rel` is relative to the variance of the data.
     """
     count = harness.settings.reconstructions
-    if not count or harness.flow.classes:  # which label a sample had is not known here
+    if not count or harness.flow.classes:  # the label of a sample is not known here
         return {}
     errors = []
     given = read(open_coupling(data), limit=count).target
@@ -143,10 +144,10 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
 
 
 def likelihood(harness: Harness, data: Path) -> dict[str, float]:
-    """Return the mean -log p of real data under the flow in nats, held-out data where there is.
+    """Return the mean -log p in nats of real data under the flow, of held-out data if there is any.
 
-    Images get uniform noise of one level first, and `bits_per_dim`. Where the law of the data is
-    known, `nll/floor` is its own: no flow does better.
+    Images first get uniform noise of one level, and `bits_per_dim` is returned too. Where the
+    density of the data is known, `nll/floor` is its own mean -log p: no flow has a lower one.
     """
     settings = harness.settings.likelihood
     if settings is None:
@@ -168,4 +169,4 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     if not coupling.about.data:
         return result
     known = own.read(Dataset, coupling.about.data, f"{data}: data").log_density(x)
-    return result if known is None else {**result, "nll/floor": -float(known.mean())}
+    return result if known is None else {**result, keys.at_floor("nll"): -float(known.mean())}

@@ -19,7 +19,7 @@ from fmcore.settings import Settings, derive_seed
 from fmcore.solve.solver import Solver, solve
 
 EXACT_UP_TO = 64
-"""Dimensions up to which `auto` takes the exact trace: one gradient each."""
+"""Largest dimension for which `auto` takes the exact trace, which needs one gradient for each."""
 
 Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -50,7 +50,7 @@ def log_likelihood(
     label: Tensor | None = None,
     batch: int = 256,
 ) -> Tensor:
-    """Return log p(x) [N] in nats for x [N, *D]; each value has the error of its solver alone."""
+    """Return log p(x) [N] in nats for x [N, *D]; the only error is that of the solver."""
     tiled, parts = flow.tiled(), []
     exact = settings.trace == "exact" or (settings.trace == "auto" and x[0].numel() <= EXACT_UP_TO)
     for cut in range(0, len(x), batch):
@@ -67,7 +67,7 @@ def log_likelihood(
 
 
 def _carried(v: Velocity, x: Tensor, signs: Tensor | None, solver: Solver, scale: float) -> Tensor:
-    """Solve for the point and the integral of the divergence side by side."""
+    """Solve for the point and the integral of the divergence together."""
     size = x[0].numel()
     divergence = _exact(v) if signs is None else _hutchinson(v, signs)
 

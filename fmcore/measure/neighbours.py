@@ -1,7 +1,7 @@
-"""What a Frechet distance does not see: kernels, and who lies beside whom in feature space.
+"""What a Frechet distance does not measure: kernel distance, and neighbours in feature space.
 
-Few distinct samples repeated often score a good Frechet distance and a poor coverage: that is how a
-flow that remembers its pairs shows.
+A few distinct samples, repeated often, have a good Frechet distance and a poor coverage: this
+reveals a flow that remembers its pairs.
 """
 
 import torch
@@ -19,9 +19,9 @@ def _far(a: Tensor, b: Tensor) -> Tensor:
 def kernel_distance(fake: Tensor, real: Tensor) -> float:
     """Return the squared maximum mean discrepancy of features [N, d], [M, d].
 
-    The kernel is (a.b / d + 1)^3 (Binkowski et al. 2018), the estimate unbiased: around 0 for one
-    law. Features are divided by the root mean square of the real ones around their mean: without it
-    the cube of unbounded features is a number that says nothing.
+    The kernel is (a.b / d + 1)^3 (Binkowski et al. 2018), the estimate unbiased: 0 on average for
+    equal laws. Features are divided by the root mean square of the real ones around their mean:
+    otherwise the cube of unbounded features has no meaning.
     """
     x, y = fake.double(), real.double()
     y_mean = y.mean(0)
@@ -42,8 +42,8 @@ def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str
     """Return precision, recall, density and coverage of features [N, d] against [M, d].
 
     Precision and recall: the share of fake (real) within the k-th neighbour's distance of some real
-    (fake) sample (Kynkaanniemi et al. 2019). Density counts such balls, over k; coverage is the
-    share of real samples whose ball holds a fake one (Naeem et al. 2020).
+    (fake) sample (Kynkaanniemi et al. 2019). Density counts such balls, divided by k; coverage is
+    the share of real samples whose ball holds a fake one (Naeem et al. 2020).
     """
     k = min(k, len(real) - 1, len(fake) - 1)
     between = _far(fake, real)
@@ -61,13 +61,13 @@ def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str
 def nearest_train(fake: Tensor, real: Tensor) -> float:
     """Return the mean distance of features [N, d] to the nearest of the training data [M, d].
 
-    Well below its floor (real data that is not among the M): the training data comes back.
+    Well below its floor (its value for real data not among the M), the flow repeats training data.
     """
     return float(_far(fake, real).min(1).values.mean())
 
 
 def mode_scores(x: Tensor, modes: Tensor, std: float) -> dict[str, float]:
-    """Return how points [N, d] sit on equal Gaussian modes [K, d].
+    """Return how well points [N, d] fit equally weighted Gaussian modes [K, d].
 
     `mode_share` is the share within three standard deviations of a mode, `mode_weights_tv` the
     total variation distance of the shares of the modes from 1/K.

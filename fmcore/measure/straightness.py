@@ -11,8 +11,8 @@ from torch import Tensor
 def straightness_curve(trajectory: Tensor) -> tuple[Tensor, Tensor]:
     """Return t [T] (midpoints, rising) and the mean squared gap between chord and velocity [T].
 
-    The velocity of a segment is its mean over the segment, so a grid of T steps sees a little less
-    than the whole gap: the error falls as 1/T for Euler trajectories, 1/T^2 for Heun and RK4.
+    The velocity of a segment is its mean over the segment, so a grid of T steps gives a gap that
+    is slightly too small: the error falls as 1/T for Euler trajectories, 1/T^2 for Heun and RK4.
     """
     x = trajectory.double().flatten(2)
     steps = len(x) - 1
@@ -34,7 +34,7 @@ def straightness_per_dim(trajectory: Tensor) -> float:
 
 
 def straightness_rel(trajectory: Tensor) -> float:
-    """Return S / E||Z1 - Z0||^2: free of the scale of the data."""
+    """Return S / E||Z1 - Z0||^2: independent of the scale of the data."""
     ends = trajectory[[0, -1]].double().flatten(2)
     return straightness(trajectory) / float((ends[0] - ends[1]).square().sum(-1).mean())
 
@@ -50,7 +50,7 @@ def curvature_angle(trajectory: Tensor) -> float:
 def initial_velocity_delta(velocity: Tensor, trajectory: Tensor) -> float:
     """Return E||v(Z1, 1) - (Z1 - Z0)||^2 / d, for the velocity [B, *D] at the source.
 
-    What one Euler step gets wrong: its endpoint is Z1 - v(Z1, 1) in place of Z0.
+    It is the error of one Euler step, whose endpoint is Z1 - v(Z1, 1) in place of Z0.
     """
     gap = velocity.double() - (trajectory[0].double() - trajectory[-1].double())
     return float(gap.square().mean())

@@ -1,6 +1,6 @@
 """Transport cost of a coupling, and distances between two sets of points.
 
-Rectification raises the transport cost for no convex cost (Liu et al. 2022, theorem 3.5).
+Rectification does not raise the transport cost, for any convex cost (Liu et al. 2022, theorem 3.5).
 """
 
 import torch
@@ -14,7 +14,7 @@ def _lengths(source: Tensor, target: Tensor) -> Tensor:
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return |a_i - b_j|; cdist's faster form takes differences of squares, and loses digits."""
+    """Return |a_i - b_j|; cdist's faster form subtracts squares and loses digits."""
     far: Tensor = torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
     return far
 
@@ -45,7 +45,7 @@ def w2(a: Tensor, b: Tensor) -> float:
     The best assignment by scipy: cubic in N, a fifth of a second for 1,000 points.
     """
     _same_size(a, b)
-    from scipy.optimize import linear_sum_assignment  # a third of a second to import
+    from scipy.optimize import linear_sum_assignment  # its import takes a third of a second
 
     cost = _distances(a, b).square()
     rows, columns = linear_sum_assignment(cost.numpy())
@@ -63,7 +63,7 @@ def sliced_w2(a: Tensor, b: Tensor, *, seed: int, directions: int = 500) -> floa
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Return 2 E|A-B| - E|A-A'| - E|B-B'| as a U-statistic: unbiased, around 0 for one law."""
+    """Return 2 E|A-B| - E|A-A'| - E|B-B'| as a U-statistic: unbiased, mean 0 for equal laws."""
     n, m = len(a), len(b)
     between = _distances(a, b).mean()
     within = _distances(a, a).sum() / (n * (n - 1)) + _distances(b, b).sum() / (m * (m - 1))

@@ -40,11 +40,11 @@ from fmcore.settings import Log, ReflowError, Settings, derive_seed
 
 PLANE_SAMPLES = 1000
 NEIGHBOURS = 2000
-"""How many samples are compared with how many by metrics that look at all pairs."""
+"""Number of samples on each side for metrics that compare all pairs of samples."""
 
 
 class YardstickSettings(Settings):
-    """Which features, how many samples a half, how many cuts."""
+    """The features, the number of samples in each half, the number of cuts."""
 
     features: FeaturesOf = FeatureSettings()
     """The features in which generated and real samples are compared."""
@@ -97,7 +97,7 @@ def _features(extractor: Features | None, x: Tensor) -> Tensor:
 def _distances(
     yardstick: Yardstick, groups: list[Tensor], label: Tensor | None
 ) -> dict[str, float]:
-    """Measure each group against its cut; what takes neighbours or classes on the first one."""
+    """Measure each group against its cut; metrics by neighbour or class take the first group."""
     values: dict[str, list[float]] = {}
     found: dict[str, float] = {}
     for i, (group, reference) in enumerate(zip(groups, yardstick.references, strict=True)):
@@ -227,7 +227,7 @@ def save(path: Path, yardstick: Yardstick) -> None:
 
 
 def load(path: Path) -> Yardstick:
-    """Read a yardstick; refuses one whose extractor is not the one it was made with."""
+    """Read a yardstick; raise ReflowError if its extractor is not the one it was made with."""
     try:
         about = json.loads((path / "yardstick.json").read_text())
         tensors = load_file(path / "reference.safetensors")

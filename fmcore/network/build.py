@@ -1,4 +1,4 @@
-"""Velocity networks by their settings."""
+"""Velocity networks built from their settings."""
 
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> VelocityNe
 
 
 def with_spans(network: VelocityNetwork) -> ResidualMLP:
-    """Return the network with an input for spans that changes nothing until it is trained."""
+    """Return the network with an added input for spans, which has no effect before training."""
     if not isinstance(network, ResidualMLP):
         raise ReflowError(
             f"objective mean_flow needs network residual_mlp, got {network.settings.name}: its loss"

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of `model`, with a ramp for short runs.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so the initial weights are forgotten.
     """
 
     @torch.no_grad()

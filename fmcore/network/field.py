@@ -1,4 +1,4 @@
-"""A network as a velocity field: whatever it predicts, its velocity, with guidance."""
+"""A network as a velocity field: converts its prediction to a velocity, with guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Field:
     """dx/dt = v(x, t), by a network that predicts one of four things.
 
     `network` is called as (x [B, *D], t [B]) and, where there are classes or spans, with the label
-    [B] and the span [B] behind.
+    [B] and the span [B] as further arguments.
     """
 
     network: Callable[..., Tensor]
@@ -29,7 +29,7 @@ class Field:
     def velocity(
         self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
     ) -> Velocity:
-        """Return v(x, t) with label [B] and guidance bound: v_null + guidance (v - v_null).
+        """Return the function v(x, t) for label [B] and guidance: v_null + guidance (v - v_null).
 
         `span` is the length of the steps that will be taken, for a network that predicts averages.
         """

@@ -1,4 +1,4 @@
-"""Image networks of diffusers: UNet2DModel and DiT, told the time and the class."""
+"""Image networks of diffusers: UNet2DModel and DiT, conditioned on time and class."""
 
 import logging
 import warnings
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from fmcore.settings import ReflowError, Settings
 
 DIFFUSERS = "diffusers"
-"""The folder of a model that plain diffusers loads."""
+"""The subfolder of a model that diffusers can load."""
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class UNet(Settings):
-    """diffusers' UNet2DModel: channels by resolution, residual blocks each, attention at `attend`.
+    """diffusers' UNet2DModel: channels and blocks per resolution, attention at levels `attend`.
 
     Tiny: channels [16, 32]. CIFAR-10: channels [128, 256, 256, 256], blocks 2, attend [1].
     """
@@ -37,8 +37,8 @@ class UNet(Settings):
     """Share of features that are dropped in training. Raise it to about 0.1 when the network
     remembers a small data set."""
     classes: int = Field(default=0, ge=0)
-    """Number of classes that the network is told; 0 ignores labels. Labels of the data must be
-    below it. Guidance needs it."""
+    """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
+    must be below it. Guidance needs it."""
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""
@@ -65,8 +65,8 @@ class DiT(Settings):
     """Share of features that are dropped in training. Raise it to about 0.1 when the network
     remembers a small data set."""
     classes: int = Field(default=0, ge=0)
-    """Number of classes that the network is told; 0 ignores labels. Labels of the data must be
-    below it. Guidance needs it."""
+    """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
+    must be below it. Guidance needs it."""
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""
@@ -92,7 +92,7 @@ class ImageNetwork(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
     ) -> Tensor:
-        """Return dx/dt at x and t; no label is the null class."""
+        """Return dx/dt at x and t; without a label, for the null class."""
         if span is not None:
             raise ValueError("an image network has no input for spans")
         if label is None:
@@ -113,7 +113,7 @@ class ImageNetwork(nn.Module):
 
 
 def _diffusers() -> Any:
-    """Import diffusers: ten times the rest of fmcore, so only where it is needed."""
+    """Import diffusers, only where needed: it takes ten times as long as the rest of fmcore."""
     with warnings.catch_warnings(action="ignore"):
         import diffusers
     logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -165,6 +165,6 @@ def _dit(settings: DiT, shape: tuple[int, ...]) -> Any:
     )
     for module in net.modules():
         if hasattr(module, "dropout_prob"):
-            # It would drop labels by the global generator; training drops them by (seed, step).
+            # diffusers would drop labels with the global generator; training uses (seed, step).
             module.dropout_prob = 0.0
     return net

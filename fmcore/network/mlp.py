@@ -12,10 +12,10 @@ from fmcore.settings import Settings
 
 
 class MLP(Settings):
-    """A residual MLP on flattened samples, told the time by sines and cosines.
+    """A residual MLP on flattened samples, with sines and cosines of the time as input.
 
-    `time_frequency` is the highest of these, in half periods over [0, 1]; MeanFlow wants it low.
-    `norm: none` is for a few dimensions: LayerNorm forgets |x|. `classes` > 0 adds a label and a
+    `time_frequency` is the highest of these, in half periods over [0, 1]; MeanFlow needs it low.
+    `norm: none` is for a few dimensions: LayerNorm removes |x|. `classes` > 0 adds a label and a
     null class; `spans` adds the span of an average velocity (MeanFlow).
     """
 
@@ -34,8 +34,8 @@ class MLP(Settings):
     """`layer` normalises features before each block. `none` is for data of a few dimensions, where
     the length of x matters."""
     classes: int = Field(default=0, ge=0)
-    """Number of classes that the network is told; 0 ignores labels. Labels of the data must be
-    below it. Guidance needs it."""
+    """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
+    must be below it. Guidance needs it."""
     spans: bool = False
     """Whether the untrained network has an input for spans. A round with objective mean_flow adds
     it by itself, so leave it out."""
@@ -66,7 +66,7 @@ class Block(nn.Module):
 class ResidualMLP(nn.Module):
     """v(x, t): x [B, *D], t [B] in [0, 1] -> [B, *D].
 
-    A gate g(t) * x carries the part of the velocity that is linear in x, which is all of it for
+    A gate g(t) * x learns the part of the velocity that is linear in x, which is all of it for
     Gaussian data: the blocks learn the rest.
     """
 
@@ -100,7 +100,7 @@ class ResidualMLP(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
     ) -> Tensor:
-        """Return dx/dt [B, *D] at x [B, *D] and t [B]; no label [B] is the null class."""
+        """Return dx/dt [B, *D] at x [B, *D] and t [B]; without a label, for the null class."""
         time = self.time(self._waves(t))
         if self.settings.classes:
             null = torch.full_like(t, self.settings.classes, dtype=torch.int64)

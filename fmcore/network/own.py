@@ -11,17 +11,17 @@ from fmcore.own import Own, called, find, parsed
 from fmcore.settings import ReflowError, Settings
 
 GIVEN = ("self", "shape", "classes")
-"""What the constructor of a network is given beside its settings."""
+"""The arguments of a network's constructor besides its settings."""
 
 
 class OwnNetwork(nn.Module):
     """The base of a velocity network of your own (`name: custom`).
 
-    Its constructor takes `shape` [*D], `classes`, and behind them its settings, with types and
-    defaults, which params.yaml gives; it calls `super().__init__(shape, classes)`. `forward(x, t,
+    Its constructor takes `shape` [*D], `classes`, then its settings, with types and defaults;
+    params.yaml gives their values. It calls `super().__init__(shape, classes)`. `forward(x, t,
     label)` returns dx/dt [B, *D] at x [B, *D] and t [B] in [0, 1]; the label [B] is in 0 ...
-    `classes`, of which `classes` is the null class, and None stands for it. Weights and buffers are
-    kept as safetensors.
+    `classes`; `classes` itself is the null class, and so is None. Weights and buffers are saved as
+    safetensors.
     """
 
     tile: int = 32
@@ -50,12 +50,12 @@ class Custom(Own):
 
     @property
     def own(self) -> Any:
-        """The settings that the user's class is called with."""
+        """The settings with which the user's class is called."""
         kind = find(self.path, OwnNetwork)
         return parsed(_settings_of(kind, self.path), self.settings)
 
     def build(self, shape: tuple[int, ...]) -> OwnNetwork:
-        """Make the network, and see that its output has the shape of a sample."""
+        """Make the network, and check that its output has the shape of a sample."""
         try:
             kind, settings = find(self.path, OwnNetwork), dict(self.own)
             network: OwnNetwork = called(self.path, lambda: kind(shape, self.classes, **settings))

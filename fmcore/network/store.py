@@ -24,7 +24,7 @@ from fmcore.settings import CONVENTION, ReflowError
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: the network, its whole config and the digest that names it."""
+    """A loaded model: the network, its whole config and the digest that identifies it."""
 
     network: VelocityNetwork
     config: dict[str, Any]
@@ -39,7 +39,7 @@ class Model:
 def save(
     path: Path, network: nn.Module, *, raw: nn.Module | None = None, about: dict[str, Any]
 ) -> None:
-    """Write `network` (EMA weights) and `raw` to the directory `path`, with a config of `about`."""
+    """Write `network` (EMA weights) and `raw` to the directory `path`; `about` joins the config."""
     averaged = isinstance(network, AveragedModel)
     inner = cast(VelocityNetwork, network.module if averaged else network)
     path.mkdir(parents=True, exist_ok=True)

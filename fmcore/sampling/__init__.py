@@ -1,1 +1,1 @@
-"""A flow sampled: pairs of a coupling, samples for evaluation, the reverse SDE."""
+"""Sampling a flow: pairs of a coupling, samples for evaluation, the reverse SDE."""

@@ -1,4 +1,4 @@
-"""A trained network as a flow: the samples that its velocity makes, and the way back."""
+"""A trained network as a flow: solve its ODE from noise to samples, or back."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -47,7 +47,7 @@ class Flow(Field):
         return Flow.of(replace(model, network=model.network.to(device)), compute)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a worker as weights and settings: a compiled network does not travel."""
+        """Pickle as weights and settings: a compiled network cannot be pickled."""
         if self.made_of is None:
             return Flow, tuple(getattr(self, f.name) for f in fields(self))
         model, compute = self.made_of
@@ -68,11 +68,11 @@ class Flow(Field):
         guidance: float = 1.0,
         keep_trajectory: bool = False,
     ) -> Solution:
-        """Carry source [N, *D] to t = 0; the solution is on the CPU.
+        """Integrate from source [N, *D] to t = 0; the solution is on the CPU.
 
-        `device` is where the weights lie: known of a loaded model, else that of the source. The
-        state is float32 whatever the network computes in: a half-precision state loses the
-        pair. With guidance each evaluation of the velocity is two of the network, and counted so.
+        `device` holds the weights: given for a loaded model, else that of the source. The state is
+        float32 in every precision of the network: a half-precision state would lose the pairing.
+        With guidance each evaluation of the velocity counts as two: it calls the network twice.
         """
         start = self.interpolant.noise_scale * source
         return self._carry(
@@ -89,7 +89,7 @@ class Flow(Field):
         label: Tensor | None = None,
         guidance: float = 1.0,
     ) -> Solution:
-        """Carry target [N, *D] to t = 1: the source that the flow would have made it from."""
+        """Integrate from target [N, *D] to t = 1: the source from which the flow would make it."""
         found = self._carry(target, solver, (0.0, 1.0), device, batch, label, guidance, False)
         return Solution(found.x / self.interpolant.noise_scale, found.nfe, None, found.evaluations)
 
@@ -122,7 +122,7 @@ def _device_of(network: torch.nn.Module) -> torch.device:
 
 
 def concatenated(parts: list[Solution], factor: int = 1) -> Solution:
-    """Put the solutions of some batches together, on the CPU; each evaluation counts `factor`."""
+    """Concatenate the solutions of batches on the CPU; each evaluation counts `factor` times."""
     paths = [p.trajectory.cpu() for p in parts if p.trajectory is not None]
     counts = [p.evaluations.cpu() * factor for p in parts if p.evaluations is not None]
     return Solution(

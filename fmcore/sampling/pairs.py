@@ -29,10 +29,10 @@ Kind = Literal["generated", "inverted"]
 
 
 class Couple(Settings):
-    """How many pairs, by which solver; `batch` never changes the bytes on the CPU.
+    """How many pairs, by which solver; `batch` does not change the bytes on the CPU.
 
     `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
-    is baked into the pairs of a flow with classes, and recorded.
+    changes the pairs of a flow with classes, and is recorded.
     """
 
     pairs: int = Field(gt=0)
@@ -44,19 +44,19 @@ class Couple(Settings):
     """Shares of pairs `generated` from noise and `inverted` from real samples; they add up to 1.
     Add inverted pairs when gates.drift_rel warns."""
     guidance: float = Field(default=1.0, ge=0)
-    """Strength of guidance that is baked into the pairs: v_null + guidance (v - v_null). 1 is none;
-    other values need network.classes and double the cost."""
+    """Strength of guidance in making the pairs: v_null + guidance (v - v_null). 1 is none; other
+    values need network.classes and double the cost."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
     (`raw`)."""
     batch: int = Field(default=1024, gt=0)
     """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; on the
-    CPU it never changes the bytes."""
+    CPU it does not change the bytes."""
     shard: int = Field(default=4096, gt=0)
-    """Pairs in each Parquet file: the unit of work for several workers, and what a stopped run need
-    not repeat."""
+    """Pairs in each Parquet file: the unit of work for several workers. A stopped run does not
+    repeat finished files."""
     audit_every: int = Field(default=32, gt=0)
-    """Every so many-th pair is solved again with twice the steps (or a tenth of the tolerances), to
+    """One pair in this many is solved again with twice the steps (or a tenth of the tolerances), to
     measure `solver_gap`. Lower it for a better estimate."""
 
     @model_validator(mode="after")
@@ -68,7 +68,7 @@ class Couple(Settings):
 
 @dataclass(frozen=True)
 class PairSampler:
-    """What makes the pairs of a coupling: the flow, the real data, where it computes."""
+    """The sampler of a coupling's pairs: its flow, real data, settings and device."""
 
     flow: Flow
     data: Pairs | None
@@ -81,7 +81,7 @@ class PairSampler:
         return replace(self, flow=self.flow.on(device), device=device).packed
 
     def packed(self, index: int) -> tuple[pa.Buffer, int]:
-        """Return a shard as an Arrow stream: by pickle a list forgets that it holds no nulls."""
+        """Return a shard as an Arrow stream: pickle loses that a list holds no nulls."""
         rows, nfe = self.shard(index)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as stream:
@@ -128,7 +128,7 @@ class PairSampler:
     def _known(
         self, ids: NDArray[np.int64], inverted: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return source and target as far as they are given, and labels as the data has them."""
+        """Return the source and target that are known before solving, and the labels."""
         shape = tuple(self.about.shape)
         source = gaussian_noise(self.about.seed, ids, shape)
         target = torch.zeros_like(source)

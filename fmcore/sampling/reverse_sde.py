@@ -14,14 +14,14 @@ from fmcore.solve.solver import Solution
 
 
 class Sde(Settings):
-    """Euler-Maruyama: how many equal steps, and how much of the noise is drawn anew."""
+    """Euler-Maruyama: the number of equal steps, and the share of the noise."""
 
     name: str = Field(default="euler_maruyama", pattern="^euler_maruyama$")
     """The scheme: Euler-Maruyama, the only one."""
     steps: int = Field(default=64, gt=0)
     """Number of equal steps from t = 1 to t = 0."""
     churn: float = Field(default=1.0, ge=0, le=1)
-    """Share of the noise that is drawn anew: 0 is the ODE, 1 the full reverse SDE."""
+    """Share of the reverse SDE's noise that each step adds: 0 is the ODE, 1 the full SDE."""
 
 
 def diffuse(
@@ -35,7 +35,7 @@ def diffuse(
     label: Tensor | None = None,
     guidance: float = 1.0,
 ) -> Solution:
-    """Carry source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, row, step).
+    """Integrate from source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, row, step).
 
     Raises ReflowError where the velocity is not a score.
     """

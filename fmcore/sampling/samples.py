@@ -13,7 +13,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.work.workers import Run
 
 Part = tuple[int, OdeSolver, NDArray[Any], NDArray[Any] | None]
-"""First row, solver, noise [B, *D], labels [B]; arrays, because a tensor travels with its base."""
+"""First row, solver, noise [B, *D], labels [B]; arrays: pickle sends a tensor with its base."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SampleJob:
         return replace(self, flow=self.flow.on(device), device=device).carry
 
     def carry(self, part: Part) -> NDArray[Any]:
-        """Carry the noise of a part to t = 0 in one batch."""
+        """Integrate from the noise of a part to t = 0 in one batch."""
         _, solver, noise, label = part
         found = self.flow.sample(
             torch.from_numpy(noise),
@@ -51,9 +51,9 @@ def sampled(
     batch: int,
     label: Tensor | None = None,
 ) -> Tensor:
-    """Carry noise [N, *D] to t = 0 by the `run` of a SampleJob's start_workers.
+    """Integrate from noise [N, *D] to t = 0 with `run`, which start_workers gives for a SampleJob.
 
-    The cuts are those of `Flow.sample`, and so are the bytes, whoever computes them.
+    Batches and bytes are those of `Flow.sample`, with every executor.
     """
     x, own = noise.numpy(), None if label is None else label.numpy()
     parts: list[Part] = [

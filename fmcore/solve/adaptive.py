@@ -1,8 +1,8 @@
 """Dormand-Prince 5(4) with a step size of its own for each row.
 
-The error norm of a batched adaptive solver spans the batch, so that a sample depends on its batch
-mates, and a coupling on the batch size. Here each row has its own time and step, which a velocity
-v(x, t) with t [B] allows; rows that have arrived wait for the others.
+The error norm of a batched adaptive solver spans the batch, so that a sample depends on the other
+rows, and a coupling on the batch size. Here each row has its own time and step, which a velocity
+v(x, t) with t [B] allows; rows that have reached the end wait for the others.
 """
 
 from typing import Literal
@@ -39,7 +39,7 @@ class Adaptive(Settings):
     atol: float = Field(default=1e-5, gt=0)
     """Error that a step may have in absolute terms, in units of the data."""
     max_steps: int = Field(default=1000, gt=0)
-    """Steps after which a sample that has not arrived is an error. Raise it for tight
+    """Largest number of steps for a sample; if it needs more, that is an error. Raise it for tight
     tolerances."""
 
     def refined(self) -> "Adaptive":
@@ -52,7 +52,7 @@ def dopri5(
 ) -> tuple[Tensor, Tensor]:
     """Integrate each row of x [B, *D] from `start` to `end`; also return its evaluations [B].
 
-    Raises ReflowError when a row does not arrive within `max_steps` steps.
+    Raises ReflowError when a row does not reach `end` within `max_steps` steps.
     """
     rtol, atol = settings.rtol, settings.atol
     t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)

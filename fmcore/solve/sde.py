@@ -27,9 +27,9 @@ def euler_maruyama(
     steps: int,
     churn: float,
 ) -> Solution:
-    """Carry x [B, *D] from t = 1 to t = 0; `noise(i)` is standard normal [B, *D] for step i.
+    """Integrate x [B, *D] from t = 1 to t = 0; `noise(i)` is standard normal [B, *D] for step i.
 
-    Where alpha = 0 the diffusion g has no bound (x_1 is all source), so that step is the ODE's.
+    Where alpha = 0 the diffusion g has no bound (x_1 is all source), so that step solves the ODE.
     """
     grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64).to(x.device, x.dtype)
     for i, (t, after) in enumerate(pairwise(grid)):

@@ -1,7 +1,7 @@
 """ODE solvers: on a fixed grid a solver is one function of one step; `dopri5` adapts its steps.
 
-The ODE is dx/dt = v(x, t); it carries source (t = 1) to target (t = 0), or back. The grid is
-exact: the last step ends on `end` itself, never at an epsilon beside it.
+The ODE is dx/dt = v(x, t); it maps source (t = 1) to target (t = 0), or back. The grid is
+exact: the last step ends on `end` itself, not at a distance epsilon from it.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,7 @@ class Solver(Settings):
 class Solution:
     """Endpoint x [B, *D], counted evaluations, and the trajectory [T+1, B, *D] if asked for.
 
-    `nfe` counts those of every row; of an adaptive solver the largest of its `evaluations` [B].
+    `nfe` is the count of every row; for an adaptive solver the largest of its `evaluations` [B].
     """
 
     x: Tensor
@@ -144,7 +144,7 @@ def solve(
 
     def v(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
-        calls += 1  # the NFE, counted where it happens
+        calls += 1  # the NFE counts every call
         return velocity(x, t.expand(len(x)))
 
     for t, after in pairwise(solver.grid(start, end).to(x.device, x.dtype)):

@@ -102,7 +102,7 @@ def _order(rows: int, seed: int, step: int) -> Tensor:
 
 
 def _flipped(x: Tensor, turned: Tensor) -> Tensor:
-    """Mirror the chosen images left to right; noise mirrored is noise, so a pair stays a pair."""
+    """Mirror the chosen images left to right; mirrored noise is noise, so a pair stays a pair."""
     return torch.where(expand(turned, x), x.flip(-1), x)
 
 
@@ -110,7 +110,7 @@ def _assignment(source: Tensor, target: Tensor, pairing: Pairing, seed: int) -> 
     """Return for each target [B] the row of its source."""
     distance = torch.cdist(target.flatten(1).double(), source.flatten(1).double()).square().numpy()
     if pairing.name == "optimal":
-        from scipy.optimize import linear_sum_assignment  # a third of a second to import
+        from scipy.optimize import linear_sum_assignment  # its import takes a third of a second
 
         return torch.from_numpy(linear_sum_assignment(distance)[1])
     try:

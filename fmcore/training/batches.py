@@ -28,12 +28,12 @@ def batches(
     memory: int = 2 << 30,
     shorter_than: float | None = None,
 ) -> Iterator[Pairs]:
-    """Yield training batches for ever, from step `start`; step k is a pure function of (seed, k).
+    """Yield training batches without end, from step `start`; step k is a function of (seed, k).
 
     Row groups are taken in windows of at most `memory` bytes; a window is shuffled as a whole and
     cut into batches, and the windows themselves are shuffled in each epoch. A coupling that fits is
     one window, read once. Pairs are drawn independently, so their order on disk is random already
-    and nothing is lost by shuffling in windows. An independent coupling gets fresh noise each step.
+    and nothing is lost by shuffling in windows. An independent coupling gets new noise each step.
     Pairs with |target - source| of `shorter_than` or more are left out.
     """
     windows = _windows(coupling, memory)
@@ -46,7 +46,7 @@ def batches(
 
 
 def shuffled_batches(pairs: Pairs, *, batch: int, seed: int, start: int = 0) -> Iterator[Pairs]:
-    """Yield training batches of pairs in memory for ever: those of `batches` of one window."""
+    """Yield training batches of pairs in memory without end, as `batches` does for one window."""
     if not len(pairs):
         raise ReflowError("no training pairs; give at least one")
     yield from _epochs([pairs], lambda window: window, [len(pairs)], batch, seed, start)
@@ -64,7 +64,7 @@ def _epochs(
     cuts = [max(1, n // batch) for n in sizes]
     step, held = 0, -1
     for epoch in count():
-        if step + sum(cuts) <= start:  # an epoch that is done already: skip it unread
+        if step + sum(cuts) <= start:  # skip a finished epoch without reading it
             step += sum(cuts)
             continue
         for w in _shuffled(len(windows), seed, "windows", epoch).tolist():

@@ -1,4 +1,4 @@
-"""The full state of a training run, and keeping it so that a killed run resumes bit for bit.
+"""The full state of a training run, saved so that a killed run resumes bit for bit.
 
 Draws are functions of (seed, step), so the generators need no state beyond the step.
 """
@@ -23,7 +23,7 @@ History = list[dict[str, float]]
 
 @dataclass
 class State:
-    """What a training run carries from step to step."""
+    """What a training run keeps from step to step."""
 
     network: VelocityNetwork
     ema: AveragedModel
@@ -37,7 +37,7 @@ FILE = "checkpoint.safetensors"
 
 
 def save_state(folder: Path, state: State) -> None:
-    """Write the state to `folder`, whole or not at all: temporary name, then rename."""
+    """Write the state to `folder` atomically: temporary name, then rename."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for key, value in state.network.state_dict().items():
@@ -58,7 +58,7 @@ def load_state(folder: Path, state: State) -> bool:
     """Fill `state` from the checkpoint in `folder`; False if there is none.
 
     A checkpoint that cannot be read (a truncated file, say) counts as none: training starts over
-    rather than from something half right.
+    rather than from a damaged state.
     """
     path = folder / FILE
     if not path.exists():

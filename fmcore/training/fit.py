@@ -33,7 +33,8 @@ from fmcore.work.compute import Compute
 class Train(Settings):
     """How a round is trained.
 
-    `processes` share each batch, on as many GPUs or cores: part of the last bits, so a setting.
+    `processes` share each batch, on as many GPUs or cores. Their number changes rounding, hence the
+    result; so it is a setting.
     `time` is the law of t; `point` or `grid` makes the round a student of its coupling for one or k
     steps. `objective` is what the network predicts. `pairing` re-pairs each batch of an independent
     coupling; `flip` mirrors pairs of images; `drop_longest` leaves out that share of the pairs.
@@ -73,11 +74,11 @@ class Train(Settings):
     loss: LossOfRound = Loss()
     """What is minimised: the error of the prediction, as a function of its size and of t."""
     pairing: Pairing = Independent()
-    """How sources and targets are paired anew in each batch, for straighter paths in round 1. Only
-    for the independent coupling."""
+    """How the sources and targets of each batch are paired again, for straighter paths in round 1.
+    Only for the independent coupling."""
     flip: bool = False
-    """Whether images are mirrored left to right at random, source and target alike. Not for digits
-    or text."""
+    """Whether images are mirrored left to right at random, source and target together. Not for
+    digits or text."""
     drop_longest: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pairs that is left out: those with the largest |target - source|. Only for
     generated couplings; set it when far pairs dominate the loss."""
@@ -88,11 +89,11 @@ class Train(Settings):
     """Which weights of the model `init` the round starts from: the average (`ema`) or the
     optimiser's own (`raw`)."""
     log_every: int = Field(default=50, gt=0)
-    """Steps between two points of the training curve; each is the mean loss since the point
-    before."""
+    """Steps between two points of the training curve; each is the mean loss since the
+    previous point."""
     checkpoint_every: int = Field(default=500, gt=0)
-    """Steps between two checkpoints, from which a stopped training goes on; the held-out loss is
-    measured at each."""
+    """Steps between two checkpoints, from which a stopped training continues; the held-out loss
+    is measured at each."""
     diverged: float = Field(default=20.0, gt=1)
     """Factor above its best at which the logged loss stops the run as diverged. Raise it when the
     loss is noisy."""
@@ -100,7 +101,7 @@ class Train(Settings):
     """Memory for pairs, in MiB. A larger coupling is read and shuffled in windows of this size."""
     processes: int = Field(default=1, gt=0)
     """Processes that share each batch, on a GPU each or on cores. It changes the order of sums,
-    hence the last bits."""
+    hence rounding."""
 
     @property
     def student(self) -> bool:
@@ -140,11 +141,11 @@ def fit(
     compute: Compute | None = None,
     group: Group = ALONE,
 ) -> Iterator[Step]:
-    """Train `state` on a stream of pairs from where it stands; a generator: the caller drives.
+    """Train `state` on a stream of pairs from its current step on; yield after each step.
 
     The stream gives the pairs of step `state.step`, then of the next ones. Every draw (source, t,
-    labels) is a function of (seed, step): stopping and going on changes nothing. The loss of a step
-    is the mean square error, whatever it is that is minimised.
+    labels) is a function of (seed, step): stopping and resuming changes nothing. The loss of a
+    step is the mean square error, whichever loss is minimised.
     """
     device = next(state.network.parameters()).device
     network = (compute or Compute()).running(state.network)
@@ -171,7 +172,7 @@ def fit(
 
 
 def batch_rules(settings: Train, classes: int) -> BatchRules:
-    """Return how the batches of a round are drawn, for a network of so many classes."""
+    """Return how the batches of a round are drawn, for a network with `classes` classes."""
     return BatchRules(
         law=settings.time,
         spans=settings.spans if settings.objective == "mean_flow" else 0.0,
@@ -183,7 +184,7 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
 
 
 def check_loss(loss: float, state: State, settings: Train, kept_in: str | None = None) -> None:
-    """Refuse a loss that is not finite or has run away; `kept_in` has the last good checkpoint."""
+    """Raise if the loss is not finite or grew too much; `kept_in` has the last good checkpoint."""
     best = min((row["loss"] for row in state.history), default=math.inf)
     kept = f"; the last good checkpoint is kept in {kept_in}" if kept_in else ""
     if not math.isfinite(loss) or not finite(state):

@@ -1,4 +1,4 @@
-"""The flow-matching loss of a velocity on pairs that never trained."""
+"""The flow-matching loss of a velocity on pairs that are held out from training."""
 
 import torch
 
@@ -20,10 +20,10 @@ def held_out_losses(
     limit: int,
     law: LawOfTime | None = None,
 ) -> dict[str, float]:
-    """Return the loss on held-out pairs, on as many that trained, and the ratio of the two.
+    """Return the loss on held-out pairs, on as many training pairs, and the ratio of the two.
 
-    Times follow `law`, uniform unless given. A ratio well above 1 says that the network remembers
-    its pairs: more pairs, fewer steps.
+    Times follow `law`, uniform unless given. A ratio well above 1 means that the network remembers
+    its pairs: use more pairs, or fewer steps.
     """
     held = read(coupling, split="held_out", limit=limit)
     if not len(held):
@@ -40,7 +40,7 @@ def held_out_losses(
 def _loss(
     field: Field, pairs: Pairs, seed: int, device: torch.device, evaluations: int, law: LawOfTime
 ) -> float:
-    """Average over about `evaluations` times, stratified over [0, 1] and dealt to the pairs."""
+    """Average over about `evaluations` times, stratified over [0, 1] and spread over the pairs."""
     repeats = max(1, evaluations // len(pairs))
     n = repeats * len(pairs)
     generator = torch.Generator().manual_seed(derive_seed(seed, "held_out_time"))
@@ -50,7 +50,7 @@ def _loss(
         part, t = pairs.rows(rows % len(pairs)), times[rows]
         label = part.label.to(device) if field.classes and part.label is not None else None
         batch = Batch(*(a.to(device) for a in (part.target, part.source, t)))
-        # The velocity is compared, whatever the network predicts, so that rounds compare.
+        # The loss of the velocity, whatever the network predicts, so that rounds can be compared.
         _, mean_square = flow_matching_loss(field.velocity(label), batch, field.interpolant)
         total += float(mean_square) * len(rows)
     return total / n

@@ -19,7 +19,7 @@ from fmcore.settings import ReflowError
 
 @dataclass(frozen=True)
 class Group:
-    """The place of this process among those that train: rank 0 leads, it alone writes."""
+    """The rank of this process among those that train; only rank 0, which leads, writes."""
 
     rank: int = 0
     size: int = 1
@@ -30,7 +30,7 @@ class Group:
         return self.rank == 0
 
     def part(self, batch: Batch) -> Batch:
-        """Return the rows [B / size] of a batch [B] that are this process's."""
+        """Return this process's rows [B / size] of a batch [B]."""
         if self.size == 1:
             return batch
         given = (batch.target, batch.source, batch.t, batch.label, batch.span)
@@ -38,7 +38,7 @@ class Group:
         return Batch(*cut)  # type: ignore[arg-type]
 
     def average(self, tensors: Iterable[Tensor | None]) -> None:
-        """Replace tensors by their mean over the group: one exchange of all, flattened."""
+        """Replace tensors by their mean over the group: one all-reduce of all, flattened."""
         found = [t for t in tensors if t is not None]
         if self.size == 1 or not found:
             return
@@ -66,7 +66,7 @@ def rank() -> int:
 def training_group(
     processes: int, batch: int, device: torch.device
 ) -> Iterator[tuple[Group, torch.device]]:
-    """Yield this process's place in a group of `processes`, and its device (a GPU each).
+    """Yield this process's rank in a group of `processes`, and its device (a GPU each).
 
     Raises ReflowError when torchrun started another number of them, or the batch has no equal
     parts: the mean over the batch would not be the mean over the group.

@@ -1,1 +1,1 @@
-"""What the numbers mean: gates, advice, the comparison of rounds, pictures."""
+"""Interpretation of metrics: gates, advice, the comparison of rounds, pictures."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fmcore.verdict.comparison import Choice, RoundResult, nearest
 
 STRAIGHT = 0.01
-"""Below this relative straightness one Euler step is the flow: another round has nothing to win."""
+"""Below this relative straightness one Euler step is the flow: another round gains nothing."""
 
 Rounds = Sequence[RoundResult]
 

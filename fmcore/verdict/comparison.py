@@ -25,7 +25,7 @@ Number = int | float
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What was measured of a round, and the round that made its coupling (`parent`), if one did.
+    """The metrics of a round, and the round that made its coupling (`parent`), if one did.
 
     `distances` are by NFE, `spread` is the standard deviation of the distance at the largest NFE,
     and `metrics` holds every metric that belongs to no NFE. A `student` is trained for a number of
@@ -67,14 +67,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a gate said of a stage."""
+    """The verdict of a gate on a stage."""
 
     stage: str
     verdict: Verdict
 
     @property
     def text(self) -> str:
-        """The state, the stage and the words of the gate: one line."""
+        """One line: the state, the stage and the message of the gate."""
         return f"{self.verdict.state}: {self.stage}: {self.verdict.says}"
 
 
@@ -95,7 +95,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rounds laid out: a column for each NFE, then one for each metric that a round has."""
+    """A table of rounds: a column for each NFE, then one for each metric that a round has."""
 
     nfes: list[int]
     metrics: list[str]
@@ -129,11 +129,11 @@ class Comparison:
 
     @property
     def unhappy(self) -> list[Judged]:
-        """The gates that did not say ok."""
+        """The gates whose state is not ok."""
         return [judged for judged in self.gates if judged.verdict.state != "ok"]
 
     def table(self, metrics: Sequence[str]) -> Table:
-        """Lay out the rounds with those of `metrics` that a round has."""
+        """Return the table of the rounds, with those of `metrics` that a round has."""
         nfes = self.nfes
         shown = [m for m in metrics if any(m in r.metrics for r in self.rounds)]
         rows = [
@@ -148,7 +148,7 @@ class Comparison:
         return Table(nfes, shown, rows)
 
     def as_dict(self) -> dict[str, object]:
-        """Return what rounds.json holds, in its order."""
+        """Return the content of rounds.json, in its order."""
         return {
             "metric": self.metric,
             "fingerprint": self.fingerprint,
@@ -160,7 +160,7 @@ class Comparison:
         }
 
     def row(self, r: RoundResult) -> dict[str, object]:
-        """Return what rounds.json holds of a round."""
+        """Return the entry of a round in rounds.json."""
         return {
             "round": r.name,
             "coupling": r.coupling,
@@ -177,7 +177,7 @@ class Comparison:
 
     @classmethod
     def read(cls, content: str | bytes, where: str) -> "Comparison":
-        """Read the content of a rounds.json; `where` is its name for people.
+        """Read the content of a rounds.json; `where` names it in errors.
 
         Raises ReflowError for one that is damaged, or is no comparison.
         """
@@ -200,7 +200,7 @@ _WHOLE = TypeAdapter(Comparison)
 
 
 def _named(found: object) -> dict[str, object]:
-    """Return the content of the file with the names of the types above."""
+    """Return the content of the file with the field names of the types above."""
     whole = _mapping(found, "the file")
     metric = whole.get("metric")
     if not isinstance(metric, str):
@@ -245,5 +245,5 @@ def nearest(nfes: Iterable[int], wanted: int = FEW) -> int:
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """Write a number to read, not to compute with; nothing for None."""
+    """Format a number for display; an empty string for None."""
     return "" if value is None else f"{value:.{digits}g}"

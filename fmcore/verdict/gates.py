@@ -10,12 +10,12 @@ from fmcore.settings import Settings
 
 
 class Level(Settings):
-    """Above `warn` a gate is mentioned, above `fail` it stops the chain; null is never."""
+    """Above `warn` a gate warns, above `fail` it stops the chain; null means never."""
 
     warn: float | None = Field(default=None, ge=0)
-    """Above this value the number is mentioned; null never mentions it."""
+    """Above this value the gate warns; null means never."""
     fail: float | None = Field(default=None, ge=0)
-    """Above this value the stage fails and the chain stops; null never stops it."""
+    """Above this value the stage fails and the chain stops; null means never."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Level":
@@ -25,7 +25,7 @@ class Level(Settings):
 
 
 class Gates(Settings):
-    """The bounds of each gate. They decide whether a stage is accepted, never what it writes."""
+    """The bounds of each gate: they decide whether a stage is accepted, not what it writes."""
 
     noise_z: Level = Level(warn=4, fail=6)
     """Largest z-score of mean, variance and fourth moment of the pairs' source against N(0, 1)."""
@@ -43,11 +43,11 @@ class Gates(Settings):
     """Rise of the transport cost from the round's coupling to its own paths, over the former.
     Rectification rules out a rise."""
     budget_defect: Level = Level(warn=0.1)
-    """Size of the defect in cost(k-1) - cost(k) = S + V, over the former cost. Large: the velocity
-    is under-fitted or over-fitted."""
+    """Size of the defect in cost(k-1) - cost(k) = S + V, over the former cost. If it is large, the
+    velocity is under-fitted or over-fitted."""
     drift_rel: Level = Level(warn=0.1)
-    """How much worse real samples come back from inversion than the flow's own, over the data's
-    variance."""
+    """Error of real samples after inversion and one step back, less that of the flow's own samples,
+    over the data's variance."""
 
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -57,10 +57,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "noise_repeats": (
         "{value:.0f} sources occur twice",
-        "pairs with one noise teach nothing new: draw it by (seed, pair_id)",
+        "pairs with the same noise add nothing: draw it by (seed, pair_id)",
     ),
     "endpoint_shift": (
-        "mean and spread of the endpoints are off from the data by {value:.3g} of its variance",
+        "mean and spread of the endpoints differ from the data by {value:.3g} of its variance",
         "train the round longer, or solve with more steps",
     ),
     "solver_gap_rel": (
@@ -73,14 +73,14 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "cost_rise": (
         "the transport cost rose by {value:.3g} of its former value, which rectification rules out",
-        "the round is not trained to its end, or the coupling is of another flow",
+        "the round's training has not converged, or another flow made the coupling",
     ),
     "budget_defect": (
         "cost(k-1) - cost(k) differs from S + V by {value:.3g} of the cost",
         "the velocity is under-fitted (positive) or over-fitted (negative)",
     ),
     "drift_rel": (
-        "inverted real samples come back worse than the flow's own by {value:.3g} of the variance",
+        "inverted real samples have more error than the flow's own, by {value:.3g} of the variance",
         "the rounds drift from the data: mix inverted real pairs into the coupling",
     ),
 }
@@ -89,7 +89,7 @@ WORDS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says of a value, in words."""
+    """The state of a gate for a value, and its message."""
 
     gate: str
     value: float

@@ -1,4 +1,4 @@
-"""The keys of metrics: what is measured at an NFE, on real data, by the reverse SDE.
+"""The keys of metrics that are measured at an NFE, on real data, or by the reverse SDE.
 
 A metric measured at several NFE has a key for each, `fd_clf/nfe_4`; its value on real data is
 `fd_clf/floor`. Keys with an NFE are built and parsed here and nowhere else.

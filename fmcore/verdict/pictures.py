@@ -104,10 +104,10 @@ def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
 
 
 def trajectories(path: Path, trajectory: Tensor) -> None:
-    """Draw paths [T+1, B, *D] from source to target; past two dimensions, a projection.
+    """Draw paths [T+1, B, *D] from source to target; above two dimensions, a projection.
 
     The projection is on the two directions in which the targets vary most: their principal
-    components. The noise varies alike in all directions, so it has none.
+    components. The noise varies equally in all directions, so it has none.
     """
     x = trajectory.flatten(2).double()
     names = ("dimension 1", "dimension 2")
@@ -115,7 +115,7 @@ def trajectories(path: Path, trajectory: Tensor) -> None:
         ends = x[-1] - x[-1].mean(0)
         basis = torch.linalg.svd(ends, full_matrices=False)[2][:2]
         largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-        x = x @ (basis * largest.sign()).T  # a sign of its own, for equal bytes
+        x = x @ (basis * largest.sign()).T  # fix the sign, for equal bytes
         names = ("first principal component of the targets", "second principal component")
     elif x.shape[2] == 1:
         x = torch.cat([x, torch.zeros_like(x)], dim=2)

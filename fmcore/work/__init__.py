@@ -1,1 +1,1 @@
-"""How a verb computes: device, precision, seed, scratch folder, executor."""
+"""The context in which a verb runs: device, precision, seed, scratch folder, executor."""

@@ -14,18 +14,18 @@ TILE = 256
 
 
 class Compute(Settings):
-    """Device, CPU threads and precision: part of the last bits of a result, so all are settings.
+    """Device, CPU threads and precision: they change rounding, hence results; so they are settings.
 
     `bf16` computes the network in bfloat16 (weights and ODE state stay float32), `auto` only on a
-    GPU: most CPUs emulate it, slowly; `compile` is
-    torch.compile. No accelerate: autocast is one line, and bfloat16 needs no loss scaling.
+    GPU: most CPUs emulate it, slowly. `compile` is torch.compile. The package accelerate is not
+    used: autocast is one line, and bfloat16 needs no loss scaling.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of training and sampling. `auto` takes a GPU where torch sees one, else the CPU."""
     threads: int = Field(default=2, gt=0)
-    """CPU threads of a stage. Stages side by side share the machine's cores by this number. It
-    changes rounding, hence the last bits of results."""
+    """CPU threads of a stage. Stages that run at the same time share the cores by this number.
+    It changes rounding, hence results."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Number format of the network: `bf16` is autocast to bfloat16, `auto` does so on a GPU only.
     Weights and ODE state stay float32. Take auto for speed on a GPU."""
@@ -61,7 +61,7 @@ class Compute(Settings):
 
 
 def numerics(device: torch.device, compute: Compute, tile: int = TILE) -> dict[str, Any]:
-    """Return what decides the last bits: results are bytewise equal only where these are."""
+    """Return what decides rounding: results have equal bytes only where these values are equal."""
     where: dict[str, Any] = {"device": device.type, "torch": str(torch.__version__).split("+")[0]}
     where |= {"precision": compute.precision, "compile": compute.compile}
     if device.type == "cuda":
@@ -77,9 +77,9 @@ def numerics(device: torch.device, compute: Compute, tile: int = TILE) -> dict[s
 def in_tiles(network: Callable[..., Tensor], tile: int = TILE) -> Callable[..., Tensor]:
     """Wrap a network so that on the CPU each call has `tile` rows, the last one padded.
 
-    The kernel that a matrix product takes depends on its number of rows, and with it the last
-    bits. With tiles of one size a row's result does not depend on the rows beside it, so a
-    coupling is the same bytes whatever the batch. On a GPU the batch itself is the tile.
+    The kernel of a matrix product, and with it the rounding, depends on the number of rows. With
+    tiles of one size a row's result does not depend on the other rows, so a coupling has the same
+    bytes for any batch. On a GPU the batch itself is the tile.
     """
 
     def tiled(*inputs: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Who computes pure work: this process, others of this machine, or a cluster by Ray or Dask."""
+"""Where pure work is computed: this process, others on this machine, or a Ray or Dask cluster."""
 
 import os
 from typing import Literal
@@ -12,9 +12,9 @@ ACCEPTED = "in-process, processes[:N], ray[:N], ray://HOST:PORT, dask[:N], tcp:/
 
 
 class Executor(Settings):
-    """Who computes: never a parameter of a stage, because it does not change a byte.
+    """Where work is computed: not a parameter of a stage, because it does not change a byte.
 
-    `workers` counts processes of this machine, `address` names a cluster that runs already.
+    `workers` is a number of processes on this machine, `address` that of a running cluster.
     """
 
     kind: Literal["in-process", "processes", "ray", "dask"] = "in-process"
@@ -43,7 +43,7 @@ class Executor(Settings):
         return cls(kind=kind, workers=int(count) if colon else None)  # type: ignore[arg-type]
 
     def count(self, device: torch.device) -> int:
-        """Return the workers on this machine: as asked for, else one a GPU, or as cores allow."""
+        """Return the number of workers here: as given, else one per GPU, or as cores allow."""
         if self.kind == "in-process":
             return 1
         if self.workers:

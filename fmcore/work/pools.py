@@ -1,4 +1,4 @@
-"""Who starts the workers: processes of this machine, Ray, Dask."""
+"""Starting the workers: processes on this machine, Ray, Dask."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ from fmcore.work.worker import Payload, start_worker, work
 
 Submit = Callable[[Any], "Future[Any]"]
 Started = Iterator[tuple[Submit, int]]
-"""How an item is submitted, and how many to keep under way."""
+"""The function that submits an item, and the number of items to keep in progress."""
 
 TOKEN = ", give its token (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)"
 
 
 class _Worker:
-    """One worker process, replaced when it is lost: a pool of one, so that others work on."""
+    """One worker process, replaced when it is lost: a pool of one, so that others continue."""
 
     def __init__(self, payload: Payload, number: int) -> None:
         self.arguments = (payload, number)
@@ -49,7 +49,7 @@ class _Worker:
         return self.future
 
     def end(self) -> None:
-        """End the worker, in the middle of an item if there is one."""
+        """Stop the worker, even while it computes an item."""
         if not self.free and self.pid.done() and not self.pid.exception():
             os.kill(self.pid.result(), signal.SIGKILL)
         self.pool.shutdown(cancel_futures=True)
@@ -57,7 +57,7 @@ class _Worker:
 
 @contextmanager
 def on_processes(address: str | None, payload: Payload, count: int) -> Started:
-    """Worker processes of this machine, one process each."""
+    """Worker processes on this machine, one process each."""
     workers = [_Worker(payload, number) for number in range(count)]
     try:
         yield lambda item: next(s for s in workers if s.free).submit(item), count
@@ -68,11 +68,11 @@ def on_processes(address: str | None, payload: Payload, count: int) -> Started:
 
 @contextmanager
 def on_ray(address: str | None, payload: Payload, count: int) -> Started:
-    """Tasks of Ray: a cluster that runs already, or one of this machine."""
+    """Tasks of Ray: on a running cluster, or a new one on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     remote = address or os.environ.get("RAY_ADDRESS")
     token = "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists()
-    if remote and token:  # the client does not look itself
+    if remote and token:  # the client does not read it itself
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     with _having("ray", address):
         import ray
@@ -103,7 +103,7 @@ def on_ray(address: str | None, payload: Payload, count: int) -> Started:
 
 @contextmanager
 def on_dask(address: str | None, payload: Payload, count: int) -> Started:
-    """Tasks of Dask: a cluster that runs already, or one of this machine."""
+    """Tasks of Dask: on a running cluster, or a new one on this machine."""
     with ExitStack() as stack:
         with _having("dask", address):
             from distributed import Client, LocalCluster, WorkerPlugin
@@ -122,7 +122,7 @@ def on_dask(address: str | None, payload: Payload, count: int) -> Started:
             count = max(1, sum(client.nthreads().values()))
 
         class Hold(WorkerPlugin):
-            """Gives the payload to each worker, also to one that comes later."""
+            """Gives the payload to each worker, also to one that starts later."""
 
             name = f"reflow-{payload.name}"
 
@@ -141,7 +141,7 @@ def on_dask(address: str | None, payload: Payload, count: int) -> Started:
 
 @contextmanager
 def _having(package: str, address: str | None) -> Iterator[None]:
-    """Say in one line that a package is not installed or a cluster cannot be reached."""
+    """Raise a one-line ReflowError if a package is missing or a cluster cannot be reached."""
     try:
         yield
     except ImportError as error:
@@ -152,6 +152,6 @@ def _having(package: str, address: str | None) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ReflowError(
-            f"executor {address or package}: cannot be had ({reason[:200]}); start the cluster"
+            f"executor {address or package}: is not available ({reason[:200]}); start the cluster"
             f"{TOKEN if package == 'ray' else ''}, or use processes:N"
         ) from error

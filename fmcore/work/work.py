@@ -1,4 +1,4 @@
-"""What a verb is given beside its paths and settings: the circumstances of its work."""
+"""The context in which a verb runs: its arguments besides paths and settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ def anything(metrics: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The circumstances of a verb's work.
+    """The context in which a verb runs.
 
-    Seed, device and compute decide the bytes of its outputs. `scratch` is a folder in which a
-    killed verb finds what it had done. `log` is told the progress, `accept` is asked before outputs
-    are put in place, and the executor says who samples.
+    Seed, device and compute decide the bytes of its outputs. `scratch` is a folder that keeps
+    finished work if the verb is killed. `log` gets the progress, `accept` gets the metrics before
+    outputs are put in place, and the executor decides where samples are computed.
     """
 
     scratch: Path

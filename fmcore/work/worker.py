@@ -20,7 +20,7 @@ from fmcore.work.compute import Compute, numerics
 
 @dataclass(frozen=True)
 class Payload:
-    """A job on its way to a worker, and where the last bits of its results must be decided."""
+    """A pickled job, and the numerics that its worker must have."""
 
     job: bytes
     device: str
@@ -30,7 +30,7 @@ class Payload:
 
     @property
     def name(self) -> str:
-        """What tells this payload from others: its hash."""
+        """The hash that identifies this payload."""
         return hashlib.sha256(self.job).hexdigest()
 
 
@@ -39,7 +39,7 @@ _opened: tuple[str, Callable[[Any], Any]] | None = None
 
 
 def work(item: Any, payload: Payload | None = None) -> Any:
-    """Compute an item of `payload`, or of the one that this process was given when it started."""
+    """Compute an item of `payload`, or of the payload that this process got at its start."""
     global _opened
     payload = payload or _payload
     assert payload is not None
@@ -51,7 +51,7 @@ def work(item: Any, payload: Payload | None = None) -> Any:
     if different := [k for k in payload.numerics if here.get(k) != payload.numerics[k]]:
         told = ", ".join(f"{k} {here.get(k)} for {payload.numerics[k]}" for k in different)
         raise ReflowError(
-            f"a worker computes other last bits than the stage ({told}); use workers of one kind:"
+            f"a worker would round differently than the stage ({told}); use workers of one kind:"
             " the same torch and the same GPU or CPU"
         )
     if _opened is None or _opened[0] != payload.name:
@@ -64,7 +64,7 @@ _number: int | None = None
 
 
 def start_worker(payload: Payload, number: int) -> None:
-    """Begin a worker process: keep the payload, leave Ctrl-C to the parent, die with the parent."""
+    """Start a worker: keep the payload, ignore Ctrl-C, exit when the parent exits."""
     global _payload, _number
     _payload, _number = payload, number
     signal.signal(signal.SIGINT, signal.SIG_IGN)

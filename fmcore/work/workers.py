@@ -28,7 +28,7 @@ Result = TypeVar("Result", covariant=True)
 Run = Callable[[Iterable[I]], Iterator[tuple[I, T]]]
 
 TRIES = 3
-"""How often an item is computed before its failure ends the work."""
+"""Number of times that an item is tried before its failure ends the work."""
 
 
 class Job(Protocol[Item, Result]):
@@ -43,7 +43,7 @@ class Job(Protocol[Item, Result]):
 def start_workers(executor: Executor, job: Job[I, T], device: torch.device) -> Iterator[Run[I, T]]:
     """Yield `run`: it computes items on the executor and yields (item, result) as they are done.
 
-    Workers start once, on entering. Raises ReflowError when the executor cannot be had, or when
+    Workers start once, on entering. Raises ReflowError when the executor is unavailable, or when
     the worker of one item is lost `TRIES` times; a ReflowError of the job itself at once.
     """
     if executor.kind == "in-process":
@@ -57,7 +57,7 @@ def start_workers(executor: Executor, job: Job[I, T], device: torch.device) -> I
 
 
 def _drive(submit: Submit, ahead: int, items: Iterable[I]) -> Iterator[tuple[I, Any]]:
-    """Keep `ahead` items under way, so that results never pile up; try a failed one again."""
+    """Keep `ahead` items in progress, so that results do not accumulate; retry a failed one."""
     waiting, tries = deque(enumerate(items)), Counter[int]()
     running: dict[Future[Any], tuple[int, I]] = {}
     while waiting or running:
@@ -85,5 +85,5 @@ def _failed(error: BaseException) -> BaseException:
         return error
     return ReflowError(
         f"a worker was lost {TRIES} times over the same work ({type(error).__name__}): out of"
-        " memory? lower `batch` or `shard`, or use fewer workers; what is finished is kept"
+        " memory? lower `batch` or `shard`, or use fewer workers; finished work is kept"
     )

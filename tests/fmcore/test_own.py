@@ -21,7 +21,7 @@ from fmcore.choices.solvers import OdeSolver
 from fmcore.couple import couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
-from fmcore.evaluate import evaluate
+from fmcore.evaluate import EvaluatePaths, evaluate
 from fmcore.features.extractor import FeaturesOf
 from fmcore.initialise import initialise
 from fmcore.matching.interpolant import Linear, Schedule
@@ -33,7 +33,7 @@ from fmcore.settings import ReflowError
 from fmcore.solve.solver import solve
 from fmcore.train import train
 from fmcore.work.executor import Executor
-from tests.chains import CPU, silent
+from fmcore.work.work import Work
 from tests.own_classes import HARM, MODULE, OTHER, PARAMS
 
 NAMES = ("Rings", "Tiny", "Absolute", "Ralston", "Triangular", "Polar", "Sine")
@@ -43,6 +43,7 @@ NAMES = ("Rings", "Tiny", "Absolute", "Ralston", "Triangular", "Polar", "Sine")
 def _nothing_is_trusted(monkeypatch):
     monkeypatch.setattr(own, "_trusted", {})
     monkeypatch.setattr(own, "_used", set())
+    monkeypatch.setattr(own, "_imported", {})
 
 
 @pytest.fixture
@@ -68,8 +69,9 @@ def run_chain(root):
     data = root / "couplings" / "independent"
     prepare(data, params.data, seed=0)
     initialise(data, root / "models" / "scratch", params.network, seed=0)
-    calibrate(data, root / "yardstick", params.yardstick, seed=0, log=silent)
+    calibrate(data, root / "yardstick", params.yardstick, Work(scratch=root / "scratch"))
     for name, round_ in params.rounds.items():
+        work = Work(scratch=root / "scratch" / name)
         train(
             root / "couplings" / round_.coupling,
             root / "models" / round_.init,
@@ -78,36 +80,22 @@ def run_chain(root):
             root / f"{name}.json",
             round_.train,
             name=name,
-            seed=0,
-            device=CPU,
-            scratch=root / "scratch" / name,
-            log=silent,
+            work=work,
         )
         if name == "rf1":
-            couple(
-                root / "models" / name,
-                data,
-                root / "couplings" / "rf1",
-                root / "couple.json",
-                params.couplings["rf1"],
-                seed=0,
-                device=CPU,
-                scratch=root / "scratch" / "couple",
-                log=silent,
-            )
-    return evaluate(
+            out, settings = root / "couplings" / "rf1", params.couplings["rf1"]
+            couple(root / "models" / name, data, out, root / "couple.json", settings, work)
+    paths = EvaluatePaths(
         root / "models" / "rf2",
         data,
         root / "couplings" / "rf1",
         root / "yardstick",
         root / "metrics.json",
-        (root / "fd.csv", root / "straightness.csv"),
+        root / "fd.csv",
+        root / "straightness.csv",
         root / "pictures",
-        params.evaluate,
-        seed=0,
-        device=CPU,
-        log=silent,
     )
+    return evaluate(paths, params.evaluate, Work(scratch=root / "scratch"))
 
 
 def test_a_chain_of_seven_own_classes(project):
@@ -138,11 +126,7 @@ def test_workers_of_other_processes_know_the_classes(project):
             out,
             project / "m.json",
             params.couplings["rf1"],
-            seed=1,
-            device=CPU,
-            scratch=project / "scratch" / executor.kind,
-            log=silent,
-            executor=executor,
+            Work(seed=1, scratch=project / "scratch" / executor.kind, executor=executor),
         )
         made.append(read(open_coupling(out)).target)
     assert torch.equal(*made)
@@ -326,6 +310,15 @@ def test_a_class_that_is_no_subclass_is_never_called(project, kind):
     (project / "other.py").write_text(OTHER.format(mark=mark))
     own.trust(project, ["other:Other"])
     refused(kind, "other:Other", "other:Other is no subclass of fmcore", mark)
+
+
+def test_a_class_without_a_base_is_refused_unread(project):
+    mark = project / "mark"
+    (project / "bare.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\n\n\nclass Bare:\n    pass\n"
+    )
+    own.trust(project, ["bare:Bare"])
+    refused(Interpolant, "bare:Bare", "bare:Bare is no subclass of fmcore", mark)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
