@@ -339,6 +339,16 @@ def test_the_folder_of_inputs_heals_and_dvcs_commands_know_it(chain):
 
 
 @pytest.mark.slow
+def test_a_run_with_nothing_to_do_imports_nothing_heavy(chain):
+    run = ("-m", "flows.cli", "run", "--no-mlflow")
+    chain.sh("python", *run)  # it checks params.yaml, for which it needs torch
+    said = chain.sh("python", "-X", "importtime", *run)
+    imported = {line.rpartition("|")[2].strip() for line in said.stderr.splitlines()}
+    assert "flows.run.start" in imported
+    assert not imported & {"torch", "pandas", "mlflow", "prefect", "urllib.request"}
+
+
+@pytest.mark.slow
 def test_code_or_data_that_change_while_a_stage_runs_fail_it(chain, monkeypatch):
     monkeypatch.setattr("flows.stage.guard.die_with_parent", lambda: None)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(chain.root / ".reflow" / "dvc"))
