@@ -10,6 +10,7 @@ from flows.deploy.order import Order
 from flows.deploy.worktree import settle
 from flows.params import checked
 from flows.params.load import load
+from flows.project import seen
 from fmcore import own
 from fmcore.settings import ReflowError
 from tests.conftest import SOURCE
@@ -133,6 +134,7 @@ def test_what_params_name_is_refused_before_anything_of_it_runs(project):
 
 
 def test_a_check_that_is_not_repeated_still_trusts_and_still_sees_an_edit(project, monkeypatch):
+    monkeypatch.setattr(seen, "RECENT", -(10**12))  # the files were written a moment ago
     checked.check(project)
     monkeypatch.setattr(own, "_trusted", {})
     monkeypatch.setattr(checked, "_load", lambda _: pytest.fail("it was checked before"))
