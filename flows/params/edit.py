@@ -5,6 +5,7 @@ from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from fmcore.settings import ReflowError
 
@@ -14,11 +15,14 @@ def edited(text: str, changes: Mapping[str, Any], drop: str | None = None) -> st
 
     >>> edited("seed: 0  # why\\ndata: {name: digits}\\n", {"seed": 1})
     'seed: 1  # why\\ndata: {name: digits}\\n'
+    >>> edited("data: {name: digits}\\n", {"data": {"name": "custom", "path": "mine:Rings"}})
+    'data:\\n  name: custom\\n  path: "mine:Rings"\\n'
 
     Raises ReflowError for a place that the file does not have.
     """
     yaml = YAML(typ="rt")
     yaml.width = 4096  # long lines stay as they are
+    yaml.preserve_quotes = True
     tree = yaml.load(text)
     for place, value in changes.items():
         _override(tree, place, value)
@@ -40,4 +44,13 @@ def _override(tree: Any, place: str, value: Any) -> None:
         at = at[key]
     if not isinstance(at, Mapping):
         raise ReflowError(f"overrides: {place}: {way[-1]} holds a value, not a section")
-    at[last] = value  # type: ignore[index]
+    at[last] = _quoted(value)  # type: ignore[index]
+
+
+def _quoted(value: Any) -> Any:
+    """Return a value whose texts with a colon are quoted: DVC's parser needs that in `{...}`."""
+    if isinstance(value, Mapping):
+        return {key: _quoted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_quoted(inner) for inner in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value

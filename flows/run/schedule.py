@@ -132,9 +132,7 @@ class ChainRun:
             try:
                 graph.sort_lock(self.root)
             except ReflowError as error:  # another DVC holds its lock: the records still come first
-                self.listeners.say(
-                    f"dvc.lock lists stages in the order in which they ended: {error}"
-                )
+                self.listeners.say(f"dvc.lock was not sorted: {error}")
         if self.listeners.closing and not self.closed:
             self.closed = True
             self.listeners.closing(self.result())

@@ -1,5 +1,6 @@
 """The contract with `dvc.repo`: what the adapter says is what DVC then does."""
 
+import re
 import sys
 import threading
 from pathlib import Path
@@ -224,3 +225,13 @@ def test_threads_may_ask_side_by_side(project: Project) -> None:
     finally:
         sys.setswitchinterval(before)
     assert not mistakes
+
+
+def test_sorting_the_lock_leaves_other_sections_alone(project: Project) -> None:
+    project.repro()
+    good = (project.root / "dvc.lock").read_text()
+    head, *stages = re.split(r"^(?=  \S)", good, flags=re.MULTILINE)
+    more = "datasets:\n- name: d\n  type: url\n"
+    project.write("dvc.lock", head + "".join(reversed(stages)) + more)
+    graph.sort_lock(project.root)
+    assert (project.root / "dvc.lock").read_text() == good + more

@@ -1,6 +1,7 @@
 """Classes of the user's own in params.yaml: what reruns, what is refused, a chain of them."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -10,6 +11,7 @@ from flows.deploy.order import Order
 from flows.deploy.worktree import settle
 from flows.params import checked
 from flows.params.load import load
+from flows.params.use import use_params
 from flows.project import seen
 from fmcore import own
 from fmcore.settings import ReflowError
@@ -196,3 +198,34 @@ def test_a_chain_of_own_classes_from_the_keyboard_to_mlflow(tmp_path):
     chain.reflow("sample", "rf2", "samples.npy", "--nfe", "2", "--label", "1")
     assert (chain.root / "samples.npy").exists()
     assert chain.mlflow("print(len(t.client.search_logged_models([t.experiment])))") == "3"
+
+
+def test_a_parameter_file_from_elsewhere_brings_no_classes(project, tmp_path_factory):
+    mark = project / "mark"
+    other = tmp_path_factory.mktemp("elsewhere")
+    (other / "harm.py").write_text(HARM.format(mark=mark))
+    file = other / "params.yaml"
+    file.write_text(PARAMS.replace("my_flows:Rings", "harm:function"))
+    with pytest.raises(ReflowError, match=r"the project has no harm\.py"):
+        use_params(project, file, force=True, whole=True)
+    assert not mark.exists()
+
+
+def test_files_in_the_settings_of_an_own_class_count_however_deep(project):
+    (project / "rings").mkdir()
+    (project / "rings" / "a.bin").write_bytes(b"1")
+    (project / "b.npy").write_bytes(b"1")
+    settings = '{folder: rings, more: {files: [b.npy]}, note: "' + 400 * "x" + '"}'
+    data = f'data: {{name: custom, path: "my_flows:Rings", settings: {settings}}}'
+    text = re.sub(r"^data: .*$", data, PARAMS, flags=re.MULTILINE)
+    (project / "params.yaml").write_text(text)
+    before = inputs.compute(project)["inputs/prepare.json"]
+    assert set(json.loads(before)["files"]) == {
+        "data.settings.folder",
+        "data.settings.more.files.0",
+    }
+    for file in ("rings/a.bin", "b.npy"):
+        (project / file).write_bytes(b"2")
+        after = inputs.compute(project)["inputs/prepare.json"]
+        assert after != before
+        before = after
