@@ -217,7 +217,7 @@ import sys
 from pathlib import Path
 import torch
 from fmcore.work.executor import Executor
-from tests.test_executor import run
+from tests.fmcore.work.test_executor import run
 torch.set_num_threads(2)
 run(Path(sys.argv[1]), "cluster", Executor.parse(sys.argv[2]))
 """
