@@ -165,7 +165,7 @@ def test_a_velocity_from_elsewhere_is_a_flow():
     assert fmcore.straightness(path) == pytest.approx(expected, rel=0.05)
     with pytest.raises(fmcore.ReflowError, match="give the sources"):
         fmcore.rectify(flow, 10)
-    with pytest.raises(fmcore.ReflowError, match="a flow that fit_flow or load_flow made"):
+    with pytest.raises(fmcore.ReflowError, match="a flow made by fit_flow or load_flow"):
         fmcore.fit_flow(pairs, SHORT, init=flow)
 
 

@@ -1,4 +1,4 @@
-"""The feature extractor by itself; tests/fmcore/measure/test_yardstick.py has what is measured with it."""
+"""The feature extractor by itself; measure/test_yardstick.py has what is measured with it."""
 
 import hashlib
 
