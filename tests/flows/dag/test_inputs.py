@@ -314,6 +314,7 @@ def test_another_machine_uses_what_was_made_of_the_same_data_alone(made, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_folder_of_inputs_heals_and_dvcs_commands_know_it(chain):
     before = chain.lock()
     shutil.rmtree(chain.root / "inputs")

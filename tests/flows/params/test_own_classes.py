@@ -166,6 +166,7 @@ def test_an_order_of_prefect_runs_nothing_that_is_not_the_projects(project):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_chain_of_own_classes_from_the_keyboard_to_mlflow(tmp_path):
     """A project holds params.yaml, dvc.yaml and one module; the packages are installed."""
     chain = Chain(tmp_path / "project")
