@@ -86,7 +86,7 @@ def test_prepared_data_and_trained_models_are_taken_where_dvc_yaml_has_them(chai
     prepare(chain.root / "data/prepared", params.data, seed=params.seed)
     scratch_model(chain.root / "velocities/rf1", dim=2)
     built = []
-    monkeypatch.setattr(flows.cli.estimate, "load_data", read)
+    monkeypatch.setattr(type(params.data), "read", read)
     real = flows.cli.estimate._untrained
     monkeypatch.setattr(
         flows.cli.estimate, "_untrained", lambda *words: built.append(words) or real(*words)

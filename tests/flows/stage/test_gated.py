@@ -21,7 +21,7 @@ def params(tmp_path, gates):
 
 def test_a_value_above_its_fail_level_is_refused_with_its_reason(tmp_path, capsys):
     chosen = params(tmp_path, "{endpoint_shift: {warn: 0.1, fail: 0.2}}")
-    with pytest.raises(ReflowError, match=r"endpoints are off.*0\.3.*fail level 0\.2"):
+    with pytest.raises(ReflowError, match=r"of the endpoints differ.*0\.3.*fail level 0\.2"):
         gated(chosen, {"endpoint_shift": 0.3})
     gated(chosen, {"endpoint_shift": 0.15})
     assert "warning: mean and spread of the endpoints" in capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_a_failing_gate_stops_the_chain_and_a_looser_level_lets_it_go_on(finishe
     before = chain.lock()
     done = chain.reflow("run", "--no-prefect", "--no-mlflow", check=False)
     assert done.returncode == 1
-    assert "failed couple@rf1" in done.stdout and "endpoints are off" in done.stdout
+    assert "failed couple@rf1" in done.stdout and "of the endpoints differ" in done.stdout
     assert "blocked train@rf2" in done.stdout and "blocked compare" in done.stdout
     assert chain.lock() == before, "nothing of it is recorded"
     chain.edit("params.yaml", "{warn: 0, fail: 0}", "{warn: null, fail: null}")

@@ -16,6 +16,7 @@ from flows.tracking.live import Live
 from flows.tracking.publish import publish
 from fmcore.settings import derive_seed
 from fmcore.train import train
+from fmcore.work.work import Work
 from tests.real_chain import Chain
 
 pytestmark = pytest.mark.slow
@@ -138,9 +139,11 @@ def attempt(root, out, *, kill_at=None, seed=None):
             train(
                 files["coupling"], files["init"], out / "model", out / "curve.csv",
                 out / "metrics.json", settings, name="rf1",
-                seed=derive_seed(params.seed, "train", "rf1") if seed is None else seed,
-                device=params.compute.start(), scratch=out / "scratch", log=watched,
-                compute=params.compute,
+                work=Work(
+                    seed=derive_seed(params.seed, "train", "rf1") if seed is None else seed,
+                    device=params.compute.start(), scratch=out / "scratch", log=watched,
+                    compute=params.compute,
+                ),
             )  # fmt: skip
         except Killed:
             pass
