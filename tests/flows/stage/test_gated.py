@@ -30,6 +30,7 @@ def test_a_value_above_its_fail_level_is_refused_with_its_reason(tmp_path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_failing_gate_stops_the_chain_and_a_looser_level_lets_it_go_on(finished):
     root = finished.parent / "gated"
     shutil.copytree(finished, root, symlinks=True)

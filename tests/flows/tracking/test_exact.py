@@ -163,6 +163,7 @@ def points(root):
     }
 
 
+@pytest.mark.long
 def test_a_killed_and_resumed_training_leaves_each_point_once(chain, data_base, tmp_path):
     data_base("live")
     attempt(chain.root, tmp_path, kill_at=330)
@@ -179,6 +180,7 @@ def test_a_killed_and_resumed_training_leaves_each_point_once(chain, data_base, 
     assert points(chain.root) == live
 
 
+@pytest.mark.long
 def test_points_that_no_receipt_has_do_not_stay(chain, data_base, tmp_path):
     """What a GPU does: the steps past the checkpoint come out otherwise when they are repeated."""
     data_base("foreign")
