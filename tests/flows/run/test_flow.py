@@ -21,8 +21,10 @@ BOTH = pytest.mark.parametrize("prefect", [True, False], ids=["prefect", "thread
 DAG = """
 stages:
   a: {cmd: cp one a, deps: [one], outs: [a]}
-  b: {cmd: "date +%s.%N > b; sleep 1.5; date +%s.%N >> b", deps: [a], outs: [b]}
-  c: {cmd: "date +%s.%N > c; sleep 1.5; date +%s.%N >> c", deps: [a], outs: [c]}
+  b: {cmd: "touch b.runs; timeout 60 sh -c 'until test -e c.runs; do sleep .1; done' && touch b",
+      deps: [a], outs: [b]}
+  c: {cmd: "touch c.runs; timeout 60 sh -c 'until test -e b.runs; do sleep .1; done' && touch c",
+      deps: [a], outs: [c]}
   bad: {cmd: "echo ran >> bad.log; echo 'error: no such luck'; exit 2", deps: [a], outs: [bad]}
   after: {cmd: cp bad after, deps: [bad], outs: [after]}
   oom: {cmd: "test -e tried || { touch tried; kill -9 $$; }; cp b oom", deps: [b], outs: [oom]}
@@ -67,9 +69,6 @@ def test_branches_run_side_by_side_and_a_failure_blocks_only_its_dependents(
     assert ("bad", "error: no such luck") in lines
     assert result.errors == ["bad: no such luck"]
     assert not result.ok
-    (b0, b1), (c0, c1) = ((branched.root / f).read_text().split() for f in "bc")
-    assert float(b0) < float(c1)
-    assert float(c0) < float(b1)
     assert (branched.root / "bad.log").read_text() == "ran\n"  # what says error: is not retried
     assert (branched.root / "tried").exists()  # what was killed is
     assert result.stages["oom"].reasons == ("never ran",)
