@@ -1,16 +1,20 @@
-"""What every command of `reflow` shares: the consoles, one-line errors, finding the project."""
+"""What every command shares: consoles, errors in one line, the project, a plan as a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from flows.params.checked import check
 from flows.project.environment import configure, find_root
 from fmcore.settings import ReflowError
+
+if TYPE_CHECKING:
+    from flows.dag.plan import Planned
 
 out = Console()
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -42,3 +46,16 @@ def project() -> Path:
     configure(root)
     check(root)
     return root
+
+
+def plan_table(planned: "Sequence[Planned]") -> Table:
+    """Lay out a plan: stage, what happens, why."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "state", "why"):
+        table.add_column(column)
+    colours = {"run": "yellow", "downstream": "yellow", "unchanged": "green"}
+    for item in planned:
+        colour = colours.get(item.state, "")
+        state = f"[{colour}]{item.state}[/]" if colour else item.state
+        table.add_row(item.stage, state, "\n".join(item.reasons))
+    return table

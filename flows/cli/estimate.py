@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from flows.dag import graph
-from flows.dag.paths import prepared
+from flows.dag.graph import prepared
 from flows.params.load import FILE, Params, Round, load
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise

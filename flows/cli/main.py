@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.cli import library, servers
-from flows.cli.console import AsJson, one_line_errors, out, project
+from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
 from flows.cli.settings import settings
 from flows.project.environment import configure, find_root
 
@@ -62,7 +62,6 @@ def plan(as_json: AsJson = False) -> None:
     """Show which stages will run and why, including those downstream. Runs nothing."""
     from dataclasses import asdict
 
-    from flows.cli.tables import plan_table
     from flows.dag import plan
 
     with one_line_errors():

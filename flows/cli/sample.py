@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.dag.paths import paths
+from flows.dag.graph import paths
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from flows.compare.groups import Group, by_metric, group_rows
 from flows.dag import lineage
-from flows.dag.paths import paths
+from flows.dag.graph import paths
 from flows.dag.receipts import timings
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE, Comparison, nearest, short

@@ -1,11 +1,10 @@
-"""An open DVC project: its stages in topological order, its dvc.lock, its errors in one line."""
+"""An open DVC project: its stages in topological order, its dvc.lock, the paths of a stage."""
 
 import hashlib
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,20 +15,14 @@ import networkx
 from dvc.dependency import ParamsDependency
 from dvc.dvcfile import load_file
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc.repo.index import Index
 
 from flows.dag import inputs
-from flows.dag.errors import in_one_line
-from flows.dag.parameters import read_each_file_once
+from flows.dag.repo import CHECKING, in_one_line, open_repo, read_each_file_once
 from fmcore.settings import ReflowError
 
 Params = dict[str, dict[str, object]]
 """Parameters by file: `{"params.yaml": {"rounds.rf1.train": {...}}}`."""
-
-
-_CHECKING = threading.RLock()
-"""Lets one thread at a time check DVC's files: voluptuous compiles its validators in place."""
 
 
 COMMAND = re.compile(r"python -m flows\.stage (?P<words>.*)", re.DOTALL)
@@ -137,18 +130,9 @@ def opened(root: Path, rev: str | None = None) -> Iterator[Project]:
     """Open the project in the folder `root`; DVC's errors become one line each."""
     root = root.resolve()
     with in_one_line(root), open_repo(root, rev) as repo:
-        with _CHECKING:
+        with CHECKING:
             project = _patiently(lambda: Project(repo, Path(repo.root_dir)))
         yield project
-
-
-@contextmanager
-def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
-    """Open DVC's repository; several threads may do so at the same time."""
-    with _CHECKING:
-        repo = Repo(str(root), rev=rev)
-    with repo:
-        yield repo
 
 
 @dataclass(frozen=True)
@@ -196,6 +180,23 @@ def read(root: Path) -> dict[str, Stage]:
             " a foreach whose keys are integers: write rf1, not 1"
         )
     return dict(stages)
+
+
+def paths(root: Path, stage: str) -> dict[str, Path]:
+    """Return the paths that dvc.yaml gives a stage, by their names in its command."""
+    stages = read(root)
+    if stage not in stages:
+        kind = stage.split("@")[0]
+        known = [s.split("@")[1] for s in stages if s.startswith(f"{kind}@")]
+        raise ReflowError(
+            f"no {stage.split('@')[-1]!r} among the rounds; params.yaml has: {', '.join(known)}"
+        )
+    return {name: root / path for name, path in stages[stage].paths.items()}
+
+
+def prepared(stages: Mapping[str, Stage]) -> str | None:
+    """Return the path of the prepared data, from the command of a stage that reads it."""
+    return next((s.paths["data"] for s in stages.values() if "data" in s.paths), None)
 
 
 def sort_lock(root: Path) -> None:

@@ -1,12 +1,115 @@
-"""The lineage of a stage: a key for its whole history, the same before and after a run."""
+"""What a stage depends on: the fingerprint of its inputs, the lineage of its whole history."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flows.dag import inputs
-from flows.dag.graph import data_deps, known, md5, opened, overlap, params_of
+from dvc.stage import PipelineStage, create_stage
+
+from flows.dag import inputs as meanings
+from flows.dag.graph import (
+    Params,
+    command,
+    data_deps,
+    known,
+    md5,
+    opened,
+    overlap,
+    params_of,
+)
 from flows.dag.lock import Entry, File, digest
+from flows.dag.repo import in_one_line, open_repo
 from fmcore.settings import ReflowError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a stage's result depends on: command, md5 by dependency, parameters."""
+
+    cmd: str
+    deps: dict[str, str]
+    params: Params
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the inputs, known before the stage runs."""
+        return digest({"cmd": self.cmd, "deps": self.deps, "params": self.params})
+
+
+def inputs(root: Path, name: str) -> Inputs:
+    """Hash what the stage depends on, with DVC's own hashes and its hash cache.
+
+    A file that the stage `inputs` makes is hashed as that stage would write it now, from the
+    meaning of the current code and the content of the current files.
+    """
+    with opened(root) as project:
+        return _inputs(project.stage(name), project.inputs)
+
+
+def again(root: Path, earlier: Inputs) -> Inputs:
+    """Hash the same dependencies and parameters as `earlier` once more.
+
+    dvc.yaml is not read again, because DVC does not read it when a command ends either, and a
+    half-edited dvc.yaml must not fail a stage that has trained for hours.
+    """
+    root = root.resolve()
+    with in_one_line(root), open_repo(root) as repo:
+        stage = create_stage(
+            PipelineStage,
+            repo,
+            path=str(root / "dvc.yaml"),
+            name="again",
+            wdir=str(root),
+            cmd=earlier.cmd,
+            deps=list(earlier.deps),
+            params=[{file: list(values)} for file, values in earlier.params.items()],
+        )
+        return _inputs(stage, _computed(root, earlier.deps))
+
+
+def stale(root: Path, found: Inputs) -> list[str]:
+    """Return in words how the files of the stage `inputs` on the disk differ from the code now."""
+    said: list[str] = []
+    now = _computed(root, found.deps)
+    for path in found.deps:
+        if path not in now:
+            continue
+        text = (root / path).read_text() if (root / path).is_file() else None
+        if text != now[path]:
+            said += meanings.changes(text, now[path])
+    return said
+
+
+def _computed(root: Path, deps: Iterable[str], seconds: float = 3.0) -> dict[str, str]:
+    """Return what the stage `inputs` would write now into those of its files that are in `deps`.
+
+    Try again for some seconds: an editor may be saving params.yaml.
+    """
+    own = [path for path in deps if path.startswith(f"{meanings.FOLDER}/")]
+    deadline = time.monotonic() + seconds
+    while own:
+        try:
+            return meanings.compute(root, own)
+        except ReflowError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    return {}
+
+
+def fingerprint(root: Path, name: str) -> str:
+    """Return the sha256 of the stage's command, the hashes of its dependencies, its parameters."""
+    return inputs(root, name).fingerprint
+
+
+def _inputs(stage: Any, computed: Mapping[str, str]) -> Inputs:
+    deps = {}
+    for dep in data_deps(stage):
+        text = computed.get(dep.def_path)
+        deps[dep.def_path] = md5(dep, stage.name) if text is None else meanings.md5(text)
+    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True))
 
 
 def entries(root: Path) -> dict[str, Entry]:
@@ -23,11 +126,11 @@ def entries(root: Path) -> dict[str, Entry]:
             for dep in data_deps(stage):
                 path = dep.def_path
                 if path in project.inputs:
-                    known: str | None = inputs.md5(project.inputs[path])
+                    found_md5: str | None = meanings.md5(project.inputs[path])
                 else:
                     source = not any(overlap(path, out) for out in made)
-                    known = md5(dep, name) if source else None
-                deps[path] = File(known)
+                    found_md5 = md5(dep, name) if source else None
+                deps[path] = File(found_md5)
             outs = {out.def_path: File() for out in stage.outs}
             params = params_of(stage, strict=True)
             found[name] = Entry(stage.cmd, deps, outs, params, digest([stage.cmd, params]))
@@ -55,7 +158,8 @@ def lineage(entries: Mapping[str, Entry]) -> dict[str, str]:
         (out, name)
         for name, entry in entries.items()
         for out in entry.outs
-        if name != inputs.STAGE  # its files are leaves: they record what is outside of DVC's graph
+        if name
+        != meanings.STAGE  # its files are leaves: they record what is outside of DVC's graph
     ]
     keys: dict[str, str] = {}
 

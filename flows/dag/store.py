@@ -15,8 +15,8 @@ from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
-from flows.dag.errors import in_one_line
-from flows.dag.graph import open_repo, opened
+from flows.dag.graph import opened
+from flows.dag.repo import in_one_line, open_repo
 from fmcore.settings import ReflowError
 
 CACHE, WORKSPACE = "cache", "workspace"

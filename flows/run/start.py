@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.compare.tables import comparison, rounds_table
-from flows.dag.paths import paths
+from flows.dag.graph import paths
 from flows.dag.receipts import note_timings
 from flows.project.events import Event
 from flows.run import closing as records

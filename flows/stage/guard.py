@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.dag import fingerprint
+from flows.dag import lineage
 from flows.project import events
 from flows.project.locks import stage_locked
 from flows.project.process_group import die_with_parent
@@ -28,8 +28,8 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     root = root.resolve()
     die_with_parent()
     with stage_locked(root, name):
-        before = fingerprint.inputs(root, name)
-        if stale := fingerprint.stale(root, before):
+        before = lineage.inputs(root, name)
+        if stale := lineage.stale(root, before):
             raise ReflowError(
                 f"stage {name}: its record of code and files is out of date"
                 f" ({'; '.join(stale)}); `reflow run` or `dvc repro` brings it up to date first"
@@ -37,7 +37,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
         scratch = _scratch(root, name, before)
         _keep_only(scratch)
         yield scratch
-        changes = _changes(before, fingerprint.again(root, before))
+        changes = _changes(before, lineage.again(root, before))
         if changes:
             raise ReflowError(
                 f"stage {name}: its inputs changed while it ran ({'; '.join(changes)}), so nothing"
@@ -54,7 +54,7 @@ def shared(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     with stage_locked(root, name, exclusive=False):
-        scratch = _scratch(root, name, fingerprint.inputs(root, name))
+        scratch = _scratch(root, name, lineage.inputs(root, name))
         scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
 
@@ -62,10 +62,10 @@ def shared(root: Path, name: str) -> Iterator[Path]:
 def scratch_of(root: Path, name: str) -> Path:
     """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are."""
     root = root.resolve()
-    return _scratch(root, name, fingerprint.inputs(root, name))
+    return _scratch(root, name, lineage.inputs(root, name))
 
 
-def _scratch(root: Path, name: str, inputs: fingerprint.Inputs) -> Path:
+def _scratch(root: Path, name: str, inputs: lineage.Inputs) -> Path:
     return events.scratch_of(root, name) / inputs.fingerprint
 
 
@@ -77,7 +77,7 @@ def _keep_only(scratch: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _changes(before: fingerprint.Inputs, after: fingerprint.Inputs) -> list[str]:
+def _changes(before: lineage.Inputs, after: lineage.Inputs) -> list[str]:
     changes = [
         f"dependency {path}" for path in before.deps if before.deps[path] != after.deps[path]
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from flows.dag.paths import paths
+from flows.dag.graph import paths
 from flows.params.load import FILE, load
 from flows.stage.guard import shared
 from flows.stage.progress import Reporter

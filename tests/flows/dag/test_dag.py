@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import fingerprint, graph, lineage, plan
+from flows.dag import graph, lineage, plan
 from fmcore.settings import ReflowError
 from tests.conftest import PARAMS, Project
 
@@ -74,12 +74,12 @@ def test_what_is_wrong_in_dvc_yaml_is_said_in_one_line(
 
 def test_missing_parameter_dependency_and_stage_are_named(project: Project) -> None:
     with pytest.raises(ReflowError, match="couplings/rf1 does not exist"):
-        fingerprint.fingerprint(project.root, "train@rf2")
+        lineage.fingerprint(project.root, "train@rf2")
     with pytest.raises(ReflowError, match="no stage 'trian'.*train@rf1"):
         plan.changed(project.root, "trian")
     project.write("dvc.yaml", "stages:\n  a: {cmd: x, params: [foo.bar], outs: [z]}\n")
     with pytest.raises(ReflowError, match=r"foo\.bar"):
-        fingerprint.fingerprint(project.root, "a")
+        lineage.fingerprint(project.root, "a")
 
 
 def test_reasons_in_words(project: Project) -> None:
@@ -146,18 +146,18 @@ def test_plan_tells_what_dvc_restores_from_what_it_runs(project: Project) -> Non
 
 def test_fingerprint_is_of_the_inputs_and_of_nothing_else(project: Project) -> None:
     project.repro()
-    before = fingerprint.fingerprint(project.root, "train@rf1")
+    before = lineage.fingerprint(project.root, "train@rf1")
     project.edit("params.yaml", "steps: 100", "steps: 200")
     project.sh("rm", "-rf", "models", "metrics")
-    assert fingerprint.fingerprint(project.root, "train@rf1") == before
-    inputs = fingerprint.inputs(project.root, "train@rf1")
+    assert lineage.fingerprint(project.root, "train@rf1") == before
+    inputs = lineage.inputs(project.root, "train@rf1")
     assert inputs.fingerprint == before
     assert inputs.deps["couplings/independent"].endswith(".dir")
-    assert fingerprint.again(project.root, inputs) == inputs
+    assert lineage.again(project.root, inputs) == inputs
     project.edit("params.yaml", "steps: 50", "steps: 51")
-    edited = fingerprint.fingerprint(project.root, "train@rf1")
+    edited = lineage.fingerprint(project.root, "train@rf1")
     project.write("couplings/independent/a", "2\n")
-    assert len({before, edited, fingerprint.fingerprint(project.root, "train@rf1")}) == 3
+    assert len({before, edited, lineage.fingerprint(project.root, "train@rf1")}) == 3
 
 
 def test_lineage_is_known_before_the_run_and_found_again_in_the_lock(project: Project) -> None:

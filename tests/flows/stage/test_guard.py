@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import fingerprint, lineage, plan
+from flows.dag import lineage, plan
 from flows.stage.guard import guarded
 from fmcore.settings import ReflowError
 from tests.conftest import Project, until
@@ -139,7 +139,7 @@ def test_scratch_outlives_a_kill_and_goes_with_success_or_other_inputs(
     with pytest.raises(KeyboardInterrupt), guarded(project.root, "work") as scratch:
         (scratch / "checkpoint").write_text("step 7")
         raise KeyboardInterrupt
-    assert scratch == project.root / ".reflow/scratch/work" / fingerprint.fingerprint(
+    assert scratch == project.root / ".reflow/scratch/work" / lineage.fingerprint(
         project.root, "work"
     )
     with pytest.raises(KeyboardInterrupt), guarded(project.root, "work") as again:
