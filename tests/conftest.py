@@ -13,6 +13,11 @@ import pytest
 
 from flows.project import environment
 
+# Waiting threads spin: two test processes with two threads each on two cores are five times as
+# slow as with one. torch reads these when it is imported, later; the setting of a stage wins.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SOURCE = Path(__file__).resolve().parents[1]
 
 DAG = """

@@ -75,6 +75,7 @@ def test_gates_and_advice_are_on_the_chains_run(chain):
     assert any(name.startswith("round/spent/") for name in metrics)
 
 
+@pytest.mark.long
 def test_revisions_and_seeds_are_compared_with_mean_and_spread(chain):
     chain.sh("git", "tag", "-f", "first")
     chain.edit("params.yaml", "seed: 0", "seed: 1")

@@ -137,6 +137,7 @@ def outputs(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_anyone_ran_is_not_run_again_on_another_machine(lab, finished, server, tmp_path):
     done = lab.sh("env", *words(server), "python", "-m", "flows.cli", "push")
     assert "stages that ran" in done.stdout and "store" in done.stdout

@@ -83,6 +83,7 @@ def test_after_a_live_run_mlflow_is_what_publish_makes_of_nothing(chain):
     assert untimed(histories(chain)) == untimed(live)
 
 
+@pytest.mark.long
 def test_a_run_with_nothing_to_do_asks_mlflow_nothing_unless_its_file_is_another(chain):
     words = ("python", "-X", "importtime", "-m", "flows.cli", "run", "--no-prefect")
 

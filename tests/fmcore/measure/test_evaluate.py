@@ -158,6 +158,7 @@ def test_the_comparison_puts_the_rounds_side_by_side(rounds, tmp_path):
         side_by_side(names, rounds, tmp_path)
 
 
+@pytest.mark.long
 def test_distances_over_seeds_are_their_mean_with_a_spread(rounds):
     one = result(rounds, "rf1")
     three = measure(
@@ -169,6 +170,7 @@ def test_distances_over_seeds_are_their_mean_with_a_spread(rounds):
     assert three["fd_identity/floor"] == one["fd_identity/floor"]
 
 
+@pytest.mark.long
 def test_the_likelihood_is_near_that_of_the_law_itself(rounds):
     """The entropy of N(mu, I) in two dimensions is 1 + log(2 pi) nats."""
     likely = SETTINGS.model_copy(update={"likelihood": Likelihood(samples=400)})

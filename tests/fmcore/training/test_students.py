@@ -79,6 +79,7 @@ def test_students_go_from_two_steps_to_one(start):
     assert error(start, flow, 1) < error(start, two, 1)
 
 
+@pytest.mark.long
 def test_mean_flow_takes_one_step_where_the_velocity_collapses(start):
     """On independent pairs one step of v lands on the mean, of its average on the data."""
     gaussian_data(start / "data", mu=MU.tolist(), s=S.tolist(), pairs=6000)
@@ -115,6 +116,7 @@ def test_denoising_reaches_the_gaussian(start, interpolant):
     assert flow.score and not trained(start, "x", Train(**{**BASE, "steps": 1}))[0].score
 
 
+@pytest.mark.long
 def test_optimal_pairing_lowers_the_loss_and_costs_the_score(start):
     gaussian_data(start / "data", mu=MU.tolist(), s=S.tolist(), pairs=6000)
     short = {**BASE, "steps": 300}

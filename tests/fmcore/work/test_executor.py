@@ -224,6 +224,7 @@ run(Path(sys.argv[1]), "cluster", Executor.parse(sys.argv[2]))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_cluster_by_address_gives_the_same_bytes(start, whole, ray_cluster):
     """In a process of its own: Ray decides once a process whether it shows a token."""
     command = [sys.executable, "-c", RUN, str(start), ray_cluster]
