@@ -67,7 +67,7 @@ MUTATIONS = [
         "fmcore/training/processes.py",
         "x.tensor_split(self.size)[self.rank]",
         "x",
-        "tests/fmcore/training/test_team.py::test_two_processes_train_as_one",
+        "tests/fmcore/training/test_fit.py::test_processes_share_a_batch_without_overlap",
     ),
     Mutation(
         "EMA not restored from a checkpoint",

@@ -8,9 +8,11 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from fmcore.network.build import build
+from fmcore.matching.loss import Batch
 from fmcore.tensors import independent
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.processes import Group
 from tests.chains import SMALL
 
 
@@ -54,8 +56,6 @@ def test_a_small_gradient_is_left_alone():
 
 
 def _averaged(rank, address):
-    from fmcore.training.processes import Group
-
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     first, second = torch.full((3,), float(rank)), torch.tensor([[1.0 + 4 * rank]])
     Group(rank, 2).average([first, None, second])
@@ -65,3 +65,16 @@ def _averaged(rank, address):
 
 def test_processes_average_and_do_not_add(tmp_path):
     spawn(_averaged, (f"file://{tmp_path / 'meet'}",), nprocs=2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_share_a_batch_without_overlap(size):
+    """Each one taking all rows would give the same mean, at `size` times the work."""
+    rows = torch.arange(6.0)
+    batch = Batch(rows[:, None], -rows[:, None], rows, label=rows.long())
+    parts = [Group(rank, size).part(batch) for rank in range(size)]
+    assert [len(part.t) for part in parts] == [6 // size] * size
+    for name in ("target", "source", "t", "label"):
+        whole = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(whole, getattr(batch, name))
+    assert all(part.span is None for part in parts)
