@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from fmcore.network.build import build
 from fmcore.matching.loss import Batch
+from fmcore.network.build import build
 from fmcore.tensors import independent
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.fit import Train, fit, new_state
