@@ -31,8 +31,8 @@ def _published(root: Path, result: RunResult, say: Say) -> str:
     from flows.tracking.publish import publish  # imports MLflow: slow
 
     done = publish(root)
-    for skipped in done.skipped:
-        say(f"MLflow: {skipped}")
+    for line in [*done.notes, *(f"MLflow: {skipped}" for skipped in done.skipped)]:
+        say(line)
     return done.parent
 
 

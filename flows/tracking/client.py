@@ -9,6 +9,7 @@ from flows.dag.chain import Chain, Round, flat
 from flows.dag.lock import Entry
 from flows.project.environment import configure
 from flows.project.git import git
+from flows.tracking import moved
 from fmcore.settings import ReflowError
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
@@ -16,10 +17,12 @@ for _name, _value in (
     ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
     ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
 ):
     os.environ.setdefault(_name, _value)
 
 KEY, CHAIN, KIND = "reflow.key", "reflow.chain", "reflow.kind"
+REPLACED = "reflow.replaced"
 EXPERIMENT = "reflow"
 Point = tuple[str, float, int]
 """A point of a metric: its name, its value, its step."""
@@ -50,19 +53,44 @@ class Tracker:
 
         self.root = root
         self.mlflow = mlflow
-        mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+        self.notes: list[str] = []
+        uri = os.environ["MLFLOW_TRACKING_URI"]
+        home = moved.own_root(uri)
+        if home and (old := moved.correct(home)):
+            self.notes.append(f"MLflow: the project was in {old}; its records name {home} now")
+        mlflow.set_tracking_uri(uri)
         self.client = mlflow.MlflowClient()
         self.experiment_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        self.experiment = self._experiment(self.experiment_name)
+        self.experiment = self._experiment(self.experiment_name, home)
+        if home:
+            moved.note(home)
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, home: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self._restore(found)
             return str(found.experiment_id)
         local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
-        place = self.root / ".reflow" / "mlflow" / "artifacts"
-        location = place.resolve().as_uri() if local else None
+        location = moved.artifacts(home or self.root).as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location, tags=ABOUT))
+
+    def _restore(self, experiment: Any) -> None:
+        """Restore a deleted experiment, without the runs that `publish` itself had replaced."""
+        number, name = str(experiment.experiment_id), experiment.name
+        self.client.restore_experiment(number)
+        replaced = f"tags.`{REPLACED}` = 'true'"
+        for run in self.client.search_runs([number], filter_string=replaced):
+            self.client.delete_run(run.info.run_id)
+        self.notes.append(
+            f"MLflow: the experiment {name} had been deleted; it is restored"
+            " (for another one: MLFLOW_EXPERIMENT_NAME)"
+        )
+
+    def replace(self, run: str) -> None:
+        """Delete a run that another one replaces."""
+        self.client.set_tag(run, REPLACED, "true")
+        self.client.delete_run(run)
 
     def find(self, **tags: str) -> list[Any]:
         """Return the runs with these tags (dots written as __), newest first."""

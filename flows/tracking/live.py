@@ -75,7 +75,10 @@ class Live:
             for curve in curves.values():
                 if not curve.new or self.stopped:
                     continue
-                tracker = tracker or _tracker(self.root)
+                if tracker is None:
+                    tracker = _tracker(self.root)
+                    for line in tracker.notes:
+                        self.warn(line)
                 curve.log(tracker)
 
     def _collected(self) -> tuple[list[Event], bool]:

@@ -23,12 +23,16 @@ Say = Callable[[str], object]
 
 @dataclass
 class Published:
-    """What `publish` did: parts logged, parts that were logged before, parts not logged."""
+    """What `publish` did: parts logged, parts that were logged before, parts not logged.
+
+    `notes` are lines about records that it mended.
+    """
 
     logged: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     parent: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Published:
@@ -46,8 +50,10 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
                 "dvc.lock records no round yet; run `reflow run` or `dvc repro` first"
             )
         tracker = Tracker(root)
+        for line in tracker.notes:
+            say(line)
         whole = chain(entries, entries)
-        done = Published(parent=tracker.parent(whole))
+        done = Published(parent=tracker.parent(whole), notes=tracker.notes)
         for round_ in whole.rounds:
             run, tags = _run_of(tracker, whole, done.parent, round_, say)
             for part, entry, log in _parts(tracker, run, round_, whole, models):
@@ -82,7 +88,7 @@ def _run_of(
     if set(tracker.points(run, "train/")) <= measured:
         return run, tags
     say(f"train@{round_.name}: its live curves are not what dvc.lock records; they are replaced")
-    tracker.client.delete_run(run)
+    tracker.replace(run)
     run = tracker.child(whole, parent, round_, round_.train)
     return run, tracker.client.get_run(run).data.tags
 
