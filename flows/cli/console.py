@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.params.checked import check
-from flows.project.environment import configure, find_root
+from flows.project.environment import check_own_code, configure, find_root
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
@@ -41,8 +41,12 @@ def say(line: str) -> None:
 
 
 def project() -> Path:
-    """Find the project, set the environment of its tools, and check params.yaml as a whole."""
+    """Find the project, set the environment of its tools, and check params.yaml as a whole.
+
+    A project with code of its own must be run by that code.
+    """
     root = find_root(Path.cwd())
+    check_own_code(root)
     configure(root)
     check(root)
     return root

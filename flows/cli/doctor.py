@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.params.load import FILE, load
+from flows.project.git import NO_GIT
 from fmcore.settings import ReflowError
 
 PACKAGES = ("torch", "prefect", "mlflow", "dvc", "pandas", "pyarrow", "pydantic")
@@ -99,7 +100,8 @@ def _lock(root: Path) -> Check:
     try:
         waiting = [p.stage for p in plan.plan(root) if p.state in {"run", "downstream"}]
     except ReflowError as error:
-        return Check("bad", "dvc", str(error), "mend dvc.yaml, or `git checkout dvc.yaml`")
+        mend = "" if NO_GIT in str(error) else "mend dvc.yaml, or `git checkout dvc.yaml`"
+        return Check("bad", "dvc", str(error), mend)
     if waiting:
         return Check("warn", "chain", f"{len(waiting)} stages to run", "reflow run")
     return Check("ok", "chain", "up to date")

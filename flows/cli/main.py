@@ -1,6 +1,8 @@
 """The `reflow` command; each of its subcommands calls one function of `flows`."""
 
 import json
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
 from flows.cli.settings import settings
-from flows.project.environment import configure, find_root
+from flows.project.environment import check_own_code, configure, find_root
 
 app = typer.Typer(
     help=(
@@ -166,7 +168,9 @@ def use(
     from flows.params.use import use_params
 
     with one_line_errors():
-        said = use_params(find_root(Path.cwd()), file, force=force, whole=whole)
+        root = find_root(Path.cwd())
+        check_own_code(root)
+        said = use_params(root, file, force=force, whole=whole)
     if said:
         out.print(f"{said}; --whole keeps its size", markup=False, soft_wrap=True)
     out.print(f"params.yaml is now {file}; `reflow plan` says what that changes", markup=False)
@@ -199,6 +203,9 @@ app.command()(servers.deploy)
 
 def main() -> None:
     """Entry point of the `reflow` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know ASCII only
     app()
 
 

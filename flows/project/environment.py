@@ -1,9 +1,12 @@
 """The project's folder, and the environment of its tools: all local state is in `.reflow/`."""
 
 import os
+import shlex
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+import flows
+import fmcore
 from flows.project import servers
 from fmcore.settings import ReflowError
 
@@ -20,6 +23,21 @@ def find_root(start: Path) -> Path:
         f"no project here: expected dvc.yaml and params.yaml in {start} or a folder above it;"
         " change into the project's folder"
     )
+
+
+def check_own_code(root: Path) -> None:
+    """Raise ReflowError if the project has code of its own and this process runs other code.
+
+    With the environment of another clone, `reflow` would plan and record by the code of that clone
+    while the stages run the code of this one.
+    """
+    for package, part in ((flows, "cli/main.py"), (fmcore, "settings.py")):
+        running, own = Path(package.__path__[0]).resolve(), root.resolve() / package.__name__
+        if (own / part).is_file() and own.resolve() != running:
+            raise ReflowError(
+                f"this project has its own {own}, but {running} is running; activate this"
+                f" project's environment, or: export PYTHONPATH={shlex.quote(str(root.resolve()))}"
+            )
 
 
 def local_path(root: Path, *parts: str) -> Path:

@@ -111,6 +111,20 @@ def answers(url: str, seconds: float = 5.0) -> bool:
         return False
 
 
+def reason(error: BaseException) -> str:
+    """Say in a few words why a server or its client failed; never what urllib3 says in full.
+
+    >>> reason(OSError("HTTPConnectionPool(host='a'): Max retries exceeded (Caused by ...)"))
+    'no server answers there'
+    """
+    text = str(error)
+    if any(word in text for word in ("timed out", "Timeout")):
+        return "the server does not answer in time"
+    if any(word in text for word in ("Max retries", "onnection refused", "connection attempts")):
+        return "no server answers there"
+    return (text.strip().splitlines() or [type(error).__name__])[0][:100]
+
+
 def auth_string(root: Path) -> str:
     """Return the user name and password of the project's servers, made at the first call.
 

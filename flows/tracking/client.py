@@ -1,12 +1,14 @@
 """Find and create MLflow runs by lineage key."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.dag.chain import Chain, Round, flat
 from flows.dag.lock import Entry
+from flows.project import servers
 from flows.project.environment import configure
 from flows.project.git import git
 from flows.tracking import moved
@@ -37,6 +39,21 @@ ABOUT = {
         " Select the rounds of a chain, then Compare, to see them on one chart."
     ),
 }
+
+
+@contextmanager
+def answers() -> Iterator[None]:
+    """Turn an error of MLflow, or of the way to it, into a ReflowError of one line."""
+    try:
+        yield
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, (OSError, MlflowException)):
+            raise
+        where = os.environ["MLFLOW_TRACKING_URI"]
+        ask = f"; is {where} up?" if where.startswith("http") else f" ({where})"
+        raise ReflowError(f"MLflow: {servers.reason(error)}{ask}") from error
 
 
 class Tracker:

@@ -13,7 +13,7 @@ from flows.dag.lock import Entry, digest
 from flows.dag.receipts import curve, metrics, read_comparison, spent
 from flows.project.locks import locked
 from flows.tracking import marker
-from flows.tracking.client import Point, Tracker
+from flows.tracking.client import Point, Tracker, answers
 from flows.tracking.registry import register
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
@@ -42,7 +42,8 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
     reads from MLflow the tags that say which parts are logged, and the points of the other parts.
     """
     held = "another `reflow publish`, or the end of a run, is writing to MLflow"
-    with locked(root, "publish", held, "wait for it to end, then `reflow publish`", patience=10):
+    mend = "wait for it to end, then `reflow publish`"
+    with locked(root, "publish", held, mend, patience=10), answers():
         lock = marker.lock_hash(root)
         entries = lock_entries(root)
         if not trained(entries):

@@ -1,4 +1,4 @@
-"""The environment of the tools: loopback goes past proxies, the project's own server asks a name."""
+"""The environment of the tools: loopback goes past proxies; the password stays with its server."""
 
 import os
 import urllib.request
