@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.params.checked import check
@@ -61,5 +62,5 @@ def plan_table(planned: "Sequence[Planned]") -> Table:
     for item in planned:
         colour = colours.get(item.state, "")
         state = f"[{colour}]{item.state}[/]" if colour else item.state
-        table.add_row(item.stage, state, "\n".join(item.reasons))
+        table.add_row(escape(item.stage), state, escape("\n".join(item.reasons)))
     return table

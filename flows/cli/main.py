@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
@@ -186,7 +187,8 @@ def doctor() -> None:
         wrong = 0
         for check in examine(find_root(Path.cwd())):
             mark = {"ok": "[green]ok[/]  ", "warn": "[yellow]note[/]", "bad": "[red]bad[/] "}
-            out.print(f"{mark[check.state]} {check.what}: {check.found}", highlight=False)
+            found = escape(f"{check.what}: {check.found}")
+            out.print(f"{mark[check.state]} {found}", highlight=False)
             if check.mend:
                 out.print(f"     -> {check.mend}", markup=False)
             wrong += check.state == "bad"

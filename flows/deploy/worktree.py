@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from flows.deploy.order import Order
+from flows.library.history import resolve
 from flows.params import checked
 from flows.params.edit import edited
 from flows.params.load import FILE, load
@@ -35,8 +36,9 @@ def make(root: Path, order: Order, name: str) -> Path:
     if (folder / ".git").exists():
         checked.check(folder)
         return folder
+    commit = resolve(root, order.rev).ref
     with _alone(root):
-        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), order.rev)
+        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), commit)
     try:
         settle(root, folder, order)
     except BaseException:
@@ -55,8 +57,9 @@ def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
 def check(root: Path, order: Order) -> None:
     """Check an order as its run would, in a temporary worktree. Raises ReflowError."""
     folder = environment.local_path(root, "worktrees", f"check-{os.getpid()}")
+    commit = resolve(root, order.rev).ref
     with _alone(root):
-        git(root, "worktree", "add", "-q", "--detach", str(folder), order.rev)
+        git(root, "worktree", "add", "-q", "--detach", str(folder), commit)
     try:
         settle(root, folder, order)
     finally:
@@ -65,6 +68,7 @@ def check(root: Path, order: Order) -> None:
 
 def settle(root: Path, folder: Path, order: Order) -> None:
     """Write the parameters of the order into a worktree, and let it share the project's cache."""
+    _no_links(folder)
     given = folder / order.params_file
     if not given.resolve().is_relative_to(folder.resolve()):
         raise ReflowError(f"params_file: {order.params_file}: expected a file of the project")
@@ -80,6 +84,19 @@ def settle(root: Path, folder: Path, order: Order) -> None:
     if own.exists():
         shutil.copy(own, folder / ".dvc")
     dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
+
+
+def _no_links(folder: Path) -> None:
+    """Refuse a commit in which a file that this writes, or a folder above it, is a link.
+
+    A branch of a stranger could otherwise have a file of the user overwritten.
+    """
+    for name in (FILE, ".dvc", ".dvc/config", ".dvc/config.local"):
+        if (folder / name).is_symlink():
+            raise ReflowError(
+                f"rev: in that commit {name} is a link to {(folder / name).readlink()}; expected a"
+                " file of the project: order a commit without it"
+            )
 
 
 def keep(root: Path, name: str, *, done: bool) -> str:

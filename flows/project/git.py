@@ -15,7 +15,7 @@ def git(folder: Path, *words: str) -> str:
 
 def file_at(folder: Path, rev: str, path: str) -> str:
     """Return the exact text of a file in a revision."""
-    return _output(folder, "show", f"{rev}:{path}")
+    return _output(folder, "show", "--end-of-options", f"{rev}:{path}")
 
 
 def _output(folder: Path, *words: str) -> str:

@@ -1,11 +1,15 @@
 """The environment of the tools: loopback goes past proxies; the password stays with its server."""
 
 import os
+import subprocess
+import sys
 import urllib.request
 
 import pytest
 
-from flows.project import environment, servers
+from flows.project import environment, git, servers
+from fmcore.settings import ReflowError
+from tests.conftest import SOURCE
 
 ADDED = "127.0.0.1,localhost,::1"
 
@@ -81,3 +85,52 @@ def test_a_copied_project_does_not_take_the_originals_servers_for_its_own(tmp_pa
     assert servers.mlflow_login(first, "http://127.0.0.1:5000")
     assert servers.mlflow_login(second, "http://127.0.0.1:5000") == {}
     assert servers.living(second) is None
+
+
+def test_a_project_with_code_of_its_own_is_run_by_that_code_alone(tmp_path):
+    environment.check_own_code(tmp_path)  # an installed reflow, and a project without code
+    environment.check_own_code(SOURCE)
+    link = tmp_path / "link"
+    link.symlink_to(SOURCE)
+    environment.check_own_code(link)
+    (tmp_path / "flows").mkdir()  # a folder of the user's own that has this name
+    environment.check_own_code(tmp_path)
+    for part in ("flows/cli/main.py", "fmcore/settings.py"):
+        other = tmp_path / part.split("/")[0] / "of a clone"
+        (other / part).parent.mkdir(parents=True)
+        (other / part).write_text("")
+        with pytest.raises(ReflowError, match=r"but .* is running; activate") as error:
+            environment.check_own_code(other)
+        assert f"export PYTHONPATH='{other}'" in str(error.value)
+
+
+def test_without_git_the_line_says_how_to_mend_it(tmp_path):
+    with pytest.raises(ReflowError, match="run `git init` in the project's folder") as error:
+        git.git(tmp_path, "status")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "short"),
+    [
+        ("HTTPConnectionPool(host='x', port=9): Max retries exceeded", "no server answers there"),
+        ("[Errno 111] Connection refused", "no server answers there"),
+        ("Max retries exceeded (Caused by ReadTimeoutError(...))", "the server does not answer in"),
+        ("a reason\nand more", "a reason"),
+        ("", "OSError"),
+        ("x" * 500, "x" * 100),
+    ],
+)
+def test_a_dead_server_is_a_few_words(said, short):
+    assert servers.reason(OSError(said)).startswith(short)
+    assert len(servers.reason(OSError(said))) <= 100
+
+
+@pytest.mark.parametrize("words", [["settings"], ["settings", "train.lr"], ["plan"], ["doctor"]])
+def test_an_ascii_terminal_shows_every_command(project, words):
+    env = {**project.env(), "PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX"}
+    command = [sys.executable, "-m", "flows.cli", *words]
+    done = subprocess.run(
+        command, cwd=project.root, env=env, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr and (done.stdout + done.stderr).isascii()
