@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.dag import graph
 from flows.deploy.order import Order
 from flows.library.history import resolve
 from flows.params import checked
@@ -24,6 +25,8 @@ from flows.project.locks import locked
 from fmcore.settings import ReflowError
 
 BRANCH = "reflow/"
+OURS = re.compile(r"python -m flows\.stage( [\w@=./-]+)+")
+"""The commands that every commit may have: no word of them means something to a shell."""
 
 
 def make(root: Path, order: Order, name: str) -> Path:
@@ -80,10 +83,22 @@ def settle(root: Path, folder: Path, order: Order) -> None:
     known = load(folder / FILE).rounds
     if unknown := [name for name in order.rounds or () if name not in known]:
         raise ReflowError(f"rounds: no round {unknown[0]!r}; {FILE} has: {', '.join(known)}")
+    _known_commands(root, folder)
     own = root / ".dvc" / "config.local"  # remotes and credentials that git does not have
     if own.exists():
         shutil.copy(own, folder / ".dvc")
     dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
+
+
+def _known_commands(root: Path, folder: Path) -> None:
+    """Refuse a commit whose dvc.yaml runs a command that the project's own does not know."""
+    known = {stage.cmd for stage in graph.read(root).values()}
+    for stage in graph.read(folder).values():
+        if stage.cmd not in known and not OURS.fullmatch(stage.cmd):
+            raise ReflowError(
+                f"rev: stage {stage.name} of that commit runs {stage.cmd[:80]!r}, which this"
+                " project's dvc.yaml does not; add it there first, if you trust it"
+            )
 
 
 def _no_links(folder: Path) -> None:

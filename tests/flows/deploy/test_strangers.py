@@ -7,6 +7,7 @@ from flows.deploy.order import Order
 from flows.library.history import resolve
 from flows.project.git import file_at
 from fmcore.settings import ReflowError
+from tests.real_chain import PARAMS
 
 
 @pytest.mark.parametrize("rev", ["--output=stolen", "-", "--lock", "-b", "HEAD;touch stolen", ""])
@@ -59,3 +60,20 @@ def test_a_parameter_file_is_one_of_the_project(project, file):
     project.sh("git", "commit", "-q", "-m", "one")
     with pytest.raises(ReflowError, match="expected a file of the project"):
         worktree.check(project.root, Order(params_file=file))
+
+
+@pytest.mark.parametrize(
+    "cmd",
+    ["touch stolen", "python -m flows.stage a; touch stolen", "python -m flows.stage $(touch x)"],
+)
+def test_a_branch_with_another_command_is_refused(project, cmd):
+    project.write("params.yaml", PARAMS)
+    project.sh("git", "add", "-A")
+    project.sh("git", "commit", "-q", "-m", "one")
+    worktree.check(project.root, Order())
+    project.sh("git", "checkout", "-q", "-b", "strange")
+    project.edit("dvc.yaml", "cat models/*/m > table", f'"{cmd}"')
+    project.sh("git", "commit", "-q", "-a", "-m", "another")
+    project.sh("git", "checkout", "-q", "-")
+    with pytest.raises(ReflowError, match=r"rev: stage compare of that commit runs"):
+        worktree.check(project.root, Order(rev="strange"))
