@@ -28,6 +28,7 @@ rounds:
 couplings:
   rf1: {round: rf1, pairs: 2000, shard: 512, solver: {name: rk4, steps: 8}}
 """
+PROXY = "http://127.0.0.1:9"
 OUTPUTS = ("models", "couplings", "curves", "metrics", "pictures", "yardstick", "comparison")
 
 
@@ -79,7 +80,9 @@ def start(root: Path) -> Chain:
     chain.sh("git", "init", "-q")
     chain.write("params.yaml", PARAMS)
     chain.commit("start")
-    done = chain.reflow("run")
+    # Behind a proxy that does not answer: nothing that the chain needs is reached through it.
+    proxies = [f"{name}={PROXY}" for name in ("HTTP_PROXY", "https_proxy")]
+    done = chain.sh("env", *proxies, "python", "-m", "flows.cli", "run")
     chain.write(".reflow/run.log", done.stdout + done.stderr)
     chain.commit("two rounds")
     return chain

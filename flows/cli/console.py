@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.params.checked import check
-from flows.project.environment import configure, find_root
+from flows.project.environment import check_own_code, configure, find_root
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
@@ -41,8 +42,12 @@ def say(line: str) -> None:
 
 
 def project() -> Path:
-    """Find the project, set the environment of its tools, and check params.yaml as a whole."""
+    """Find the project, set the environment of its tools, and check params.yaml as a whole.
+
+    A project with code of its own must be run by that code.
+    """
     root = find_root(Path.cwd())
+    check_own_code(root)
     configure(root)
     check(root)
     return root
@@ -57,5 +62,5 @@ def plan_table(planned: "Sequence[Planned]") -> Table:
     for item in planned:
         colour = colours.get(item.state, "")
         state = f"[{colour}]{item.state}[/]" if colour else item.state
-        table.add_row(item.stage, state, "\n".join(item.reasons))
+        table.add_row(escape(item.stage), state, escape("\n".join(item.reasons)))
     return table

@@ -9,7 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from flows.cli.floors import FLOORS, below
 from flows.params.load import FILE, load
+from flows.project.environment import check_own_code, proxies
+from flows.project.git import NO_GIT
 from fmcore.settings import ReflowError
 
 PACKAGES = ("torch", "prefect", "mlflow", "dvc", "pandas", "pyarrow", "pydantic")
@@ -39,6 +42,8 @@ def examine(root: Path) -> Iterator[Check]:
     yield _lock(root)
     for name in ("PREFECT_HOME", "MLFLOW_TRACKING_URI"):
         yield Check("ok", name, os.environ.get(name, "not set"))
+    yield from _proxy()
+    yield _code(root)
     if url := os.environ.get("PREFECT_API_URL"):
         yield Check("warn", "PREFECT_API_URL", f"{url}: runs report to this server")
 
@@ -49,11 +54,30 @@ def _packages() -> Iterator[Check]:
             yield Check("ok", name, version(name))
         except PackageNotFoundError:
             yield Check("bad", name, "not installed", "make setup")
+    for floor in FLOORS:
+        if found := below(floor):
+            mend = f"pip install '{floor.package}>={floor.least}', or make setup"
+            yield Check("bad", floor.package, f"{found} has {floor.advisory}: {floor.harm}", mend)
     for name, limit in TOO_NEW.items():
         have = tuple(int(n) for n in version(name).split(".")[:2] if n.isdigit())
         if have >= limit:
             shown = ".".join(map(str, limit))
             yield Check("bad", name, version(name), f"Prefect needs {name}<{shown}: make setup")
+
+
+def _proxy() -> Iterator[Check]:
+    if names := proxies(os.environ):
+        past = os.environ.get("NO_PROXY", "")
+        yield Check("ok", "proxy", f"{', '.join(names)}; requests go past it to: {past}")
+
+
+def _code(root: Path) -> Check:
+    try:
+        check_own_code(root)
+    except ReflowError as error:
+        words, _, mend = str(error).partition("; ")
+        return Check("bad", "code", words, mend)
+    return Check("ok", "code", str(Path(__file__).parents[2]))
 
 
 def _device() -> Check:
@@ -99,7 +123,8 @@ def _lock(root: Path) -> Check:
     try:
         waiting = [p.stage for p in plan.plan(root) if p.state in {"run", "downstream"}]
     except ReflowError as error:
-        return Check("bad", "dvc", str(error), "mend dvc.yaml, or `git checkout dvc.yaml`")
+        mend = "" if NO_GIT in str(error) else "mend dvc.yaml, or `git checkout dvc.yaml`"
+        return Check("bad", "dvc", str(error), mend)
     if waiting:
         return Check("warn", "chain", f"{len(waiting)} stages to run", "reflow run")
     return Check("ok", "chain", "up to date")

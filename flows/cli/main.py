@@ -1,15 +1,18 @@
 """The `reflow` command; each of its subcommands calls one function of `flows`."""
 
 import json
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
 from flows.cli.settings import settings
-from flows.project.environment import configure, find_root
+from flows.project.environment import check_own_code, configure, find_root
 
 app = typer.Typer(
     help=(
@@ -166,7 +169,9 @@ def use(
     from flows.params.use import use_params
 
     with one_line_errors():
-        said = use_params(find_root(Path.cwd()), file, force=force, whole=whole)
+        root = find_root(Path.cwd())
+        check_own_code(root)
+        said = use_params(root, file, force=force, whole=whole)
     if said:
         out.print(f"{said}; --whole keeps its size", markup=False, soft_wrap=True)
     out.print(f"params.yaml is now {file}; `reflow plan` says what that changes", markup=False)
@@ -182,7 +187,8 @@ def doctor() -> None:
         wrong = 0
         for check in examine(find_root(Path.cwd())):
             mark = {"ok": "[green]ok[/]  ", "warn": "[yellow]note[/]", "bad": "[red]bad[/] "}
-            out.print(f"{mark[check.state]} {check.what}: {check.found}", highlight=False)
+            found = escape(f"{check.what}: {check.found}")
+            out.print(f"{mark[check.state]} {found}", highlight=False)
             if check.mend:
                 out.print(f"     -> {check.mend}", markup=False)
             wrong += check.state == "bad"
@@ -199,6 +205,9 @@ app.command()(servers.deploy)
 
 def main() -> None:
     """Entry point of the `reflow` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may know ASCII only
     app()
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.console import one_line_errors, project, say
+from flows.tracking import moved
 from fmcore.settings import ReflowError
 
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Default: a free port.")]
@@ -20,6 +21,7 @@ def ui(prefect_port: Port = None, mlflow_port: Port = None) -> None:
             serve as pages,  # imports Prefect, which reads the environment then
         )
 
+        moved.correct(root)
         pages.serve(root, prefect_port=prefect_port, mlflow_port=mlflow_port, say=say)
 
 
@@ -29,6 +31,7 @@ def env() -> None:
         root = project()
         from flows.project.servers import environment
 
+        moved.correct(root)
         for name, value in environment(root).items():
             print(f"export {name}={shlex.quote(value)}")
 

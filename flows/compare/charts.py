@@ -14,7 +14,12 @@ INK = "#010203"
 SERIES = (*COLOURS[:-1], "#808080")
 """As in the pictures; the last is a gray that shows on white and on black."""
 
-LABELS: Any = {"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "reflow"}
+LABELS: Any = {
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "reflow",
+    "text.parse_math": False,  # a name with two dollars is no formula
+}
 
 
 @dataclass(frozen=True)

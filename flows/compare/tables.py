@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.compare.groups import Group, by_metric, group_rows
@@ -51,7 +52,8 @@ def rounds_table(timed: TimedComparison) -> Table:
     """Lay out a comparison: a row per round, a column per NFE; fits 80 columns."""
     found, layout = timed.found, timed.found.table(())
     table = Table(
-        title=f"{found.metric} by NFE (real against real, the floor: {short(found.floor)})",
+        title=escape(found.metric)
+        + f" by NFE (real against real, the floor: {short(found.floor)})",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -67,7 +69,7 @@ def rounds_table(timed: TimedComparison) -> Table:
         metrics, seconds = result.metrics, timed.seconds.get(result.name)
         rel = metrics.get("straightness_rel")
         table.add_row(
-            row.round,
+            escape(row.round),
             *(short(distance) for distance in row.distances),
             short(metrics.get("straightness")),
             "" if rel is None else f"{rel:.4f}",
@@ -87,7 +89,7 @@ def group_tables(groups: Sequence[Group]) -> list[Table]:
         every = sorted({nfe for g in mine for round_ in g.mean for nfe in g.nfes(round_)})
         nfes = sorted({every[0], nearest(every), every[-1]})
         table = Table(
-            title=f"{metric} by NFE, mean ± standard deviation over seeds",
+            title=f"{escape(metric)} by NFE, mean ± standard deviation over seeds",
             title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0),
         )  # fmt: skip
         table.add_column("chain")
@@ -96,9 +98,9 @@ def group_tables(groups: Sequence[Group]) -> list[Table]:
         for column in [*(f"NFE {n}" for n in nfes), "rel", "cost"]:
             table.add_column(column, justify="right", no_wrap=True)
         for group in mine:
-            head = [group.name, str(len(group.chains))]
+            head = [escape(group.name), str(len(group.chains))]
             for row in group_rows([group], nfes, ("straightness_rel", "transport_cost")):
-                table.add_row(*head, row.round, *row.cells)
+                table.add_row(*head, escape(row.round), *row.cells)
                 head = ["", ""]
         found.append(table)
     return found

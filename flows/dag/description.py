@@ -94,7 +94,9 @@ _WHOLE = TypeAdapter(Description)
 
 
 def read_file(root: Path, path: str) -> bytes | None:
-    """Read a file of the workspace."""
+    """Read a file of the workspace; None if there is none, or if the path leads out of it."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        return None
     file = root / path
     return file.read_bytes() if file.is_file() else None
 

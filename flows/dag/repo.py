@@ -12,6 +12,7 @@ from dvc.dependency import ParamsDependency
 from dvc.exceptions import CyclicGraphError, DvcException
 from dvc.repo import Repo
 
+from flows.project.git import NO_GIT
 from fmcore.settings import ReflowError
 
 CHECKING = threading.RLock()
@@ -44,7 +45,8 @@ def in_one_line(root: Path) -> Iterator[None]:
             if text and not any(text in part for part in parts):
                 parts.append(text)
             cause = cause.__cause__
-        raise ReflowError(f"DVC: {': '.join(parts)}") from error
+        mend = f"; {NO_GIT}" if parts and parts[0].endswith(" is not a git repository") else ""
+        raise ReflowError(f"DVC: {': '.join(parts)}{mend}") from error
 
 
 def read_each_file_once(deps: Iterable[Any]) -> None:

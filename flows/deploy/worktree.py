@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.dag import graph
 from flows.deploy.order import Order
+from flows.library.history import resolve
 from flows.params import checked
 from flows.params.edit import edited
 from flows.params.load import FILE, load
@@ -23,6 +25,8 @@ from flows.project.locks import locked
 from fmcore.settings import ReflowError
 
 BRANCH = "reflow/"
+OURS = re.compile(r"python -m flows\.stage( [\w@=./-]+)+")
+"""The commands that every commit may have: no word of them means something to a shell."""
 
 
 def make(root: Path, order: Order, name: str) -> Path:
@@ -35,8 +39,9 @@ def make(root: Path, order: Order, name: str) -> Path:
     if (folder / ".git").exists():
         checked.check(folder)
         return folder
+    commit = resolve(root, order.rev).ref
     with _alone(root):
-        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), order.rev)
+        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), commit)
     try:
         settle(root, folder, order)
     except BaseException:
@@ -55,8 +60,9 @@ def _alone(root: Path) -> contextlib.AbstractContextManager[None]:
 def check(root: Path, order: Order) -> None:
     """Check an order as its run would, in a temporary worktree. Raises ReflowError."""
     folder = environment.local_path(root, "worktrees", f"check-{os.getpid()}")
+    commit = resolve(root, order.rev).ref
     with _alone(root):
-        git(root, "worktree", "add", "-q", "--detach", str(folder), order.rev)
+        git(root, "worktree", "add", "-q", "--detach", str(folder), commit)
     try:
         settle(root, folder, order)
     finally:
@@ -65,6 +71,7 @@ def check(root: Path, order: Order) -> None:
 
 def settle(root: Path, folder: Path, order: Order) -> None:
     """Write the parameters of the order into a worktree, and let it share the project's cache."""
+    _no_links(folder)
     given = folder / order.params_file
     if not given.resolve().is_relative_to(folder.resolve()):
         raise ReflowError(f"params_file: {order.params_file}: expected a file of the project")
@@ -76,10 +83,35 @@ def settle(root: Path, folder: Path, order: Order) -> None:
     known = load(folder / FILE).rounds
     if unknown := [name for name in order.rounds or () if name not in known]:
         raise ReflowError(f"rounds: no round {unknown[0]!r}; {FILE} has: {', '.join(known)}")
+    _known_commands(root, folder)
     own = root / ".dvc" / "config.local"  # remotes and credentials that git does not have
     if own.exists():
         shutil.copy(own, folder / ".dvc")
     dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
+
+
+def _known_commands(root: Path, folder: Path) -> None:
+    """Refuse a commit whose dvc.yaml runs a command that the project's own does not know."""
+    known = {stage.cmd for stage in graph.read(root).values()}
+    for stage in graph.read(folder).values():
+        if stage.cmd not in known and not OURS.fullmatch(stage.cmd):
+            raise ReflowError(
+                f"rev: stage {stage.name} of that commit runs {stage.cmd[:80]!r}, which this"
+                " project's dvc.yaml does not; add it there first, if you trust it"
+            )
+
+
+def _no_links(folder: Path) -> None:
+    """Refuse a commit in which a file that this writes, or a folder above it, is a link.
+
+    A branch of a stranger could otherwise have a file of the user overwritten.
+    """
+    for name in (FILE, ".dvc", ".dvc/config", ".dvc/config.local"):
+        if (folder / name).is_symlink():
+            raise ReflowError(
+                f"rev: in that commit {name} is a link to {(folder / name).readlink()}; expected a"
+                " file of the project: order a commit without it"
+            )
 
 
 def keep(root: Path, name: str, *, done: bool) -> str:

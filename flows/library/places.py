@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.dag import store
@@ -58,11 +59,11 @@ def versions_table(found: Sequence[Version], asked: Sequence[Place]) -> Table:
     table.add_column("stored in")
     for v in found:
         table.add_row(
-            v.coupling,
-            f"{v.commit} ({v.experiment})" if v.experiment else v.commit,
+            escape(v.coupling),
+            escape(f"{v.commit} ({v.experiment})" if v.experiment else v.commit),
             v.date,
-            v.md5[:12],
-            _solver(v),
+            escape(v.md5[:12]),
+            escape(_solver(v)),
             "" if v.solver_gap_rms is None else f"{v.solver_gap_rms:.2g}",
             "" if v.pairs is None else f"{v.pairs:,}",
             "" if v.bytes is None else f"{v.bytes:,}",

@@ -1,10 +1,16 @@
 """The project's folder, and the environment of its tools: all local state is in `.reflow/`."""
 
 import os
+import shlex
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+import flows
+import fmcore
 from flows.project import servers
 from fmcore.settings import ReflowError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def find_root(start: Path) -> Path:
@@ -19,6 +25,21 @@ def find_root(start: Path) -> Path:
     )
 
 
+def check_own_code(root: Path) -> None:
+    """Raise ReflowError if the project has code of its own and this process runs other code.
+
+    With the environment of another clone, `reflow` would plan and record by the code of that clone
+    while the stages run the code of this one.
+    """
+    for package, part in ((flows, "cli/main.py"), (fmcore, "settings.py")):
+        running, own = Path(package.__path__[0]).resolve(), root.resolve() / package.__name__
+        if (own / part).is_file() and own.resolve() != running:
+            raise ReflowError(
+                f"this project has its own {own}, but {running} is running; activate this"
+                f" project's environment, or: export PYTHONPATH={shlex.quote(str(root.resolve()))}"
+            )
+
+
 def local_path(root: Path, *parts: str) -> Path:
     """Return the path `.reflow/<parts>` of the project; its parent exists afterwards."""
     path = root.resolve().joinpath(".reflow", *parts)
@@ -31,16 +52,39 @@ def tracking_data_base(root: Path) -> str:
     return f"sqlite:///{local_path(root, 'mlflow', 'mlflow.db')}"
 
 
+def past_proxies(env: MutableMapping[str, str]) -> None:
+    """Let calls to this machine go past a proxy that `env` names; what the user has set stays.
+
+    The project's servers listen on loopback, where a proxy cannot reach them. Python reads the
+    lower-case name first and then ignores the other, so both get the same hosts.
+    """
+    if not proxies(env):
+        return  # without one, the variable would hide the proxies of macOS's own settings
+    for name, other in (("no_proxy", "NO_PROXY"), ("NO_PROXY", "no_proxy")):
+        given = env.get(name) or env.get(other, "")
+        hosts = [host.strip() for host in given.split(",") if host.strip()]
+        if "*" not in hosts:
+            env[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+
+
+def proxies(env: Mapping[str, str]) -> list[str]:
+    """Return the names of the variables that send requests through a proxy."""
+    known = ("http_proxy", "https_proxy", "all_proxy")
+    return [name for name in env if name.lower() in known and env[name]]
+
+
 def configure(root: Path) -> None:
     """Set the environment variables that the tools read, unless the user has set them.
 
     Must be called before prefect or mlflow is imported: both read them at import. MLflow's address
     is the server that `reflow ui` runs for this project, or the data base if there is none.
     """
+    past_proxies(os.environ)
     if "MLFLOW_TRACKING_URI" not in os.environ:
         kept = servers.living(root)
         mlflow = kept.mlflow if kept else ""
         os.environ["MLFLOW_TRACKING_URI"] = mlflow or tracking_data_base(root)
+    os.environ |= servers.mlflow_login(root, os.environ["MLFLOW_TRACKING_URI"])
     defaults = {
         "DO_NOT_TRACK": "true",
         "DVC_NO_ANALYTICS": "1",

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from fmcore.settings import ReflowError
 
+NO_GIT = "DVC needs one: run `git init` in the project's folder"
+
 
 def git(folder: Path, *words: str) -> str:
     """Run git in a folder and return what it prints. Raises ReflowError with git's message."""
@@ -13,12 +15,13 @@ def git(folder: Path, *words: str) -> str:
 
 def file_at(folder: Path, rev: str, path: str) -> str:
     """Return the exact text of a file in a revision."""
-    return _output(folder, "show", f"{rev}:{path}")
+    return _output(folder, "show", "--end-of-options", f"{rev}:{path}")
 
 
 def _output(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-        raise ReflowError(f"git {words[0]}: {said[-1].removeprefix('fatal: ')}")
+        mend = f"; {NO_GIT}" if "not a git repository" in said[-1] else ""
+        raise ReflowError(f"git {words[0]}: {said[-1].removeprefix('fatal: ')}{mend}")
     return done.stdout

@@ -7,16 +7,21 @@ import contextlib
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 PREFECT_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @dataclass(frozen=True)
 class Servers:
-    """The process that runs the servers, and their addresses; "" for a server it does not run."""
+    """The process that runs the servers of the project `root`, and their addresses.
 
+    An address is "" for a server that it does not run.
+    """
+
+    root: str
     pid: int
     born: str
     prefect: str
@@ -28,20 +33,38 @@ def living(root: Path) -> Servers | None:
 
     The file alone is no proof: its process may be gone, and another program may use its port.
     """
+    if (found := _announced(root)) is None:
+        return None
+    prefect = found.prefect if answers(f"{found.prefect}/api/health") else ""
+    mlflow = found.mlflow if answers(f"{found.mlflow}/health") else ""
+    return replace(found, prefect=prefect, mlflow=mlflow) if prefect or mlflow else None
+
+
+def mlflow_login(root: Path, uri: str) -> dict[str, str]:
+    """Return the variables by which MLflow logs in at `uri`, if that is this project's server."""
+    found = _announced(root) if uri.startswith("http") else None
+    if found is None or not found.mlflow or uri.rstrip("/") != found.mlflow:
+        return {}
+    name, _, password = auth_string(root).partition(":")
+    return dict(zip(MLFLOW_LOGIN, (name, password), strict=True))
+
+
+def _announced(root: Path) -> Servers | None:
+    """Return the servers whose process lives.
+
+    The file of a copied project names those of the original, which are not the copy's.
+    """
     try:
         found = Servers(**json.loads(_file(root).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    if not found.born or born(found.pid) != found.born:
-        return None
-    prefect = found.prefect if answers(f"{found.prefect}/api/health") else ""
-    mlflow = found.mlflow if answers(f"{found.mlflow}/health") else ""
-    return Servers(found.pid, found.born, prefect, mlflow) if prefect or mlflow else None
+    ours = found.root == str(root.resolve()) and found.born
+    return found if ours and born(found.pid) == found.born else None
 
 
 def announce(root: Path, prefect: str, mlflow: str) -> None:
     """Record that this process runs these servers."""
-    mine = Servers(os.getpid(), born(os.getpid()), prefect, mlflow)
+    mine = Servers(str(root.resolve()), os.getpid(), born(os.getpid()), prefect, mlflow)
     path = _file(root)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -88,11 +111,26 @@ def answers(url: str, seconds: float = 5.0) -> bool:
         return False
 
 
-def auth_string(root: Path) -> str:
-    """Return the user name and password of the project's Prefect server, made at the first call.
+def reason(error: BaseException) -> str:
+    """Say in a few words why a server or its client failed; never what urllib3 says in full.
 
-    They are in `.reflow/prefect/auth`, which only the user can read. A web page that the user has
-    open could otherwise call a server on loopback: Prefect does not check where a request is from.
+    >>> reason(OSError("HTTPConnectionPool(host='a'): Max retries exceeded (Caused by ...)"))
+    'no server answers there'
+    """
+    text = str(error)
+    if any(word in text for word in ("timed out", "Timeout")):
+        return "the server does not answer in time"
+    if any(word in text for word in ("Max retries", "onnection refused", "connection attempts")):
+        return "no server answers there"
+    return (text.strip().splitlines() or [type(error).__name__])[0][:100]
+
+
+def auth_string(root: Path) -> str:
+    """Return the user name and password of the project's servers, made at the first call.
+
+    They are in `.reflow/prefect/auth`, which only the user can read. Other users of the machine
+    could otherwise call a server on loopback, and so could a web page that the user has open:
+    Prefect does not check where a request is from.
     """
     if given := os.environ.get(PREFECT_AUTH):
         return given
@@ -110,17 +148,20 @@ def auth_string(root: Path) -> str:
 
 
 def auth_file(root: Path) -> Path:
-    """Return the file that holds the Prefect server's user name and password."""
+    """Return the file that holds the user name and password of the project's servers."""
     return root.resolve() / ".reflow" / "prefect" / "auth"
 
 
 def environment(root: Path) -> dict[str, str]:
     """Return the variables by which the commands of Prefect and MLflow find this project's records.
 
-    They include the password of the Prefect server while `reflow ui` runs one.
+    They include the password of the servers while `reflow ui` runs them, and the hosts that a
+    proxy is not asked for.
     """
-    names = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI")
-    found = {name: os.environ[name] for name in (*names, "DO_NOT_TRACK") if name in os.environ}
+    prefect = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
+    mlflow = ("MLFLOW_TRACKING_URI", *MLFLOW_LOGIN)
+    names = (*prefect, *mlflow, "DO_NOT_TRACK", "NO_PROXY", "no_proxy")
+    found = {name: os.environ[name] for name in names if name in os.environ}
     kept = living(root)
     if kept and kept.prefect and "PREFECT_API_URL" not in os.environ:
         found["PREFECT_API_URL"] = f"{kept.prefect}/api"

@@ -6,6 +6,7 @@ the environment (`environment.configure`) before importing this file.
 
 import base64
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -81,10 +82,21 @@ def _rounds(found: Comparison) -> list[dict[str, str]]:
 def _shipping(found: Comparison) -> str:
     """Say what to ship and what comes next, as Markdown."""
     lines = [
-        f"- **{use}**: {c.round} at NFE {c.nfe} ({found.metric} {short(c.distance, 4)})"
+        f"- **{_plain(use)}**: {_plain(c.round)} at NFE {c.nfe} ({_plain(found.metric)}"
+        f" {short(c.distance, 4)})"
         for use, c in found.ship.items()
     ]
-    return "\n".join([*lines, *(f"- {line}" for line in found.next)])
+    return "\n".join([*lines, *(f"- {_plain(line)}" for line in found.next)])
+
+
+def _plain(text: object) -> str:
+    """Return text that Markdown shows as it is, on one line.
+
+    >>> _plain("a|b [x](y) <i>")
+    'a&#124;b &#91;x&#93;(y) &#60;i&#62;'
+    """
+    words = " ".join(str(text).split())
+    return re.sub(r"[&<>|`*\[\]\\~]", lambda found: f"&#{ord(found[0])};", words)
 
 
 def _couplings(about: Description, run: str) -> str:
@@ -93,8 +105,8 @@ def _couplings(about: Description, run: str) -> str:
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for c in about.couplings:
         cells = (
-            c.path, c.round or "prepare", ", ".join(c.trains), c.pairs or "",
-            short(c.solver_gap_rms, 4), f"`{c.md5}`",
+            _plain(c.path), _plain(c.round or "prepare"), _plain(", ".join(c.trains)),
+            c.pairs or "", short(c.solver_gap_rms, 4), _plain(c.md5),
         )  # fmt: skip
         lines.append(" | ".join(map(str, cells)))
     where = [f"Commit `{about.commit}`, chain `{about.key[:12]}`."]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.project import servers
 from flows.run.schedule import RunResult
 from flows.tracking import marker
 from fmcore.settings import ReflowError
@@ -19,8 +20,7 @@ def best_effort(say: Say, what: str = "a record was not kept") -> Iterator[None]
     except ReflowError as error:
         say(f"{what}: {error}")
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        say(f"{what} ({reason[:200]})")
+        say(f"{what} ({servers.reason(error)})")
 
 
 def _published(root: Path, result: RunResult, say: Say) -> str:
@@ -31,8 +31,8 @@ def _published(root: Path, result: RunResult, say: Say) -> str:
     from flows.tracking.publish import publish  # imports MLflow: slow
 
     done = publish(root)
-    for skipped in done.skipped:
-        say(f"MLflow: {skipped}")
+    for line in [*done.notes, *(f"MLflow: {skipped}" for skipped in done.skipped)]:
+        say(line)
     return done.parent
 
 

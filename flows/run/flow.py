@@ -95,8 +95,15 @@ def run_as_flow(chain_run: ChainRun) -> bool:
     """Run the flow for a chain_run, which has the results of the stages afterwards.
 
     Returns False if the server stopped meanwhile: the user was told, and some stages may not have
-    run yet.
+    run yet. The chain_run has no flow run then, because nothing more can be reported to it.
     """
+    told = _run(chain_run)
+    if not told:
+        chain_run.flow_run = ""
+    return told
+
+
+def _run(chain_run: ChainRun) -> bool:
     say = chain_run.listeners.say
     with entered(chain_run), serving(chain_run.root) as url:
         with closing.best_effort(say, "Prefect: crashed runs were not looked for"):

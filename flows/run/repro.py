@@ -78,7 +78,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
             )
@@ -204,7 +204,9 @@ def _command(name: str, pull: bool) -> list[str]:
 def _environment() -> dict[str, str]:
     """The environment of a stage: `python` is the one that runs the chain."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+    # What it prints is read as UTF-8, whatever the terminal of this run knows.
+    more = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "DVC_NO_ANALYTICS": "1"}
+    return {**os.environ, "PATH": path, **more}
 
 
 def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -1,7 +1,7 @@
 """`reflow ui`: a Prefect server and an MLflow server for this project, on loopback, until Ctrl-C.
 
-Prefect asks for the name and password in `.reflow/prefect/auth`; MLflow accepts requests for its
-own host name only, so that no web page can call it. Both die with this process, however it ends.
+Both ask for the name and password in `.reflow/prefect/auth`, so that neither another user of the
+machine nor a web page can call them. Both die with this process, however it ends.
 """
 
 import contextlib
@@ -139,7 +139,7 @@ def _started(root: Path, name: str, port: int) -> Iterator["subprocess.Popen[byt
     if name == "prefect":
         command, more = prefect_server.prefect_command(port), _prefect_settings(root, port)
     else:
-        command, more = _mlflow_command(root, port), {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command, more = _mlflow_command(root, port), _mlflow_settings()
     with _log(root, name).open("w") as file:
         process = subprocess.Popen(
             command, env={**os.environ, **more}, stdout=file, stderr=file, start_new_session=True
@@ -162,16 +162,17 @@ def _prefect_settings(root: Path, port: int) -> dict[str, str]:
     }
 
 
+def _mlflow_settings() -> dict[str, str]:
+    """Return the server's environment: no jobs, and this code, wherever it is."""
+    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
+
+
 def _mlflow_command(root: Path, port: int) -> list[str]:
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    artifacts = environment.local_path(root, "mlflow", "artifacts").as_uri()
-    names = f"{HOST}:{port},localhost:{port}"
-    origins = f"http://{HOST}:{port},http://localhost:{port}"
-    # Runs store the paths of their artifacts: these can be read with the server and without it.
-    store = ["--backend-store-uri", uri, "--default-artifact-root", artifacts]
-    safe = ["--no-serve-artifacts", "--allowed-hosts", names, "--cors-allowed-origins", origins]
-    listen = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    return prefect_server.dying_with_this("--group", "mlflow", "server", *store, *safe, *listen)
+    return prefect_server.dying_with_this("--group", "flows.tracking.guarded", str(root), str(port))
 
 
 def _log(root: Path, name: str) -> Path:
@@ -179,14 +180,15 @@ def _log(root: Path, name: str) -> Path:
 
 
 def _tell(root: Path, urls: dict[str, str], say: Say) -> None:
+    if os.environ.get(servers.PREFECT_AUTH):
+        password = f"${servers.PREFECT_AUTH}"
+    else:
+        password = f"the line in {servers.auth_file(root).relative_to(root)}"
     if url := urls.get("prefect"):
-        if os.environ.get(servers.PREFECT_AUTH):
-            password = f"${servers.PREFECT_AUTH}"
-        else:
-            password = f"the line in {servers.auth_file(root).relative_to(root)}"
         say(f"Prefect  {url}   log in with {password}")
     if url := urls.get("mlflow"):
         say(f"MLflow   {url}/#/experiments?workflowType=machine_learning")
+        say(f"         name and password: {password}, before and after the colon")
     say("`reflow run` and `reflow publish` of this project report here; Ctrl-C stops")
 
 

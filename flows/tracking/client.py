@@ -1,14 +1,17 @@
 """Find and create MLflow runs by lineage key."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.dag.chain import Chain, Round, flat
 from flows.dag.lock import Entry
+from flows.project import servers
 from flows.project.environment import configure
 from flows.project.git import git
+from flows.tracking import moved
 from fmcore.settings import ReflowError
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
@@ -16,10 +19,12 @@ for _name, _value in (
     ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
     ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
 ):
     os.environ.setdefault(_name, _value)
 
 KEY, CHAIN, KIND = "reflow.key", "reflow.chain", "reflow.kind"
+REPLACED = "reflow.replaced"
 EXPERIMENT = "reflow"
 Point = tuple[str, float, int]
 """A point of a metric: its name, its value, its step."""
@@ -36,6 +41,21 @@ ABOUT = {
 }
 
 
+@contextmanager
+def answers() -> Iterator[None]:
+    """Turn an error of MLflow, or of the way to it, into a ReflowError of one line."""
+    try:
+        yield
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, (OSError, MlflowException)):
+            raise
+        where = os.environ["MLFLOW_TRACKING_URI"]
+        ask = f"; is {where} up?" if where.startswith("http") else f" ({where})"
+        raise ReflowError(f"MLflow: {servers.reason(error)}{ask}") from error
+
+
 class Tracker:
     """An MLflow client bound to this project's experiment."""
 
@@ -50,19 +70,44 @@ class Tracker:
 
         self.root = root
         self.mlflow = mlflow
-        mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+        self.notes: list[str] = []
+        uri = os.environ["MLFLOW_TRACKING_URI"]
+        home = moved.own_root(uri)
+        if home and (old := moved.correct(home)):
+            self.notes.append(f"MLflow: the project was in {old}; its records name {home} now")
+        mlflow.set_tracking_uri(uri)
         self.client = mlflow.MlflowClient()
         self.experiment_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        self.experiment = self._experiment(self.experiment_name)
+        self.experiment = self._experiment(self.experiment_name, home)
+        if home:
+            moved.note(home)
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, home: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self._restore(found)
             return str(found.experiment_id)
         local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
-        place = self.root / ".reflow" / "mlflow" / "artifacts"
-        location = place.resolve().as_uri() if local else None
+        location = moved.artifacts(home or self.root).as_uri() if local else None
         return str(self.client.create_experiment(name, artifact_location=location, tags=ABOUT))
+
+    def _restore(self, experiment: Any) -> None:
+        """Restore a deleted experiment, without the runs that `publish` itself had replaced."""
+        number, name = str(experiment.experiment_id), experiment.name
+        self.client.restore_experiment(number)
+        replaced = f"tags.`{REPLACED}` = 'true'"
+        for run in self.client.search_runs([number], filter_string=replaced):
+            self.client.delete_run(run.info.run_id)
+        self.notes.append(
+            f"MLflow: the experiment {name} had been deleted; it is restored"
+            " (for another one: MLFLOW_EXPERIMENT_NAME)"
+        )
+
+    def replace(self, run: str) -> None:
+        """Delete a run that another one replaces."""
+        self.client.set_tag(run, REPLACED, "true")
+        self.client.delete_run(run)
 
     def find(self, **tags: str) -> list[Any]:
         """Return the runs with these tags (dots written as __), newest first."""

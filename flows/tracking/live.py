@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from flows.dag.chain import Chain, chain
 from flows.dag.lineage import entries
 from flows.dag.lock import Entry
+from flows.project import servers
 from flows.project.events import Event
 
 if TYPE_CHECKING:
@@ -56,10 +57,8 @@ class Live:
         try:
             self._record()
         except Exception as error:  # whatever MLflow raises: the work itself must go on
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.warn(
-                f"MLflow: live curves stopped ({reason[:160]}); `reflow publish` adds the rest"
-            )
+            why = servers.reason(error)
+            self.warn(f"MLflow: live curves stopped ({why}); `reflow publish` adds the rest")
 
     def _record(self) -> None:
         tracker: Tracker | None = None
@@ -75,7 +74,10 @@ class Live:
             for curve in curves.values():
                 if not curve.new or self.stopped:
                     continue
-                tracker = tracker or _tracker(self.root)
+                if tracker is None:
+                    tracker = _tracker(self.root)
+                    for line in tracker.notes:
+                        self.warn(line)
                 curve.log(tracker)
 
     def _collected(self) -> tuple[list[Event], bool]:

@@ -13,7 +13,7 @@ from flows.dag.lock import Entry, digest
 from flows.dag.receipts import curve, metrics, read_comparison, spent
 from flows.project.locks import locked
 from flows.tracking import marker
-from flows.tracking.client import Point, Tracker
+from flows.tracking.client import Point, Tracker, answers
 from flows.tracking.registry import register
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
@@ -23,12 +23,16 @@ Say = Callable[[str], object]
 
 @dataclass
 class Published:
-    """What `publish` did: parts logged, parts that were logged before, parts not logged."""
+    """What `publish` did: parts logged, parts that were logged before, parts not logged.
+
+    `notes` are lines about records that it mended.
+    """
 
     logged: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     parent: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Published:
@@ -38,7 +42,8 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
     reads from MLflow the tags that say which parts are logged, and the points of the other parts.
     """
     held = "another `reflow publish`, or the end of a run, is writing to MLflow"
-    with locked(root, "publish", held, "wait for it to end, then `reflow publish`", patience=10):
+    mend = "wait for it to end, then `reflow publish`"
+    with locked(root, "publish", held, mend, patience=10), answers():
         lock = marker.lock_hash(root)
         entries = lock_entries(root)
         if not trained(entries):
@@ -46,8 +51,10 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
                 "dvc.lock records no round yet; run `reflow run` or `dvc repro` first"
             )
         tracker = Tracker(root)
+        for line in tracker.notes:
+            say(line)
         whole = chain(entries, entries)
-        done = Published(parent=tracker.parent(whole))
+        done = Published(parent=tracker.parent(whole), notes=tracker.notes)
         for round_ in whole.rounds:
             run, tags = _run_of(tracker, whole, done.parent, round_, say)
             for part, entry, log in _parts(tracker, run, round_, whole, models):
@@ -82,7 +89,7 @@ def _run_of(
     if set(tracker.points(run, "train/")) <= measured:
         return run, tags
     say(f"train@{round_.name}: its live curves are not what dvc.lock records; they are replaced")
-    tracker.client.delete_run(run)
+    tracker.replace(run)
     run = tracker.child(whole, parent, round_, round_.train)
     return run, tracker.client.get_run(run).data.tags
 

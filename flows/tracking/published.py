@@ -1,13 +1,11 @@
 """The chains that MLflow holds, read back from the runs that `publish` made."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.dag.description import Description, Files, Read
-from flows.tracking.client import Tracker
-from fmcore.settings import ReflowError
+from flows.tracking.client import Tracker, answers
 from fmcore.verdict.comparison import FILE
 
 
@@ -17,7 +15,7 @@ def published(root: Path) -> Iterator[tuple[str, Description, Read]]:
     The reader knows the files of the comparison, the pictures and the curves of straightness.
     Raises ReflowError if MLflow does not answer, rather than leave out a chain.
     """
-    with _answers():
+    with answers():
         tracker = Tracker(root)
         runs = tracker.find(reflow__kind="chain")
     for run in runs:
@@ -31,7 +29,7 @@ def published(root: Path) -> Iterator[tuple[str, Description, Read]]:
 def _reader(tracker: Tracker, chain: Any, files: Files) -> Read:
     """Return a function that reads files by the paths in the dvc.yaml of that chain."""
     key = chain.data.tags["reflow.chain"]
-    with _answers():
+    with answers():
         found = tracker.find(reflow__kind="round", reflow__chain=key)
     runs = {r.data.tags["reflow.round"]: str(r.info.run_id) for r in found}
 
@@ -52,7 +50,7 @@ def _reader(tracker: Tracker, chain: Any, files: Files) -> Read:
 
 def _curve(tracker: Tracker, run: str) -> bytes:
     """Return the curve of straightness as csv, from the metric whose step is t in thousandths."""
-    with _answers():
+    with answers():
         history = tracker.client.get_metric_history(run, "gap_over_t")
     points = sorted({(m.step / 1000, m.value) for m in history})
     return "\n".join(["t,gap", *(f"{t},{gap}" for t, gap in points)]).encode()
@@ -65,17 +63,7 @@ def _artifact(tracker: Tracker, run: str, path: str) -> bytes | None:
     error after that is a real error.
     """
     folder = path.rpartition("/")[0] or None
-    with _answers():
+    with answers():
         if path not in {item.path for item in tracker.client.list_artifacts(run, folder)}:
             return None
         return Path(tracker.client.download_artifacts(run, path)).read_bytes()
-
-
-@contextmanager
-def _answers() -> Iterator[None]:
-    """Turn any error of MLflow into a ReflowError of one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReflowError(f"MLflow: {reason[:200]}; is the server of this project up?") from error

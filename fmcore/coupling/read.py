@@ -87,6 +87,12 @@ def open_coupling(path: Path | str) -> Coupling:
                 f"{file}: schema version {version}, this program reads {SCHEMA_VERSION};"
                 " sample the coupling again or use the version that wrote it"
             )
+        for shard in manifest["shards"]:
+            if Path(shard["file"]).name != shard["file"]:
+                raise ReflowError(
+                    f"{file}: the shard {shard['file']!r} is no file of this folder; sample the"
+                    " coupling again, or get it from where it came"
+                )
         return Coupling(path, About(**manifest["about"]), manifest["shards"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ReflowError(

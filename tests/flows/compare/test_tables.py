@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from html import escape
 
 import pytest
 from rich.console import Console
@@ -154,3 +155,22 @@ def test_a_damaged_description_is_one_line(content):
 def test_chains_of_other_yardsticks_are_told():
     other = replace(chain("other", recipe="o"), found=replace(comparison(), fingerprint="d"))
     assert "yardsticks of their own" in notes(grouped([chain(), other]))[-1]
+
+
+HOSTILE = ("<script>alert(1)</script>", "[/red]", "$\\frac$", "a|b", "[x](http://evil)")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_shown_as_it_is_and_never_read_as_markup(name):
+    one = chain(name)
+    about = replace(one.about, data=name, commit=name, settings={"own": name})
+    rounds = [replace(r, name=name, coupling=name) for r in one.found.rounds[:1]]
+    ship = {"best": Choice(name, 1, 2.0)}
+    found = replace(one.found, rounds=rounds, ship=ship, next=[name])
+    other = replace(one, about=about, found=found)
+    text = page(grouped([other, replace(other, name="two")]))
+    assert "<script" not in text and 'http://evil"' not in text
+    assert escape(name) in text
+    (table, *_) = group_tables(grouped([other]))
+    assert any(name in line for line in printed(table))
+    assert any(name in line for line in printed(rounds_table(TimedComparison(found, {}))))

@@ -181,7 +181,7 @@ def test_a_crashed_workers_run_is_continued_by_another(ui):
         (["--order", "{"], "--order: not JSON"),
         (["--order", '{"overrides": {"rounds.rf9.train.steps": 1}}'], "no 'rf9'; there are: rf1"),
         (["--order", '{"overrides": {"rounds.rf2.train.steps": -1}}'], "rounds.rf2.train.steps"),
-        (["--order", '{"rev": "nowhere"}'], "git worktree: invalid reference: nowhere"),
+        (["--order", '{"rev": "nowhere"}'], "no revision 'nowhere'"),
         (["--cron", "at night"], "is no schedule; five fields expected"),
     ],
 )

@@ -48,6 +48,11 @@ def test_the_run_says_what_it_did_and_where_things_are(chain):
     assert (chain.root / ".reflow" / "prefect").is_dir()
 
 
+def test_a_proxy_does_not_come_between_the_run_and_its_servers(chain):
+    said = (chain.root / ".reflow" / "run.log").read_text()  # it ran behind one: `real_chain`
+    assert "Prefect run" in said and "went away" not in said and "not published" not in said
+
+
 def test_nothing_is_written_outside_the_project(finished):
     assert sorted(p.name for p in (finished.parent / "home").rglob("*")) == []
 

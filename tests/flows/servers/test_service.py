@@ -1,6 +1,7 @@
 """The servers of a project and its deployments, with real servers: slow, and worth it."""
 
 import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -45,11 +46,24 @@ def refused(url, headers):
 def test_both_servers_answer_and_strangers_are_refused(ui):
     assert refused(f"{ui.urls['prefect']}/api/flows/filter", {}) in (401, 405)
     assert refused(f"{ui.urls['mlflow']}/health", {"Host": "evil.example.com"}) in (0, 403)
-    path = f"{ui.urls['mlflow']}/api/2.0/mlflow/experiments/search?max_results=5"
-    assert refused(path, {"Host": "evil.example.com"}) == 403
-    assert refused(path, {}) == 0
-    mode = (ui.chain.root / ".reflow/prefect/auth").stat().st_mode
-    assert mode & 0o077 == 0
+    file = ui.chain.root / ".reflow/prefect/auth"
+    assert file.stat().st_mode & 0o077 == 0
+    known = {"Authorization": f"Basic {b64encode(file.read_bytes().strip()).decode()}"}
+    search = "/api/2.0/mlflow/experiments/search?max_results=5"
+    for path in ("/", "/version", search, "/get-artifact?path=x&run_uuid=y"):
+        assert refused(ui.urls["mlflow"] + path, {}) == 401
+    assert refused(ui.urls["mlflow"] + search, known) == 0
+    assert refused(ui.urls["mlflow"] + search, {**known, "Host": "evil.example.com"}) == 403
+
+
+def test_an_experiment_outside_of_the_project_is_refused_by_mlflow(ui, tmp_path):
+    said = ui.chain.mlflow(
+        "import mlflow\n"
+        "t.client.create_experiment('inside')\n"
+        f"try: t.client.create_experiment('out', artifact_location='{tmp_path.as_uri()}')\n"
+        "except mlflow.MlflowException as error: print(error)"
+    )
+    assert "PERMISSION_DENIED: artifact_location: leave it out" in said
 
 
 def test_a_second_ui_and_a_port_in_use_are_one_line(ui, tmp_path):
@@ -107,7 +121,9 @@ def test_a_run_finishes_when_its_servers_die_midway(finished):
     assert run.wait(300) == 0, log.read_text()
     said = log.read_text()
     assert "Prefect's server went away" in said and "`reflow publish` records it later" in said
-    assert "Traceback" not in said
+    assert "Traceback" not in said and "Warning" not in said
+    about = [line for line in said.splitlines() if line.startswith(("Prefect", "MLflow:"))]
+    assert all(len(line) < 160 and "HTTPConnection" not in line for line in about), about
     assert set(chain.plan().values()) == {"unchanged"}
     assert "train@rf2: published" in chain.reflow("publish").stdout
     assert ": 0 logged" in chain.reflow("publish").stdout
@@ -118,8 +134,9 @@ def test_mlflow_serves_what_the_registry_says_to_ship(ui):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ("models", "serve", "-m", "models:/reflow-gaussian@one_step", "--env-manager", "local")
-    tracking = f"MLFLOW_TRACKING_URI={ui.urls['mlflow']}"
-    process = ui.start("serve.log", "env", tracking, "mlflow", *words, "-p", str(port), "-w", "1")
+    known = shlex.join(["mlflow", *words, "-p", str(port), "-w", "1"])
+    code = f'eval "$(python -m flows.cli env)"; exec {known}'
+    process = ui.start("serve.log", "bash", "-c", code)
     url = f"http://127.0.0.1:{port}"
 
     def up():
@@ -149,10 +166,15 @@ def tab(ui):
     from playwright.sync_api import sync_playwright
 
     password = (ui.chain.root / ".reflow/prefect/auth").read_text().strip()
+    name, _, secret = password.partition(":")
     coded = b64encode(password.encode()).decode()
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        login = {"username": name, "password": secret, "origin": ui.urls["mlflow"]}
+        window = browser.new_context(
+            viewport={"width": 1280, "height": 900}, http_credentials=login
+        )
+        tab = window.new_page()
         tab.set_default_timeout(60_000)
         tab.add_init_script(f"localStorage.setItem('prefect-password', '{coded}')")
         yield tab
