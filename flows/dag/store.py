@@ -114,6 +114,15 @@ def cached_file(root: Path, md5: str, name: str) -> bytes | None:
             return None
 
 
+def cached_object(root: Path, md5: str) -> bytes | None:
+    """Return a small file from the cache by its hash; None if it is not there."""
+    with _repo(root) as repo:
+        try:
+            return Path(_odb(repo, CACHE).oid_to_path(md5)).read_bytes()
+        except OSError:
+            return None
+
+
 def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:
     """Return a function that reads a file of a revision, or returns None if nothing stores it.
 
