@@ -14,6 +14,7 @@ from dvc.exceptions import DvcException
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
 
 from flows.dag.graph import opened
 from flows.dag.repo import in_one_line, open_repo
@@ -121,6 +122,23 @@ def cached_object(root: Path, md5: str) -> bytes | None:
             return Path(_odb(repo, CACHE).oid_to_path(md5)).read_bytes()
         except OSError:
             return None
+
+
+def cached_files(root: Path, md5: str) -> dict[str, Path]:
+    """Return where the cache has the files of the folder `md5`, by name; those that it has."""
+    with _repo(root) as repo:
+        odb = _odb(repo, CACHE)
+        try:
+            found = {"/".join(k): Path(odb.oid_to_path(i.value)) for k, _, i in _tree(odb, md5)}
+        except (OSError, DvcException, ObjectFormatError):
+            return {}
+        return {name: path for name, path in found.items() if path.is_file()}
+
+
+def run_cache(root: Path) -> Path:
+    """Return the folder where DVC's cache records every stage that ran, one small file for each."""
+    with _repo(root) as repo:
+        return Path(repo.stage_cache.cache_dir)
 
 
 def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from flows.dag.earlier import smaller_or_larger
+from flows.dag.store import cached_files
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_TEMPFAIL, Busy
@@ -56,10 +58,11 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
-    settings = params.couplings[key]
+    settings, root = params.couplings[key], find_root(Path.cwd())
+    earlier = [cached_files(root, md5) for md5 in smaller_or_larger(root, f"couple@{key}")]
     with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
         work = work_of(params, scratch, "couple", key, log=log)
-        couple(**paths, settings=settings, work=work)
+        couple(**paths, settings=settings, work=work, earlier=earlier)
 
 
 def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:

@@ -117,8 +117,9 @@ def test_mlflow_serves_what_the_registry_says_to_ship(ui):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ("models", "serve", "-m", "models:/reflow-gaussian@one_step", "--env-manager", "local")
     tracking = f"MLFLOW_TRACKING_URI={ui.urls['mlflow']}"
+    name = ui.chain.mlflow("print(t.client.search_registered_models()[0].name)")
+    words = ("models", "serve", "-m", f"models:/{name}@one_step", "--env-manager", "local")
     process = ui.start("serve.log", "env", tracking, "mlflow", *words, "-p", str(port), "-w", "1")
     url = f"http://127.0.0.1:{port}"
 

@@ -1,6 +1,8 @@
 """Aliases of registered models: the best round of all chains on the same data, or one by hand."""
 
+import hashlib
 import itertools
+import json
 import random
 from dataclasses import replace
 
@@ -24,9 +26,21 @@ def chain_of(key, data=None, recorded=None):
     return Chain(key, data["name"], key, {}, [], None, {"prepare": prepare})
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder whose MLflow data base all tests share: to make one takes seconds."""
+    return tmp_path_factory.mktemp("registry")
+
+
 @pytest.fixture
-def tracker(empty):
-    return Tracker(empty.root)
+def tracker(project, monkeypatch, request):
+    """MLflow with an experiment of the test's own, so with registered models of its own."""
+    for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
+    return Tracker(project)
 
 
 def published(tracker, key, *rounds):
@@ -117,18 +131,17 @@ def test_two_data_sets_of_one_kind_share_no_registered_model(tracker):
     register(tracker, found, offered(2.0))
     assert aliases(tracker, other) == {}
     assert Registered(tracker, found).name != Registered(tracker, other).name
-    assert Registered(tracker, found).name.startswith("reflow-array-")
+    assert Registered(tracker, found).name.startswith(f"{tracker.experiment_name}-array-")
 
 
-def test_data_is_known_by_content_not_by_path(empty):
-    import hashlib
-    import json
+def test_data_is_known_by_content_not_by_path(tmp_path):
 
     def key(path, sha256):
         text = json.dumps({"files": {"data.path": {"sha256": sha256}}, "code": {}, "own": {}})
-        empty.write("inputs/prepare.json", text)
+        (tmp_path / "inputs").mkdir(exist_ok=True)
+        (tmp_path / "inputs/prepare.json").write_text(text)
         recorded = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-        return data_key(empty.root, chain_of("k", {"name": "array", "path": path}, recorded))
+        return data_key(tmp_path, chain_of("k", {"name": "array", "path": path}, recorded))
 
     assert key("a.npy", "1") == key("elsewhere/b.npy", "1") != key("a.npy", "2")
 
