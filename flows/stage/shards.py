@@ -13,6 +13,7 @@ from flows.dag.earlier import smaller_or_larger
 from flows.dag.graph import paths
 from flows.dag.store import cached_files
 from flows.params.load import FILE, load
+from flows.params.seeds import seed_of
 from flows.stage.guard import shared
 from flows.stage.progress import Reporter
 from flows.stage.work import work_of
@@ -64,7 +65,7 @@ def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple, W
         raise ReflowError(f"no coupling {key!r}; params.yaml has: {known}")
     files = paths(root, f"couple@{key}")
     with shared(root, f"couple@{key}") as scratch:
-        work = work_of(params, scratch, "couple", key)
+        work = work_of(params, scratch, seed=seed_of(params, "couple", key))
         yield (files["model"], files["data"]), params.couplings[key], work
 
 

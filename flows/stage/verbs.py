@@ -11,6 +11,7 @@ from pathlib import Path
 from flows.dag.earlier import smaller_or_larger
 from flows.dag.store import cached_files
 from flows.params.load import FILE, Params, load, maker
+from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_TEMPFAIL, Busy
 from flows.project.process_group import die_with_parent
@@ -42,7 +43,7 @@ def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
     with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
-        work = work_of(params, scratch, log=log)
+        work = work_of(params, scratch, log)
         calibrate(**paths, settings=params.yardstick, work=work)
 
 
@@ -51,7 +52,7 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
     settings = params.rounds[key].train
     with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
-        work = work_of(params, scratch, "train", key, log=log)
+        work = work_of(params, scratch, log, seed=seed_of(params, "train", key))
         train(**paths, settings=settings, name=key, work=work)
 
 
@@ -61,7 +62,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     settings, root = params.couplings[key], find_root(Path.cwd())
     earlier = [cached_files(root, md5) for md5 in smaller_or_larger(root, f"couple@{key}")]
     with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
-        work = work_of(params, scratch, "couple", key, log=log)
+        work = work_of(params, scratch, log, seed=seed_of(params, "couple", key))
         couple(**paths, settings=settings, work=work, earlier=earlier)
 
 
@@ -69,7 +70,7 @@ def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.evaluate import EvaluatePaths, evaluate
 
     with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
-        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log=log))
+        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log))
 
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
