@@ -11,57 +11,69 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.dag import lineage
 from flows.dag.inputs import FOLDER
-from flows.dag.lock import Entry, File
-from flows.dag.store import run_cache
+from flows.dag.lock import Entry, File, read_lock
+
+VERBS = ("train", "couple", "evaluate")
+"""The verbs whose commands name a round or a coupling."""
 
 NAMES = {"rounds": ("coupling", "init"), "couplings": ("round",)}
 """Parameters that only name another round or coupling; its content is a dependency."""
 
 
-def smaller_or_larger(root: Path, stage: str) -> list[str]:
-    """Return the hashes of couplings that differ from that of `stage` in the number of pairs alone.
+def other_sizes(root: Path, cache: Path, now: Entry) -> list[str]:
+    """Return the hashes of couplings that differ from the stage `now` in the number of pairs alone.
 
-    The model, the data, the code and all other parameters were the same. None if `stage` ran before
-    as it is: somebody forces it to run again, and expects that it does.
+    The model, the data, the code and all other parameters were the same. None if the stage ran
+    before as it is: somebody forces it to run again, and expects that it does.
     """
-    now = _now(root, stage)
-    wanted = _meaning(now, "pairs")
-    found = [e for e in _runs(root, now) if _meaning(e, "pairs") == wanted]
-    if any(e.cmd == now.cmd and _meaning(e) == _meaning(now) for e in found):
+    wanted, whole = _meaning(now, "pairs"), _meaning(now)
+    found = [e for e in _runs(root, cache, now) if _meaning(e, "pairs") == wanted]
+    if any(e.cmd == now.cmd and _meaning(e) == whole for e in found):
         return []
-    hashes = [entry.outs[entry.paths["out"]].md5 for entry in found]
-    return list(dict.fromkeys(md5 for md5 in hashes if md5))
+    return list(dict.fromkeys(entry.md5(entry.paths["out"]) for entry in found))
 
 
-def _now(root: Path, stage: str) -> Entry:
-    """Return the stage as dvc.lock would record it now, without its outputs."""
-    inputs = lineage.inputs(root, stage)
-    deps = {path: File(md5) for path, md5 in inputs.deps.items()}
-    return Entry(inputs.cmd, deps, {}, inputs.params, "")
+def other_names(root: Path, cache: Path, now: Entry) -> list[Entry]:
+    """Return earlier runs with the inputs of the stage `now` under other names, the newest first.
+
+    `now` has the hashes of its dependencies. None if the stage ran before under its own name:
+    DVC restores that itself, unless somebody forces it to run again.
+    """
+    if now.verb not in VERBS:
+        return []
+    wanted = _meaning(now)
+    found = [e for e in _runs(root, cache, now) if _meaning(e) == wanted]
+    if any(e.cmd == now.cmd for e in found):
+        return []
+    return found
 
 
-def _runs(root: Path, now: Entry) -> Iterator[Entry]:
-    """Yield the earlier runs with the verb and the words of `now`, the newest first."""
-    entries = list(lineage.lock_entries(root).values())
+def moved(now: Entry, earlier: Entry) -> dict[str, str]:
+    """Return the hash that each output of the stage `now` has in an earlier run, by path."""
+    words = {word: path for word, path in earlier.paths.items() if path in earlier.outs}
+    return {now.paths[word]: earlier.md5(path) for word, path in words.items()}
+
+
+def _runs(root: Path, cache: Path, now: Entry) -> Iterator[Entry]:
+    """Yield the earlier runs with the verb and the words of `now`: dvc.lock's, then the newest."""
+    try:
+        entries = list(read_lock((root / "dvc.lock").read_text()).values())
+    except (OSError, UnicodeDecodeError):
+        entries = []
     content = [file.md5 for path, file in now.deps.items() if path in now.paths.values()]
-    for file in sorted(run_cache(root).glob("*/*/*"), key=_age):
+    for file in sorted(cache.glob("*/*/*"), key=_age):
         try:
             text = file.read_text()
             if all(md5 in text for md5 in content if md5):  # most are other stages: not parsed
                 entry = Entry.of(YAML(typ="safe").load(text))
                 entries += [entry] if entry else []
         except (OSError, UnicodeDecodeError, YAMLError):
-            continue  # DVC was writing it, or it is damaged; the stage runs
+            continue  # DVC is writing it, or it is damaged: it is no help, and no harm
     for entry in entries:
-        if entry.runs(now.verb, *now.paths) and entry.paths["out"] in entry.outs:
+        made = entry.outs.get(entry.paths.get("out", ""))
+        if entry.runs(now.verb, *now.paths) and made is not None and made.md5:
             yield entry
-
-
-def _kind(path: str) -> str:
-    """Return what a dependency without a word is: the stage's file of `inputs`, or a path."""
-    return FOLDER if path.startswith(f"{FOLDER}/") else path
 
 
 def _age(file: Path) -> float:
@@ -84,3 +96,13 @@ def _meaning(entry: Entry, *without: str) -> dict[str, object]:
         else:
             params[key] = value
     return {"verb": entry.verb, "deps": deps, "params": params}
+
+
+def _kind(path: str) -> str:
+    """Return what a dependency without a word is: the stage's file of `inputs`, or a path."""
+    return FOLDER if path.startswith(f"{FOLDER}/") else path
+
+
+def entry_of(cmd: str, deps: Mapping[str, str], params: dict[str, dict[str, object]]) -> Entry:
+    """Return the entry of a stage before it runs, from the hashes of its dependencies."""
+    return Entry(cmd, {path: File(md5) for path, md5 in deps.items()}, {}, params, "")

@@ -16,7 +16,18 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
 from flows.dag import inputs
-from flows.dag.graph import Project, Stage, data_deps, opened, overlap, param_deps, remember
+from flows.dag.earlier import entry_of, moved, other_names
+from flows.dag.graph import (
+    Project,
+    Stage,
+    command,
+    data_deps,
+    opened,
+    overlap,
+    param_deps,
+    params_of,
+    remember,
+)
 
 Future = dict[str, tuple[str, Any, bool]]
 """The outputs that will change on the disk: {path: (stage, hash, differs)}.
@@ -235,4 +246,18 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
         # DVC's key of the run cache reads the hash from both fields; the rest of meta is ignored.
         dep.hash_info = hash_info if foretold else dep.get_hash()
         dep.meta = Meta()
-    return project.repo.stage_cache._load(stage)
+    try:
+        return project.repo.stage_cache._load(stage) or _renamed(project, stage)
+    except FileNotFoundError:  # DVC's key needs each dependency on the disk, foretold or not
+        return _renamed(project, stage)
+
+
+def _renamed(project: Project, stage: Any) -> Any:
+    """Return the lock entry that the stage will take from a run with other names, if it will."""
+    deps = {dep.def_path: str(dep.hash_info.value) for dep in data_deps(stage)}
+    now = entry_of(command(stage.cmd), deps, params_of(stage, strict=True))
+    cache = Path(project.repo.stage_cache.cache_dir)
+    for entry in other_names(project.root, cache, now):
+        outs = [{"path": p, "md5": h, "hash": "md5"} for p, h in moved(now, entry).items()]
+        return {"cmd": stage.cmd, "outs": outs}
+    return None

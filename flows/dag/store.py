@@ -4,6 +4,7 @@ A folder is identified by its hash in dvc.lock (`md5`, ending in `.dir`). DVC se
 folder to a remote after all of its files, so a remote that has the object has the files too.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,32 @@ def cached_files(root: Path, md5: str) -> dict[str, Path]:
         except (OSError, DvcException, ObjectFormatError):
             return {}
         return {name: path for name, path in found.items() if path.is_file()}
+
+
+def held_files(root: Path, md5s: Iterable[str]) -> bool:
+    """Whether the cache has all of these files and folders completely."""
+    with _repo(root) as repo, _answers(repo, CACHE):
+        odb = _odb(repo, CACHE)
+        return all(
+            _exists(odb, md5) and (not md5.endswith(".dir") or _whole(odb, md5)) for md5 in md5s
+        )
+
+
+def put(root: Path, md5: str, path: Path) -> None:
+    """Copy a file or a folder from the cache to `path`, in place of what is there."""
+    part = path.with_name(f".{path.name}.part")
+    for old in (part, path):
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if md5.endswith(".dir"):
+        bring(root, CACHE, md5, part)
+    else:
+        with _repo(root) as repo:
+            shutil.copyfile(_odb(repo, CACHE).oid_to_path(md5), part)
+    part.replace(path)
 
 
 def run_cache(root: Path) -> Path:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from flows.dag.earlier import smaller_or_larger
 from flows.dag.graph import paths
-from flows.dag.store import cached_files
 from flows.params.load import FILE, load
 from flows.params.seeds import seed_of
+from flows.stage import taken
 from flows.stage.guard import shared
 from flows.stage.progress import Reporter
 from flows.stage.work import work_of
@@ -44,7 +43,7 @@ def sample(root: Path, key: str, shards: str) -> range:
     with _inputs(root, key) as (files, settings, work):
         wanted = parse(shards, shard_count(settings))
         total = sum(len(settings.ids(index)) for index in wanted)
-        earlier = [cached_files(root, md5) for md5 in smaller_or_larger(root, f"couple@{key}")]
+        earlier = taken.shards(root, f"couple@{key}")
         with Reporter(f"couple@{key}", total) as log:
             couple_shards(*files, settings, wanted, replace(work, log=log), earlier)
     return wanted

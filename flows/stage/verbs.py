@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.dag.earlier import smaller_or_larger
-from flows.dag.store import cached_files
 from flows.params.load import FILE, Params, load, maker
 from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_TEMPFAIL, Busy
 from flows.project.process_group import die_with_parent
+from flows.stage import taken
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
@@ -60,7 +59,7 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
     settings, root = params.couplings[key], find_root(Path.cwd())
-    earlier = [cached_files(root, md5) for md5 in smaller_or_larger(root, f"couple@{key}")]
+    earlier = taken.shards(root, f"couple@{key}")
     with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
         work = work_of(params, scratch, log, seed=seed_of(params, "couple", key))
         couple(**paths, settings=settings, work=work, earlier=earlier)
@@ -113,6 +112,8 @@ def main(arguments: list[str]) -> int:
         if key and key not in known:
             has = ", ".join(known) or "none"
             raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
+        if not started() and taken.take(root, name):
+            return 0
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():
             return launch(count, arguments, params.compute.threads)

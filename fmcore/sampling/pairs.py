@@ -99,8 +99,8 @@ class PairSampler:
         Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
         difference of the endpoints, an estimate of the discretisation error of that pair.
         """
-        own = self.settings.ids(index)
-        ids: NDArray[np.int64] = np.arange(own.start, own.stop)
+        pairs = self.settings.ids(index)
+        ids: NDArray[np.int64] = np.arange(pairs.start, pairs.stop)
         inverted = torch.from_numpy(
             uniform(self.about.seed, ids) < self.settings.mix.get("inverted", 0.0)
         )
