@@ -24,17 +24,18 @@ def take(root: Path, name: str) -> bool:
     if name.partition("@")[0] not in VERBS:
         return False
     root = root.resolve()
-    cache = store.run_cache(root)
+    now = _entry(lineage.inputs(root, name))
+    found = other_names(root, store.run_cache(root), now)
+    entry = next((e for e in found if store.held_files(root, moved(now, e).values())), None)
+    if entry is None:
+        return False
     with held(root, name) as inputs:
-        now = _entry(inputs)
-        for entry in other_names(root, cache, now):
-            outs = moved(now, entry)
-            if store.held_files(root, outs.values()):
-                for path, md5 in outs.items():
-                    store.put(root, md5, root / path)
-                print(f"{name}: taken from {entry.verb}@{entry.key}: same inputs", flush=True)
-                return True
-    return False
+        if _entry(inputs) != now:
+            return False  # they changed just now
+        for path, md5 in moved(now, entry).items():
+            store.put(root, md5, root / path)
+        print(f"{name}: taken from {entry.verb}@{entry.key}: same inputs", flush=True)
+        return True
 
 
 def _entry(inputs: lineage.Inputs) -> Entry:
