@@ -1,28 +1,26 @@
 """Aliases of registered models: the best round of all chains on the same data, or one by hand."""
 
-import hashlib
 import itertools
-import json
 import random
 from dataclasses import replace
 
 import pytest
 
 from flows.dag.chain import Chain
-from flows.dag.identity import data_key
-from flows.dag.lock import Entry, File
+from flows.dag.lock import Entry
 from flows.tracking.client import Tracker
 from flows.tracking.promotion import chosen
 from flows.tracking.registry import SHIPPED, Offer, Registered, register
+from flows.tracking.ship import ship
+from fmcore.settings import ReflowError
 
 PREPARE = "python -m flows.stage prepare out=couplings/independent"
 
 
-def chain_of(key, data=None, recorded=None):
-    """A chain on some data; `recorded` is the md5 of what the stage `inputs` recorded of it."""
+def chain_of(key, data=None):
+    """A chain on some data."""
     data = data or {"name": "array", "path": "x.npy"}
-    deps = {"inputs/prepare.json": File(recorded)} if recorded else {}
-    prepare = Entry(PREPARE, deps, {}, {"params.yaml": {"data": data}}, key)
+    prepare = Entry(PREPARE, {}, {}, {"params.yaml": {"data": data}}, key)
     return Chain(key, data["name"], key, {}, [], None, {"prepare": prepare})
 
 
@@ -134,16 +132,11 @@ def test_two_data_sets_of_one_kind_share_no_registered_model(tracker):
     assert Registered(tracker, found).name.startswith(f"{tracker.experiment_name}-array-")
 
 
-def test_data_is_known_by_content_not_by_path(tmp_path):
-
-    def key(path, sha256):
-        text = json.dumps({"files": {"data.path": {"sha256": sha256}}, "code": {}, "own": {}})
-        (tmp_path / "inputs").mkdir(exist_ok=True)
-        (tmp_path / "inputs/prepare.json").write_text(text)
-        recorded = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-        return data_key(tmp_path, chain_of("k", {"name": "array", "path": path}, recorded))
-
-    assert key("a.npy", "1") == key("elsewhere/b.npy", "1") != key("a.npy", "2")
+def test_a_use_that_there_is_not_is_one_line(tmp_path):
+    with pytest.raises(
+        ReflowError, match="--as: expected one of one_step, few_step, best, got 'x'"
+    ):
+        ship(tmp_path, "rf2", ["x"])
 
 
 def test_the_rule_moves_only_down_so_that_any_order_comes_to_rest():
