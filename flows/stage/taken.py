@@ -34,7 +34,7 @@ def take(root: Path, name: str) -> bool:
             return False  # they changed just now
         for path, md5 in moved(now, entry).items():
             store.put(root, md5, root / path)
-        print(f"{name}: taken from {entry.verb}@{entry.key}: same inputs", flush=True)
+        print(f"taken from {entry.verb}@{entry.key}: same inputs", flush=True)
         return True
 
 
