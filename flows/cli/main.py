@@ -79,7 +79,7 @@ def publish() -> None:
     from flows.tracking.publish import publish as publish_runs
 
     with one_line_errors():
-        done = publish_runs(project(), lambda line: out.print(line, markup=False))
+        done = publish_runs(project(), lambda line: out.print(line, markup=False, soft_wrap=True))
     out.print(
         f"MLflow: {len(done.logged)} logged, {len(done.unchanged)} there already,"
         f" {len(done.skipped)} not published (chain run {done.parent})"
