@@ -5,13 +5,15 @@ t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t
 """
 
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.ipc
 
 from fmcore.coupling.checks import measure
-from fmcore.coupling.write import finish, is_whole, shard_name, write_shard
+from fmcore.coupling.write import commit, finish, is_whole, shard_name, sync, write_shard
 from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
@@ -22,17 +24,33 @@ SHARDS = "shards"
 """The subfolder of a stage's scratch folder that collects finished shards."""
 
 
-def couple(model: Path, data: Path, out: Path, metrics: Path, settings: Couple, work: Work) -> None:
+Files = Mapping[str, Path]
+"""The files of an earlier coupling by their names in its folder, wherever they lie."""
+
+
+def couple(
+    model: Path,
+    data: Path,
+    out: Path,
+    metrics: Path,
+    settings: Couple,
+    work: Work,
+    earlier: Sequence[Files] = (),
+) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
     Shards are collected in the scratch folder and moved to `out` when all are complete and their
     metrics are accepted. A complete shard is not sampled again, so a killed run continues where it
     stopped. The executor samples, only this process writes: every executor gives the same bytes.
+
+    A shard is a function of (model, settings, index), not of the number of pairs, so shards of the
+    `earlier` couplings are kept if they are whole, hold the same pairs and state the same origin.
+    The caller vouches that those were sampled by the same code.
     """
     sampler = sampler_of(model, data, settings, work)
     about, folder = sampler.about, work.scratch / SHARDS
     count = shard_count(settings)
-    _fill(sampler, folder, range(count), work)
+    _fill(sampler, folder, range(count), work, earlier)
     manifest = finish(folder, about, count)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
@@ -44,13 +62,18 @@ def couple(model: Path, data: Path, out: Path, metrics: Path, settings: Couple, 
 
 
 def couple_shards(
-    model: Path, data: Path, settings: Couple, shards: Iterable[int], work: Work
+    model: Path,
+    data: Path,
+    settings: Couple,
+    shards: Iterable[int],
+    work: Work,
+    earlier: Sequence[Files] = (),
 ) -> None:
     """Sample some shards into the scratch folder, where `couple` finds them.
 
     Other processes may sample other shards at the same time.
     """
-    _fill(sampler_of(model, data, settings, work), work.scratch / SHARDS, shards, work)
+    _fill(sampler_of(model, data, settings, work), work.scratch / SHARDS, shards, work, earlier)
 
 
 def missing_shards(model: Path, data: Path, settings: Couple, work: Work) -> list[int]:
@@ -59,7 +82,7 @@ def missing_shards(model: Path, data: Path, settings: Couple, work: Work) -> lis
     return [
         index
         for index in range(shard_count(settings))
-        if not is_whole(folder / shard_name(index), about)
+        if not is_whole(folder / shard_name(index), about, settings.ids(index))
     ]
 
 
@@ -68,13 +91,19 @@ def shard_count(settings: Couple) -> int:
     return -(-settings.pairs // settings.shard)
 
 
-def _fill(sampler: PairSampler, folder: Path, shards: Iterable[int], work: Work) -> None:
-    """Sample those of the shards that the folder does not have yet."""
+def _fill(
+    sampler: PairSampler,
+    folder: Path,
+    shards: Iterable[int],
+    work: Work,
+    earlier: Sequence[Files],
+) -> None:
+    """Sample those of the shards that neither the folder nor an earlier coupling has."""
     about, settings = sampler.about, sampler.settings
     done, wanted = 0, []
     for index in shards:
-        if is_whole(folder / shard_name(index), about):
-            done += _rows(settings, index)
+        if _is_there(sampler, folder, index) or _kept(sampler, folder, index, earlier):
+            done += len(settings.ids(index))
         else:
             wanted.append(index)
     if done:
@@ -86,9 +115,28 @@ def _fill(sampler: PairSampler, folder: Path, shards: Iterable[int], work: Work)
             if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
             write_shard(folder, index, pyarrow.ipc.open_stream(packed).read_all())
-            done += _rows(settings, index)
+            done += len(settings.ids(index))
             work.log({}, done)
 
 
-def _rows(settings: Couple, index: int) -> int:
-    return min(settings.shard, settings.pairs - index * settings.shard)
+def _is_there(sampler: PairSampler, folder: Path, index: int) -> bool:
+    return is_whole(folder / shard_name(index), sampler.about, sampler.settings.ids(index))
+
+
+def _kept(sampler: PairSampler, folder: Path, index: int, earlier: Sequence[Files]) -> bool:
+    """Copy a shard from the first earlier coupling that has it; say whether one has."""
+    name, ids = shard_name(index), sampler.settings.ids(index)
+    for files in earlier:
+        file = files.get(name)
+        if file is None or not is_whole(file, sampler.about, ids):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+
+        def copy(file: Path = file, temporary: Path = temporary) -> None:
+            shutil.copyfile(file, temporary)  # not its mode: files of DVC's cache are read-only
+            sync(temporary)
+
+        commit(temporary, folder / name, copy)
+        return True
+    return False

@@ -13,6 +13,7 @@ from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
 from flows.cli.settings import settings
 from flows.project.environment import check_own_code, configure, find_root
+from fmcore.settings import ReflowError
 
 app = typer.Typer(
     help=(
@@ -81,12 +82,36 @@ def publish() -> None:
     from flows.tracking.publish import publish as publish_runs
 
     with one_line_errors():
-        done = publish_runs(project(), lambda line: out.print(line, markup=False))
+        done = publish_runs(project(), lambda line: out.print(line, markup=False, soft_wrap=True))
     out.print(
         f"MLflow: {len(done.logged)} logged, {len(done.unchanged)} there already,"
         f" {len(done.skipped)} not published (chain run {done.parent})"
     )
     raise typer.Exit(1 if done.skipped else 0)
+
+
+@app.command()
+def ship(
+    round_: Annotated[
+        str | None, typer.Argument(metavar="[ROUND]", help="The round, such as rf2.")
+    ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="one_step, few_step or best; may be repeated. Default: all."),
+    ] = None,
+    rule: Annotated[
+        bool, typer.Option("--rule", help="Let the rule say again who has the aliases.")
+    ] = False,
+) -> None:
+    """Move the aliases of the registered model to ROUND; publishing later leaves them there."""
+    from flows.tracking.promotion import USES
+    from flows.tracking.ship import ship as move
+
+    with one_line_errors():
+        if (round_ is None) != rule:
+            raise ReflowError("name the round to ship, such as rf2, or give --rule, one of both")
+        for line in move(project(), round_, use or USES):
+            out.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,7 +16,19 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
 from flows.dag import inputs
-from flows.dag.graph import Project, Stage, data_deps, opened, overlap, param_deps, remember
+from flows.dag.earlier import entry_of, moved, other_names
+from flows.dag.graph import (
+    Command,
+    Project,
+    Stage,
+    command,
+    data_deps,
+    opened,
+    overlap,
+    param_deps,
+    params_of,
+    remember,
+)
 
 Future = dict[str, tuple[str, Any, bool]]
 """The outputs that will change on the disk: {path: (stage, hash, differs)}.
@@ -38,6 +50,17 @@ class Planned:
     stage: str
     state: State
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The hash of each output that a stage gets without running, by path.
+
+    `origin` is the stage that made them, if it was another one; empty if it was the stage itself.
+    """
+
+    hashes: dict[str, Any]
+    origin: str
 
 
 def changed(root: Path, name: str) -> list[str]:
@@ -78,9 +101,10 @@ def _plan(project: Project) -> list[Planned]:
         restored = _restored(project, stage, future) if own and not later else None
         if restored is not None:
             state = "cached"
+            own += [f"{restored.origin} had the same inputs"] if restored.origin else []
         if state != "unchanged" and name != inputs.STAGE:
             for out in stage.outs:
-                after = restored[out.def_path] if restored else None
+                after = restored.hashes[out.def_path] if restored else None
                 future[out.def_path] = (name, after, after != out.hash_info)
         states[name] = state
         planned.append(Planned(name, state, (*own, *later)))
@@ -189,8 +213,8 @@ def _unforeseen(stage: Any, future: Future, above: list[str]) -> list[str]:
     return found
 
 
-def _restored(project: Project, stage: Any, future: Future) -> dict[str, Any] | None:
-    """Return the hash of each output if DVC can restore all of them without running."""
+def _restored(project: Project, stage: Any, future: Future) -> Restored | None:
+    """Return the outputs of a stage if all of them can be restored without running it."""
     try:
         entry = _cache_entry(project, stage, future)
         if not entry:
@@ -208,7 +232,8 @@ def _restored(project: Project, stage: Any, future: Future) -> dict[str, Any] | 
         if not cached.outs_cached():
             return None
         hashes = {out.def_path: out.hash_info for out in cached.outs}
-        return hashes if {out.def_path for out in stage.outs} <= set(hashes) else None
+        whole = {out.def_path for out in stage.outs} <= set(hashes)
+        return Restored(hashes, _origin(stage, entry["cmd"])) if whole else None
     except (DvcException, OSError):
         return None
 
@@ -235,4 +260,24 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
         # DVC's key of the run cache reads the hash from both fields; the rest of meta is ignored.
         dep.hash_info = hash_info if foretold else dep.get_hash()
         dep.meta = Meta()
-    return project.repo.stage_cache._load(stage)
+    try:
+        return project.repo.stage_cache._load(stage) or _renamed(project, stage)
+    except FileNotFoundError:  # DVC's key needs each dependency on the disk, foretold or not
+        return _renamed(project, stage)
+
+
+def _renamed(project: Project, stage: Any) -> Any:
+    """Return the lock entry that the stage will take from a run with other names, if it will."""
+    deps = {dep.def_path: str(dep.hash_info.value) for dep in data_deps(stage)}
+    now = entry_of(command(stage.cmd), deps, params_of(stage, strict=True))
+    cache = Path(project.repo.stage_cache.cache_dir)
+    for entry in other_names(project.root, cache, now):
+        outs = [{"path": p, "md5": h, "hash": "md5"} for p, h in moved(now, entry).items()]
+        return {"cmd": entry.cmd, "outs": outs}
+    return None
+
+
+def _origin(stage: Any, cmd: str | list[str]) -> str:
+    """Return the stage that ran a command, if it is not the command of `stage`."""
+    parsed = Command.parse(command(cmd))
+    return f"{parsed.verb}@{parsed.key}" if parsed and cmd != stage.cmd else ""

@@ -4,6 +4,7 @@ A folder is identified by its hash in dvc.lock (`md5`, ending in `.dir`). DVC se
 folder to a remote after all of its files, so a remote that has the object has the files too.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from dvc.exceptions import DvcException
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
 
 from flows.dag.graph import opened
 from flows.dag.repo import in_one_line, open_repo
@@ -112,6 +114,58 @@ def cached_file(root: Path, md5: str, name: str) -> bytes | None:
             return Path(odb.oid_to_path(inside[(name,)])).read_bytes()
         except (OSError, KeyError):
             return None
+
+
+def cached_object(root: Path, md5: str) -> bytes | None:
+    """Return a small file from the cache by its hash; None if it is not there."""
+    with _repo(root) as repo:
+        try:
+            return Path(_odb(repo, CACHE).oid_to_path(md5)).read_bytes()
+        except OSError:
+            return None
+
+
+def cached_files(root: Path, md5: str) -> dict[str, Path]:
+    """Return where the cache has the files of the folder `md5`, by name; those that it has."""
+    with _repo(root) as repo:
+        odb = _odb(repo, CACHE)
+        try:
+            found = {"/".join(k): Path(odb.oid_to_path(i.value)) for k, _, i in _tree(odb, md5)}
+        except (OSError, DvcException, ObjectFormatError):
+            return {}
+        return {name: path for name, path in found.items() if path.is_file()}
+
+
+def held_files(root: Path, md5s: Iterable[str]) -> bool:
+    """Whether the cache has all of these files and folders completely."""
+    with _repo(root) as repo, _answers(repo, CACHE):
+        odb = _odb(repo, CACHE)
+        return all(
+            _exists(odb, md5) and (not md5.endswith(".dir") or _whole(odb, md5)) for md5 in md5s
+        )
+
+
+def put(root: Path, md5: str, path: Path) -> None:
+    """Copy a file or a folder from the cache to `path`, in place of what is there."""
+    part = path.with_name(f".{path.name}.part")
+    for old in (part, path):
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if md5.endswith(".dir"):
+        bring(root, CACHE, md5, part)
+    else:
+        with _repo(root) as repo:
+            shutil.copyfile(_odb(repo, CACHE).oid_to_path(md5), part)
+    part.replace(path)
+
+
+def run_cache(root: Path) -> Path:
+    """Return the folder where DVC's cache records every stage that ran, one small file for each."""
+    with _repo(root) as repo:
+        return Path(repo.stage_cache.cache_dir)
 
 
 def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:

@@ -37,6 +37,9 @@ class Round(Settings):
     round."""
     train: Train
     """How the round is trained."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the training itself; `seed` in the model's config.json repeats that model. null
+    derives it from the chain's seed and the number of rounds before, so a name does not matter."""
 
 
 class CouplingOf(Couple):
@@ -44,6 +47,9 @@ class CouplingOf(Couple):
 
     round: str
     """The round whose ODE makes the pairs."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the pairs itself; `seed` in a coupling's manifest repeats that coupling. null derives
+    it from the chain's seed and the number of rounds before `round`."""
 
 
 class WithoutGpu(Settings):

@@ -190,6 +190,7 @@ def _skipped(line: str, name: str) -> bool:
     said = (
         f"Stage '{name}' is cached - skipping run",
         f"Stage '{name}' didn't change, skipping",
+        "taken from ",  # flows/stage/taken.py
         f"Pulling data for stage: '{name}'",  # it says so, too, when that fails and the stage runs
     )
     return line.startswith(said)

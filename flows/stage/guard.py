@@ -27,6 +27,19 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     die_with_parent()
+    with held(root, name) as before:
+        scratch = _scratch(root, name, before)
+        _keep_only(scratch)
+        yield scratch
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def held(root: Path, name: str) -> Iterator[lineage.Inputs]:
+    """Yield the inputs of the stage `name` under its lock; afterwards check that they are the same.
+
+    Raises ReflowError as `guarded` does.
+    """
     with stage_locked(root, name):
         before = lineage.inputs(root, name)
         if stale := lineage.stale(root, before):
@@ -34,16 +47,13 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
                 f"stage {name}: its record of code and files is out of date"
                 f" ({'; '.join(stale)}); `reflow run` or `dvc repro` brings it up to date first"
             )
-        scratch = _scratch(root, name, before)
-        _keep_only(scratch)
-        yield scratch
+        yield before
         changes = _changes(before, lineage.again(root, before))
         if changes:
             raise ReflowError(
                 f"stage {name}: its inputs changed while it ran ({'; '.join(changes)}), so nothing"
                 " was recorded; leave them alone while it runs, and run it again"
             )
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from flows.dag.graph import paths
 from flows.params.load import FILE, load
+from flows.params.seeds import seed_of
+from flows.stage import taken
 from flows.stage.guard import shared
 from flows.stage.progress import Reporter
 from flows.stage.work import work_of
@@ -40,9 +42,10 @@ def sample(root: Path, key: str, shards: str) -> range:
     """
     with _inputs(root, key) as (files, settings, work):
         wanted = parse(shards, shard_count(settings))
-        total = sum(min(settings.shard, settings.pairs - i * settings.shard) for i in wanted)
+        total = sum(len(settings.ids(index)) for index in wanted)
+        earlier = taken.shards(root, f"couple@{key}")
         with Reporter(f"couple@{key}", total) as log:
-            couple_shards(*files, settings, wanted, replace(work, log=log))
+            couple_shards(*files, settings, wanted, replace(work, log=log), earlier)
     return wanted
 
 
@@ -61,7 +64,7 @@ def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple, W
         raise ReflowError(f"no coupling {key!r}; params.yaml has: {known}")
     files = paths(root, f"couple@{key}")
     with shared(root, f"couple@{key}") as scratch:
-        work = work_of(params, scratch, "couple", key)
+        work = work_of(params, scratch, seed=seed_of(params, "couple", key))
         yield (files["model"], files["data"]), params.couplings[key], work
 
 

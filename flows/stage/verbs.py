@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.params.load import FILE, Params, load, maker
+from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_TEMPFAIL, Busy
 from flows.project.process_group import die_with_parent
+from flows.stage import taken
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
@@ -40,7 +42,7 @@ def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
     with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
-        work = work_of(params, scratch, log=log)
+        work = work_of(params, scratch, log)
         calibrate(**paths, settings=params.yardstick, work=work)
 
 
@@ -49,24 +51,25 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
     settings = params.rounds[key].train
     with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
-        work = work_of(params, scratch, "train", key, log=log)
+        work = work_of(params, scratch, log, seed=seed_of(params, "train", key))
         train(**paths, settings=settings, name=key, work=work)
 
 
 def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
-    settings = params.couplings[key]
+    settings, root = params.couplings[key], find_root(Path.cwd())
+    earlier = taken.shards(root, f"couple@{key}")
     with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
-        work = work_of(params, scratch, "couple", key, log=log)
-        couple(**paths, settings=settings, work=work)
+        work = work_of(params, scratch, log, seed=seed_of(params, "couple", key))
+        couple(**paths, settings=settings, work=work, earlier=earlier)
 
 
 def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.evaluate import EvaluatePaths, evaluate
 
     with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
-        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log=log))
+        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log))
 
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -109,6 +112,8 @@ def main(arguments: list[str]) -> int:
         if key and key not in known:
             has = ", ".join(known) or "none"
             raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
+        if not started() and taken.take(root, name):
+            return 0
         count = params.rounds[key].train.processes if verb == "train" else 1
         if count > 1 and not started():
             return launch(count, arguments, params.compute.threads)

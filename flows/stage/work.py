@@ -7,18 +7,15 @@ from typing import Any
 
 from flows.params.load import Params
 from flows.project.executor import chosen
-from fmcore.settings import Log, ReflowError, derive_seed
+from fmcore.settings import Log, ReflowError
 from fmcore.verdict.gates import judge
 from fmcore.work.work import Work, silent
 
 
-def work_of(params: Params, scratch: Path, *stage: str, log: Log = silent) -> Work:
-    """Return the work of a stage, on the device of this machine.
-
-    Its seed is the chain's, or the one derived from it by `stage`, as ("train", "rf1").
-    """
+def work_of(params: Params, scratch: Path, log: Log = silent, *, seed: int | None = None) -> Work:
+    """Return the work of a stage, on the device of this machine, by the chain's seed or its own."""
     return Work(
-        seed=derive_seed(params.seed, *stage) if stage else params.seed,
+        seed=params.seed if seed is None else seed,
         device=params.compute.start(),
         compute=params.compute,
         scratch=scratch,

@@ -14,7 +14,7 @@ from flows.dag.receipts import curve, metrics, read_comparison, spent
 from flows.project.locks import locked
 from flows.tracking import marker
 from flows.tracking.client import Point, Tracker, answers
-from flows.tracking.registry import register
+from flows.tracking.registry import offer, register
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 
@@ -236,7 +236,7 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
         _once(tracker, done.parent, tags, "compare", compare, log, done, say)
         tracker.client.set_terminated(done.parent, "FINISHED")
         if models:
-            _ship(tracker, whole, compare, done, say)
+            _ship(tracker, whole, done, say)
 
 
 def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
@@ -260,14 +260,14 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     tracker.client.set_tag(run, "mlflow.note.content", (folder / "rounds.md").read_text())
 
 
-def _ship(tracker: Tracker, whole: Chain, compare: Entry, done: Published, say: Say) -> None:
-    """Register the rounds to ship, each time: another chain may have moved the aliases."""
+def _ship(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:
+    """Register the rounds to ship, each time: other chains may have registered theirs."""
     try:
-        changed = register(tracker, whole, read_comparison(tracker.root, compare).ship)
+        changed, kept = register(tracker, whole, offer(tracker.root, whole))
     except ReflowError as error:
         done.skipped.append(f"ship: {error}")
         say(f"ship: not published: {error}")
         return
-    for line in changed:
+    for line in changed + kept:
         say(line)
     (done.logged if changed else done.unchanged).append("ship")

@@ -1,71 +1,211 @@
-"""The registry: what `compare` says to ship, as versions of one model with an alias for each use.
+"""The registry: rounds to ship as versions of one model for each data set, an alias for each use.
 
-`models:/reflow-digits@one_step` is the round with the least distance at NFE 1 of the chain that
-was published last. A version names its chain, round and commit, so older chains can be found.
+`models:/reflow-digits-1a2b3c4d@one_step` is the round with the least distance at NFE 1 among the
+registered rounds of all chains on that data (`promotion` has the rule), or the one that `reflow
+ship` named. The name ends in a digest of the data. A version names its chain, round and commit.
 """
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from flows.dag.chain import Chain
+from flows.dag.identity import data_key, yardstick_key
+from flows.dag.receipts import metrics, read_comparison
 from flows.tracking.client import CHAIN, Tracker
+from flows.tracking.promotion import USES, Distances, chosen, score
 from fmcore.settings import ReflowError
-from fmcore.verdict.comparison import Choice
+from fmcore.verdict import keys
 
-USES = ("one_step", "few_step", "best")
-
-
-def model_name(tracker: Tracker, whole: Chain) -> str:
-    """Return the registered name: the experiment's, then the data set's."""
-    return f"{tracker.experiment_name}-{whole.name}"
-
-
-def register(tracker: Tracker, whole: Chain, ship: dict[str, Choice]) -> list[str]:
-    """Point the aliases at the rounds to ship, registering those that are not; say what changed.
-
-    A version that exists is used again, so that publishing twice changes nothing.
-    """
-    name, client = model_name(tracker, whole), tracker.client
-    known = {m.name: m for m in client.search_registered_models(f"name = '{name}'")}
-    if name not in known:
-        client.create_registered_model(name, {"reflow.data": whole.name}, NOTE)
-    aliases = dict(known[name].aliases) if name in known else {}
-    changed = []
-    for use in USES:
-        if use not in ship:
-            continue
-        version = _version(tracker, name, whole, ship[use].round)
-        if str(aliases.get(use)) != version:
-            client.set_registered_model_alias(name, use, version)
-            changed.append(f"models:/{name}@{use} is {ship[use].round} (version {version})")
-    for stale in set(aliases) & set(USES) - set(ship):
-        client.delete_registered_model_alias(name, stale)
-        changed.append(f"models:/{name}@{stale} is gone: the comparison names no round for it")
-    return changed
-
-
-def _version(tracker: Tracker, name: str, whole: Chain, round_: str) -> str:
-    """Return the version of a round of this chain; register one if there is none."""
-    client = tracker.client
-    found = tracker.find(reflow__kind="round", reflow__chain=whole.key, reflow__round=round_)
-    models = client.search_logged_models(
-        [tracker.experiment], filter_string=f"source_run_id = '{found[0].info.run_id}'"
-    )
-    if not models:
-        raise ReflowError(f"{round_}: its model is not in MLflow yet; `dvc checkout` and publish")
-    model, run = models[0], found[0]
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.source == model.model_uri or version.model_id == model.model_id:
-            return str(version.version)
-    tags = {CHAIN: whole.key, "reflow.round": round_}
-    tags |= {k: run.data.tags[k] for k in GIT if k in run.data.tags}
-    made = client.create_model_version(
-        name, model.model_uri, run.info.run_id, tags, model_id=model.model_id
-    )
-    return str(made.version)
-
+MEASURED, YARDSTICK, SHIPPED = "reflow.distances.", "reflow.yardstick.", "reflow.shipped."
+"""Tags: on a version, its distances by yardstick; on a model, by use, the yardstick that its alias
+goes by, and the version that `reflow ship` named."""
 
 GIT = ("mlflow.source.git.commit", "git.dirty", "dvc.model.md5")
 
 NOTE = (
-    "Rounds of a reflow chain. `predict(noise, params={'nfe': 1})`, or `predict([], params={'seed':"
-    " 0, 'count': 64})`. `one_step`: the least distance at NFE 1; `few_step`: at the NFE nearest to"
-    " 4; `best`: at any NFE."
+    "Rounds of reflow chains on one data set. `predict(noise, params={'nfe': 1})`, or `predict([],"
+    " params={'seed': 0, 'count': 64})`. `one_step`: the least distance at NFE 1; `few_step`: at"
+    " the NFE nearest to 4; `best`: at any NFE. A round takes an alias if it is better by more than"
+    " the error, by the same yardstick; `reflow ship ROUND` moves one by hand."
 )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The rounds that a chain offers: the best of them by use, and the distances of every round.
+
+    `yardstick` is the key of what measured them.
+    """
+
+    best: dict[str, str]
+    yardstick: str
+    distances: dict[str, Distances]
+
+
+def offer(root: Path, whole: Chain) -> Offer:
+    """Return what the chain in dvc.lock offers. Raises ReflowError if its receipts are missing."""
+    if whole.compare is None:
+        raise ReflowError("dvc.lock has no comparison yet; `reflow run` first")
+    found = read_comparison(root, whole.compare)
+    scored = {r.name: r for r in whole.rounds if r.evaluate is not None}
+    names = [r.name for r in found.rounds if r.name in scored]
+    if not names:
+        raise ReflowError("the comparison has no round of dvc.lock; `reflow run` first")
+    distances: dict[str, Distances] = {}
+    for name in names:
+        entry = scored[name].evaluate
+        values = metrics(root, entry) if entry else {}
+        spread = keys.by_nfe(values, keys.spread(found.metric))
+        by_nfe = keys.by_nfe(values, found.metric)
+        distances[name] = {nfe: (value, spread.get(nfe, 0.0)) for nfe, value in by_nfe.items()}
+    return Offer(
+        best={use: choice.round for use, choice in found.ship.items()},
+        yardstick=yardstick_key(root, whole, scored[names[0]], found)[:16],
+        distances=distances,
+    )
+
+
+class Registered:
+    """The registered model of one data set, and its versions."""
+
+    def __init__(self, tracker: Tracker, whole: Chain) -> None:
+        """Find the registered model of the chain's data; make it if there is none."""
+        key = data_key(tracker.root, whole)
+        self.tracker, self.whole, self.client = tracker, whole, tracker.client
+        self.name = f"{tracker.experiment_name}-{whole.name}-{key[:8]}"
+        if not self.client.search_registered_models(f"name = '{self.name}'"):
+            tags = {"reflow.data": whole.name, "reflow.data.key": key}
+            self.client.create_registered_model(self.name, tags, NOTE)
+        model = self.client.get_registered_model(self.name)
+        self.aliases = {use: str(version) for use, version in model.aliases.items()}
+        self.tags: dict[str, str] = dict(model.tags)
+        self.versions: dict[str, Any] = {str(v.version): v for v in self._versions()}
+
+    def _versions(self) -> Iterable[Any]:
+        token = None
+        while True:
+            page = self.client.search_model_versions(f"name = '{self.name}'", page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def add(self, round_: str, given: Offer) -> str:
+        """Return the version of a round of the chain, registering it if there is none.
+
+        Distances by another yardstick stay beside those of the offer. Those that are there
+        already are not written again, so that two checkouts do not undo one another.
+        """
+        version = self._of(round_)
+        tag = f"{MEASURED}{given.yardstick}"
+        there = self.measured(version, given.yardstick)
+        whole = {**given.distances[round_], **there}
+        if whole != there:
+            text = json.dumps({str(nfe): whole[nfe] for nfe in sorted(whole)})
+            self.client.set_model_version_tag(self.name, version, tag, text)
+            self.versions[version] = self.client.get_model_version(self.name, version)
+        return version
+
+    def _of(self, round_: str) -> str:
+        tracker, client = self.tracker, self.client
+        key = self.whole.key
+        found = tracker.find(reflow__kind="round", reflow__chain=key, reflow__round=round_)
+        models = found and client.search_logged_models(
+            [tracker.experiment], filter_string=f"source_run_id = '{found[0].info.run_id}'"
+        )
+        if not models:
+            raise ReflowError(
+                f"{round_}: its model is not in MLflow yet; `dvc checkout`, then `reflow publish`"
+            )
+        model, run = models[0], found[0]
+        for number, version in self.versions.items():
+            if version.source == model.model_uri or version.model_id == model.model_id:
+                return number
+        tags = {CHAIN: key, "reflow.round": round_}
+        tags |= {k: run.data.tags[k] for k in GIT if k in run.data.tags}
+        made = client.create_model_version(
+            self.name, model.model_uri, run.info.run_id, tags, model_id=model.model_id
+        )
+        self.versions[str(made.version)] = made
+        return str(made.version)
+
+    def measured(self, version: str, yardstick: str) -> Distances:
+        """Return the distances of a version by a yardstick; empty if that did not measure it."""
+        text = self.versions[version].tags.get(f"{MEASURED}{yardstick}", "{}")
+        return {int(nfe): (float(d), float(error)) for nfe, (d, error) in json.loads(text).items()}
+
+    def shipped(self, use: str) -> bool:
+        """Whether the alias of a use is where `reflow ship` put it."""
+        return use in self.aliases and self.tags.get(f"{SHIPPED}{use}") == self.aliases[use]
+
+    def point(self, use: str, version: str, yardstick: str) -> None:
+        """Point the alias of a use at a version that a yardstick measured."""
+        self.set_tag(f"{YARDSTICK}{use}", yardstick)
+        self.client.set_registered_model_alias(self.name, use, version)
+        self.aliases[use] = version
+
+    def set_tag(self, key: str, value: str | None) -> None:
+        """Set a tag of the registered model, or remove it if `value` is None."""
+        if self.tags.get(key) == value:
+            return
+        if value is None:
+            self.client.delete_registered_model_tag(self.name, key)
+            self.tags.pop(key)
+        else:
+            self.client.set_registered_model_tag(self.name, key, value)
+            self.tags[key] = value
+
+    def describe(self, version: str) -> str:
+        """Return a version in words: its number, round and chain."""
+        tags: Mapping[str, str] = self.versions[version].tags if version in self.versions else {}
+        round_, chain = tags.get("reflow.round", "of another origin"), tags.get(CHAIN, "")
+        return f"version {version} ({round_}{f' of chain {chain[:7]}' if chain else ''})"
+
+
+def register(tracker: Tracker, whole: Chain, given: Offer) -> tuple[list[str], list[str]]:
+    """Register the best rounds of a chain and let the rule say who has each alias.
+
+    Returns in words what changed, and what did not change though the chain has another round to
+    offer. Publishing again changes nothing, from this checkout or from another.
+    """
+    model, changed, kept = Registered(tracker, whole), [], []
+    for use in (use for use in USES if use in given.best):
+        round_ = given.best[use]
+        own, holder = model.add(round_, given), model.aliases.get(use)
+        place = f"models:/{model.name}@{use}"
+        winner = _winner(model, use, given.yardstick)
+        if winner != holder:
+            model.point(use, winner, given.yardstick)
+            changed.append(f"{place} is {model.describe(winner)}")
+        elif holder != own:
+            kept.append(f"{place} stays {model.describe(holder)}: {_why(model, use, own, given)}")
+    return changed, kept
+
+
+def _winner(model: Registered, use: str, yardstick: str) -> str:
+    """Return the version that has the alias of a use by the rule, among all versions."""
+    holder = model.aliases.get(use)
+    ruling = model.tags.get(f"{YARDSTICK}{use}") if holder else yardstick
+    if holder and (model.shipped(use) or ruling != yardstick):
+        return holder
+    by_version = {v: model.measured(v, yardstick) for v in sorted(model.versions, key=int)}
+    winner = chosen(use, holder, {v: distances for v, distances in by_version.items() if distances})
+    assert winner is not None, "the round that was added has distances"
+    return winner
+
+
+def _why(model: Registered, use: str, own: str, given: Offer) -> str:
+    """Say why the round that a chain offers does not take an alias."""
+    holder = model.aliases[use]
+    mine = model.describe(own)
+    if model.shipped(use):
+        return f"`reflow ship` put it there; `reflow ship --rule` compares it with {mine} again"
+    like = model.measured(holder, given.yardstick)
+    if model.tags.get(f"{YARDSTICK}{use}") != given.yardstick or not like:
+        return f"{mine} was measured by another yardstick; `reflow ship` moves the alias by hand"
+    return f"{score(use, like)}; {mine} is not better by more than the error:" + (
+        f" {score(use, model.measured(own, given.yardstick), like) or 'not measured at that NFE'}"
+    )

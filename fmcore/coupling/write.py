@@ -24,7 +24,7 @@ ROW_GROUP_BYTES = 4 << 20
 
 
 class About(Settings):
-    """Description of a coupling, kept in every shard and the manifest; the same in every run."""
+    """Description of a coupling, kept in the manifest and, but for its size, in every shard."""
 
     kind: str
     shape: list[int]
@@ -42,6 +42,11 @@ class About(Settings):
     mix: dict[str, float] | None = None
     numerics: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+
+    @property
+    def in_shard(self) -> dict[str, Any]:
+        """What a shard holds: not the number of pairs, so that a larger coupling can keep it."""
+        return self.model_dump(exclude_none=True, exclude={"pairs"})
 
 
 def shard_name(index: int) -> str:
@@ -82,7 +87,7 @@ def table(
     fields = [
         pa.field(name, array.type, nullable=name == "solver_gap") for name, array in columns.items()
     ]
-    metadata = {"fm": json.dumps(about.model_dump(exclude_none=True), sort_keys=True)}
+    metadata = {"fm": json.dumps(about.in_shard, sort_keys=True)}
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))
 
 
@@ -128,15 +133,19 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     return path
 
 
-def is_whole(path: Path, about: About) -> bool:
-    """Whether `path` is a complete and undamaged shard of this coupling, from an earlier run."""
+def is_whole(path: Path, about: About, ids: range) -> bool:
+    """Whether `path` is a complete and undamaged shard of this coupling with the pairs `ids`."""
     if not path.exists():
         return False
     try:
-        metadata = pq.read_table(path, page_checksum_verification=True).schema.metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        rows = pq.read_table(path, page_checksum_verification=True)
+        metadata = rows.schema.metadata or {}
+        stated = json.loads(metadata.get(b"fm", b"null"))
+    except (OSError, ValueError, pa.ArrowInvalid):
         return False
-    return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))
+    if stated != about.in_shard or "pair_id" not in rows.column_names:
+        return False
+    return np.array_equal(rows["pair_id"].to_numpy(), np.arange(ids.start, ids.stop))
 
 
 def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:

@@ -65,6 +65,11 @@ class Couple(Settings):
             raise ValueError(f"mix: shares must add up to 1, got {self.mix}")
         return self
 
+    def ids(self, index: int) -> range:
+        """Return the numbers of the pairs in shard `index`; the last shard may have fewer."""
+        first = index * self.shard
+        return range(first, min(first + self.shard, self.pairs))
+
 
 @dataclass(frozen=True)
 class PairSampler:
@@ -94,9 +99,8 @@ class PairSampler:
         Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
         difference of the endpoints, an estimate of the discretisation error of that pair.
         """
-        first = index * self.settings.shard
-        last = min(first + self.settings.shard, self.settings.pairs)
-        ids: NDArray[np.int64] = np.arange(first, last)
+        pairs = self.settings.ids(index)
+        ids: NDArray[np.int64] = np.arange(pairs.start, pairs.stop)
         inverted = torch.from_numpy(
             uniform(self.about.seed, ids) < self.settings.mix.get("inverted", 0.0)
         )

@@ -37,9 +37,15 @@ def test_aliases_follow_what_the_comparison_says_to_ship(chain):
     )
     name, found = json.loads(chain.mlflow(code))
     ship = table(chain)["ship"]
-    assert name.endswith("gaussian")
+    assert name.startswith("reflow-gaussian-")
     assert found == {use: choice["round"] for use, choice in ship.items()}
     assert {"one_step", "best"} <= set(found)
+    done = chain.reflow("ship", "rf1", "--as", "one_step")
+    assert done.stdout.startswith(f"models:/{name}@one_step is version")
+    assert ": 0 logged" in chain.reflow("publish").stdout
+    assert json.loads(chain.mlflow(code))[1] == {**found, "one_step": "rf1"}
+    chain.reflow("ship", "--rule", "--as", "one_step")
+    assert json.loads(chain.mlflow(code))[1] == found
 
 
 def test_the_alias_gives_the_samples_of_reflow_sample(chain):

@@ -133,7 +133,8 @@ def test_mlflow_serves_what_the_registry_says_to_ship(ui):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ("models", "serve", "-m", "models:/reflow-gaussian@one_step", "--env-manager", "local")
+    name = ui.chain.mlflow("print(t.client.search_registered_models()[0].name)")
+    words = ("models", "serve", "-m", f"models:/{name}@one_step", "--env-manager", "local")
     known = shlex.join(["mlflow", *words, "-p", str(port), "-w", "1"])
     code = f'eval "$(python -m flows.cli env)"; exec {known}'
     process = ui.start("serve.log", "bash", "-c", code)

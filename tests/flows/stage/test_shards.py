@@ -1,5 +1,6 @@
 """A coupling by many jobs is the directory that one process writes, and DVC records one stage."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -136,3 +137,33 @@ def test_ranges_read_back():
     numbers = [0, 1, 2, 5, 7, 8]
     read = [i for text in ranges(numbers).split() for i in parse(text, 10)]
     assert read == numbers
+
+
+@pytest.mark.long
+def test_through_dvc_a_larger_coupling_keeps_its_full_shards_unless_it_is_forced(chain):
+    """Dvc deletes the old output before the stage runs; its cache still has the shards."""
+
+    def shards():
+        folder = chain.root / "couplings/rf1"
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("part-*")}
+
+    def said(*words):
+        return chain.repro("couple@rf1", *words).stdout.splitlines()
+
+    def first(lines):
+        return next(line for line in lines if line.startswith("couple@rf1 "))
+
+    assert first(said()).startswith("couple@rf1 200/700")
+    small = shards()
+    chain.edit("params.yaml", "pairs: 700", "pairs: 1000")
+    assert first(said()).startswith("couple@rf1 600/1000"), "three of four shards were full"
+    large = shards()
+    assert {k: v for k, v in small.items() if large[k] == v} == {
+        k: small[k] for k in sorted(small)[:3]
+    }
+    assert verify(chain.root / "couplings/rf1").about.pairs == 1000
+    chain.edit("params.yaml", "pairs: 1000", "pairs: 900")
+    assert first(said()).startswith("couple@rf1 800/900")
+    chain.edit("params.yaml", "steps: 8", "steps: 7")
+    assert first(said()).startswith("couple@rf1 200/900"), "another solver: nothing to keep"
+    assert first(said("-f")).startswith("couple@rf1 200/900"), "what is forced is done"

@@ -1,0 +1,71 @@
+"""What a chain's data and its yardstick are, by content: the same on every machine and path."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.dag.chain import Chain, Round
+from flows.dag.inputs import FOLDER
+from flows.dag.lock import Entry, digest
+from flows.dag.store import cached_object
+from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import Comparison
+
+
+def data_key(root: Path, whole: Chain) -> str:
+    """Return a sha256 of the data of a chain: its settings, the content of the files they name.
+
+    Where a file lies does not matter, nor does the seed, which draws from the same data. Settings
+    that are written out and settings left at their default count as different.
+
+    Raises ReflowError if nothing in dvc.lock says what the data is.
+    """
+    entry = next((e for e in whole.entries.values() if e.runs("prepare", "out")), None)
+    if entry is None:
+        raise ReflowError("dvc.lock: no stage prepare, so the data has no name; `reflow run` first")
+    known, given = _recorded(root, entry), entry.setting("data")
+    settings = dict(given) if isinstance(given, Mapping) else {}
+    for place in known.get("files", {}):
+        settings.pop(str(place).removeprefix("data."), None)  # the path of a file; see `files`
+    return digest([settings, known.get("files", {}), known.get("own", {})])
+
+
+def yardstick_key(root: Path, whole: Chain, round_: Round, found: Comparison) -> str:
+    """Return a sha256 of how the distances of a round were measured.
+
+    Two distances compare if their keys are equal: the same data, features, reference, number of
+    samples and noise, guidance, and code of the measure.
+    """
+    scored = round_.evaluate
+    if scored is None:
+        raise ReflowError(f"{round_.name}: not measured yet; `reflow run` first")
+    return digest(
+        [
+            data_key(root, whole),
+            found.metric,
+            found.fingerprint,
+            whole.settings.get("seed"),
+            whole.settings.get("yardstick"),
+            [scored.setting("evaluate", key) for key in ("guidance", "seeds")],
+            _recorded(root, scored).get("code", {}),
+        ]
+    )
+
+
+def _recorded(root: Path, entry: Entry) -> Mapping[str, Any]:
+    """Return what the stage `inputs` recorded for a stage when it ran; empty without that stage."""
+    path = next((p for p in entry.deps if p.startswith(f"{FOLDER}/")), None)
+    if path is None:
+        return {}
+    wanted, file = entry.md5(path), root / path
+    content = file.read_bytes() if file.is_file() else None
+    if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != wanted:
+        content = cached_object(root, wanted)
+    if content is None:
+        raise ReflowError(
+            f"{path}: the record of {entry.verb} is missing; `dvc pull` or `dvc repro`"
+        )
+    found = json.loads(content)
+    return found if isinstance(found, Mapping) else {}

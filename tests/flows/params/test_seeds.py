@@ -1,0 +1,71 @@
+"""A seed comes from the place in the chain: names are free, and rf1, rf2 draw what they did."""
+
+import pytest
+
+from flows.params.load import load
+from flows.params.seeds import depth, seed_of
+from fmcore.settings import ReflowError, derive_seed
+from tests.conftest import SOURCE
+from tests.real_chain import PARAMS
+
+BRANCHED = (
+    PARAMS
+    + """  rf2: {round: rf2, pairs: 2000}
+  more: {round: rf1, pairs: 500, seed: 7}
+"""
+)
+TRAIN = "train: {steps: 1, lr: 1.0e-3}"
+ROUNDS = f"""
+  rf3: {{coupling: rf2, init: rf2, {TRAIN}}}
+  branch: {{coupling: rf1, init: scratch, {TRAIN}}}
+  own: {{coupling: rf2, init: rf1, {TRAIN}, seed: 11}}
+couplings:
+"""
+
+
+@pytest.fixture
+def params(tmp_path):
+    (tmp_path / "params.yaml").write_text(BRANCHED.replace("\ncouplings:\n", ROUNDS))
+    return load(tmp_path / "params.yaml")
+
+
+def test_rounds_named_by_their_depth_keep_the_seeds_that_their_names_gave(params):
+    for name in ("rf1", "rf2", "rf3"):
+        assert seed_of(params, "train", name) == derive_seed(0, "train", name)
+    for name in ("rf1", "rf2"):
+        assert seed_of(params, "couple", name) == derive_seed(0, "couple", name)
+
+
+def test_depth_is_the_longest_way_by_weights_and_by_pairs(params):
+    found = {name: depth(params, name) for name in params.rounds}
+    assert found == {"rf1": 1, "rf2": 2, "rf3": 3, "branch": 2, "own": 3}
+
+
+def test_a_seed_in_the_settings_is_the_seed_itself(params):
+    assert (seed_of(params, "train", "own"), seed_of(params, "couple", "more")) == (11, 7)
+
+
+def test_a_renamed_chain_has_the_same_seeds_and_a_branch_draws_as_its_sibling(params, tmp_path):
+    text = (tmp_path / "params.yaml").read_text()
+    for old, new in (("rf1", "teacher"), ("rf2", "final"), ("rf3", "last")):
+        text = text.replace(old, new)
+    (tmp_path / "params.yaml").write_text(text)
+    renamed = load(tmp_path / "params.yaml")
+    for verb, names in (("train", list(params.rounds)), ("couple", list(params.couplings))):
+        new = renamed.couplings if verb == "couple" else renamed.rounds
+        seeds = [seed_of(params, verb, name) for name in names]
+        assert seeds == [seed_of(renamed, verb, name) for name in new]
+    assert seed_of(params, "train", "branch") == seed_of(params, "train", "rf2")
+
+
+def test_a_seed_below_zero_is_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text(BRANCHED.replace("seed: 7", "seed: -1"))
+    with pytest.raises(ReflowError, match=r"couplings\.more\.seed: .*greater than or equal to 0"):
+        load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "params").glob("*.yaml")), ids=lambda f: f.stem)
+def test_the_rounds_of_the_chains_that_ship_are_named_by_depth_or_not_numbered(file):
+    params = load(file)
+    for name in (n for n in params.rounds if n[:2] == "rf" and n[2:].isdigit()):
+        assert depth(params, name) == int(name[2:])
