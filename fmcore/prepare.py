@@ -8,12 +8,31 @@ import torch
 
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.kinds import Dataset
-from fmcore.scale import advice_on_scale
-from fmcore.settings import derive_seed
+from fmcore.dataset.samples import Samples
+from fmcore.scale import Scale, advice_on_scale
+from fmcore.settings import ReflowError, derive_seed
 
 __all__ = ["Dataset", "prepare"]
 
 SHARD_ROWS = 16384
+
+
+def _scales(samples: Samples, settings: Dataset) -> tuple[Scale, Scale]:
+    """Return the scale of the targets, and the one to record, which samples undo.
+
+    They differ for images outside [-1, 1], which have to be mapped there for good: pictures,
+    features of images and bits per dimension have those units.
+    """
+    scale = settings.scale.fit(samples.target)
+    if scale.identity or not samples.image or float(samples.target.abs().max()) <= 1:
+        return scale, scale
+    if settings.scale.name != "range":
+        raise ReflowError(
+            f"data.scale {settings.scale.name}: images must lie in [-1, 1], these have values from"
+            f" {float(samples.target.min()):g} to {float(samples.target.max()):g}; set data.scale:"
+            " range"
+        )
+    return scale, Scale()
 
 
 def _nothing(_: str) -> None:
@@ -26,12 +45,12 @@ def prepare(
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
     The result is a coupling without a `source` column: training draws its source at every step.
-    Targets are written in the units of `settings.scale`, and the map is recorded. `warn` is called
-    with a sentence if they are far from the scale of the noise.
+    Targets are written in model units (`settings.scale`), and the map is recorded. `warn` is called
+    with a sentence if data without a scale is far from that of the noise.
     """
     samples = settings.read(derive_seed(seed, "target"))
-    scale = settings.scale.fit(samples.target)
-    if advice := advice_on_scale(samples.target, scale):
+    scale, recorded = _scales(samples, settings)
+    if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
         warn(advice)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
     order = torch.randperm(len(samples.target), generator=generator)
@@ -43,7 +62,7 @@ def prepare(
         seed=derive_seed(seed, "independent"),
         data=settings.model_dump(mode="json", exclude={"scale"}),
         classes=None if samples.names is None else list(samples.names),
-        scale=scale.record,
+        scale=recorded.record,
     )
     starts = range(0, len(order), SHARD_ROWS)
     for index, start in enumerate(starts):

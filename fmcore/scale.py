@@ -185,13 +185,11 @@ network spends its training on a shift. Images in [-1, 1] and the built-in densi
 """
 
 
-def advice_on_scale(x: Tensor, scale: Scale) -> str | None:
-    """Return a warning if targets x [N, *D], to be trained on as they are, are far from the noise.
+def advice_on_scale(x: Tensor, *, image: bool = False) -> str | None:
+    """Return a warning if targets x [N, *D], trained on as they are, are far from the noise.
 
-    A feature without spread counts by its mean. None if a scale is set or the targets are near.
+    A feature without spread counts by its mean. None if the targets are near.
     """
-    if not scale.identity:
-        return None
     mean, std = moments(x)
     ratio = torch.where(std > 0, torch.maximum(std / LARGE, SMALL / std), 0.0)
     badness = torch.maximum(mean.abs() / FAR, ratio)
@@ -199,8 +197,9 @@ def advice_on_scale(x: Tensor, scale: Scale) -> str | None:
     if float(badness[worst]) <= 1:
         return None
     what = "channel" if x.ndim > 2 else "feature"
+    cure = "range" if image and float(x.abs().max()) > 1 else "standardise"
     return (
         f"data: {what} {worst} has mean {float(mean[worst]):.4g} and standard deviation"
         f" {float(std[worst]):.4g}, the noise 0 and 1; training on data so far from it is slow or"
-        " fails: set data.scale: standardise"
+        f" fails: set data.scale: {cure}"
     )

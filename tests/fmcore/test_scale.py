@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from fmcore import own
 from fmcore.calibrate import YardstickSettings, calibrate
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
+from fmcore.dataset.files import Array
 from fmcore.dataset.kinds import Dataset
 from fmcore.dataset.public import Digits
 from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
@@ -116,9 +118,9 @@ def test_a_scale_of_another_length_is_refused(tmp_path):
 )  # fmt: skip
 def test_data_far_from_the_noise_is_told_with_its_numbers_and_the_cure(mean, std, warns):
     x = torch.cat([points((4000, 1), mean=0.0, std=1.0), points((4000, 1), mean=mean, std=std)], 1)
-    said = advice_on_scale(x, Scale())
+    said = advice_on_scale(x)
     assert (said is not None) == warns
-    assert advice_on_scale(x, STANDARDISE.fit(x)) is None
+    assert advice_on_scale(STANDARDISE.fit(x).forward(x)) is None
     if said:
         assert "data.scale: standardise" in said and "feature 1 has mean" in said
 
@@ -130,14 +132,63 @@ def test_built_in_data_is_near_the_noise():
         Checkerboard(name="checkerboard", samples=2000),
         Digits(name="digits"),
     ):
-        assert advice_on_scale(law.read(0).target, Scale()) is None
+        assert advice_on_scale(law.read(0).target) is None
 
 
 def test_a_constant_feature_is_no_reason_to_warn():
-    assert (
-        advice_on_scale(torch.cat([points((99, 1), mean=0, std=1), torch.ones(99, 1)], 1), Scale())
-        is None
-    )
+    x = torch.cat([points((99, 1), mean=0, std=1), torch.ones(99, 1)], 1)
+    assert advice_on_scale(x) is None
+
+
+def pixels(folder, *, levels):
+    """Write an array of images [40, 1, 4, 4] with values from 0 to `levels`."""
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 256, (40, 1, 4, 4)).astype(np.float32) * levels / 255
+    x[0, 0, 0, :2] = 0, levels
+    np.save(folder / "x.npy", x)
+    return dict(name="array", path=str(folder / "x.npy"), low=0.0, high=255.0)
+
+
+def test_images_outside_of_their_range_are_brought_into_it_for_good(tmp_path):
+    given, said = pixels(tmp_path, levels=255), []
+    prepare(tmp_path / "a", Array(**given), seed=0, warn=said.append)
+    assert "data.scale: range" in said[0]
+    with pytest.raises(ReflowError, match="from 0 to 255; set data.scale: range"):
+        prepare(tmp_path / "b", Array(**given, scale="standardise"), seed=0)
+    prepare(tmp_path / "c", Array(**given, scale="range"), seed=0)
+    coupling = open_coupling(tmp_path / "c")
+    x = read(coupling).target
+    assert (float(x.min()), float(x.max()), coupling.about.scale) == (-1, 1, None)
+
+
+def test_images_within_their_range_keep_their_units(tmp_path):
+    prepare(tmp_path / "a", Array(**pixels(tmp_path, levels=1), scale="standardise"), seed=0)
+    coupling = open_coupling(tmp_path / "a")
+    x = coupling.about.units.inverse(read(coupling).target)
+    assert (float(x.min()), float(x.max())) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_a_scale_among_the_settings_of_a_class_of_ones_own_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    own.trust(tmp_path, ["mine:Mine"])
+    custom = {"name": "custom", "path": "mine:Mine"}
+    with pytest.raises(ReflowError, match="scale belongs beside path"):
+        checked(Dataset, {**custom, "settings": {"scale": "range"}}, "data")
+    law = checked(Dataset, {**custom, "scale": "standardise"}, "data")
+    prepare(tmp_path / "data", law, seed=0)
+    about = open_coupling(tmp_path / "data").about
+    assert about.scale == {"mean": [3.0], "std": [1.0]} and about.data == {**custom, "settings": {}}
+
+
+MINE = """
+import torch
+from fmcore.dataset.samples import Data, Samples
+
+
+class Mine(Data):
+    def read(self, seed):
+        return Samples(torch.tensor([[2.0], [4.0]]), None, image=False)
+"""
 
 
 def test_the_factor_of_two_moons_is_read_by_its_former_name_too():
