@@ -46,9 +46,9 @@ class Data(Settings):
     """
 
     scale: ScaleOf = AsIs()
-    """The map from the data's own units to those in which models are trained: `none`,
-    `standardise`, `range`, or {mean, std}. Set it when prepare warns; samples and distances stay in
-    the data's own units (images outside [-1, 1] take `range`, and then have units of [-1, 1])."""
+    """Map from the data's own units to those in which models are trained: `none`, `standardise`,
+    `range`, or {mean, std}. Set it when prepare warns; samples and distances stay in own units.
+    Images outside [-1, 1] take `range`, and stay in [-1, 1]."""
 
     @abstractmethod
     def read(self, seed: int) -> Samples:
