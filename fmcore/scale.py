@@ -9,7 +9,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import ReflowError, Settings, by_name
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ class Affine(Settings):
 
 
 def _short(value: Any) -> Any:
-    """Read `standardise` as {name: standardise}, and {mean, std} as {name: affine, mean, std}."""
-    if isinstance(value, str):
-        return {"name": value}
-    return {"name": "affine", **value} if isinstance(value, dict) else value
+    """Read `standardise` as {name: standardise}, {mean, std} as that of `affine`, {} as none."""
+    if isinstance(value, dict):
+        return {"name": "affine" if value else "none", **value}
+    return by_name(value)
 
 
 ScaleOf = Annotated[
