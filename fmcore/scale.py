@@ -126,21 +126,26 @@ class Range(Settings):
         return Scale(((low + high) / 2,), ((high - low) / 2 or 1.0,))
 
 
-ONE_OR_MORE = BeforeValidator(
-    lambda value: value if isinstance(value, list) else [value],
-    json_schema_input_type=float | list[float],
-)
-"""Reads a number as a list of one."""
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _listed(value: Any) -> Any:
+    """Read a number as a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 class Affine(Settings):
     """A mean that is subtracted, then a standard deviation by which is divided."""
 
     name: Literal["affine"] = "affine"
-    mean: Annotated[list[float], ONE_OR_MORE] = Field(min_length=1)
+    mean: Annotated[
+        list[float], BeforeValidator(_listed, json_schema_input_type=float | list[float])
+    ] = Field(min_length=1)
     """What is subtracted: one number for all, or a list with one for each feature (of images, each
     channel)."""
-    std: Annotated[list[Annotated[float, Field(gt=0)]], ONE_OR_MORE] = Field(min_length=1)
+    std: Annotated[
+        list[Positive], BeforeValidator(_listed, json_schema_input_type=Positive | list[Positive])
+    ] = Field(min_length=1)
     """By what is divided then: one number for all, or a list as for `mean`."""
 
     def fit(self, x: Tensor) -> Scale:

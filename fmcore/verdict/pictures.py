@@ -88,9 +88,7 @@ def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
 def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
     plane = rows[-1][1].flatten(1)[:, :2]
     low, high = plane.quantile(0.001, dim=0), plane.quantile(0.999, dim=0)
-    away = bool(
-        ((low > 0) | (high < 0)).any()
-    )  # from the origin: a centre of its own
+    away = bool(((low > 0) | (high < 0)).any())  # from the origin: a centre of its own
     middle = (low + high) / 2 if away else torch.zeros(plane.shape[1])
     span = float((plane - middle).abs().quantile(0.999)) * 1.15
     left, below = float(middle[0]) - span, (float(middle[1]) if len(middle) > 1 else 0.0) - span
