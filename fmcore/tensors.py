@@ -23,6 +23,7 @@ from fmcore.network.build import Network, VelocityNetwork, build, with_spans
 from fmcore.network.mlp import MLP
 from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
+from fmcore.scale import Scale
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver
 from fmcore.training.batches import shuffled_batches
@@ -87,6 +88,9 @@ def fit_flow(
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
     }
+    if init is not None and init.made_of is not None:
+        before = init.made_of[0].config
+        about |= {key: before[key] for key in ("classes", "scale") if key in before}
     return Flow.of(Model(trained, about, digest=""), compute)
 
 
@@ -173,8 +177,13 @@ def read_coupling(path: Path | str, *, split: Split = "all", limit: int | None =
     return read(open_coupling(path), split=split, limit=limit)
 
 
-def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
-    """Write pairs to a new folder as a coupling, numbered from 0: Parquet shards and a manifest."""
+def write_coupling(
+    path: Path | str, pairs: Pairs, *, seed: int = 0, scale: Scale | None = None
+) -> None:
+    """Write pairs to a new folder as a coupling, numbered from 0: Parquet shards and a manifest.
+
+    `scale` is that of the flow that made them, `flow.scale`, if their units are not the data's own.
+    """
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
         raise ReflowError(f"{folder}: exists and is not empty; name a new folder")
@@ -184,6 +193,7 @@ def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
         image=pairs.target.ndim == 4,
         pairs=len(pairs),
         seed=derive_seed(seed, "independent"),
+        scale=None if scale is None else scale.record,
     )
     starts = range(0, len(pairs), SHARD_ROWS)
     for index, first in enumerate(starts):

@@ -26,7 +26,7 @@ from fmcore.sampling.reverse_sde import Sde
 from fmcore.scale import Affine, AsIs, Range, Scale, Standardise, advice_on_scale
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
-from fmcore.tensors import load_flow
+from fmcore.tensors import fit_flow, load_flow, rectify, write_coupling
 from fmcore.train import Train, train
 from fmcore.work.work import Work
 
@@ -272,6 +272,15 @@ def test_pairs_are_in_model_units_and_samples_come_back_in_those_of_the_data(twi
     flow = load_flow(root / "far" / "rf1")
     x = flow.scale.inverse(flow.sample(points((300, 2), mean=0, std=1), Solver(steps=8)).x)
     assert x.mean(0).tolist() == pytest.approx([500, 532], abs=12)
+
+
+def test_in_a_notebook_the_map_stays_with_the_flow_and_the_coupling(twins, tmp_path):
+    root, *_ = twins
+    flow = load_flow(root / "far" / "rf1")
+    pairs = rectify(flow, 40, Solver(steps=4))
+    write_coupling(tmp_path / "pairs", pairs, scale=flow.scale)
+    assert open_coupling(tmp_path / "pairs").about.units == flow.scale != Scale()
+    assert fit_flow(pairs, Train(steps=1, batch=8), init=flow).scale == flow.scale
 
 
 def test_a_model_of_other_units_is_refused(twins, tmp_path):
