@@ -1,5 +1,6 @@
 """Verb: turn real data into the independent coupling that the first round trains on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,19 +8,50 @@ import torch
 
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.kinds import Dataset
-from fmcore.settings import derive_seed
+from fmcore.dataset.samples import Samples
+from fmcore.scale import Scale, advice_on_scale
+from fmcore.settings import ReflowError, derive_seed
 
 __all__ = ["Dataset", "prepare"]
 
 SHARD_ROWS = 16384
 
 
-def prepare(out: Path, settings: Dataset, *, seed: int) -> None:
+def _scales(samples: Samples, settings: Dataset) -> tuple[Scale, Scale]:
+    """Return the scale of the targets, and the one to record, which samples undo.
+
+    They differ for images outside [-1, 1], which have to be mapped there for good: pictures,
+    features of images and bits per dimension have those units.
+    """
+    scale = settings.scale.fit(samples.target)
+    if scale.identity or not samples.image or float(samples.target.abs().max()) <= 1:
+        return scale, scale
+    if settings.scale.name != "range":
+        raise ReflowError(
+            f"data.scale {settings.scale.name}: images must lie in [-1, 1], these have values from"
+            f" {float(samples.target.min()):g} to {float(samples.target.max()):g}; set data.scale:"
+            " range"
+        )
+    return scale, Scale()
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
+
+
+def prepare(
+    out: Path, settings: Dataset, *, seed: int, warn: Callable[[str], object] = _nothing
+) -> None:
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
     The result is a coupling without a `source` column: training draws its source at every step.
+    Targets are written in model units (`settings.scale`), and the map is recorded. `warn` is called
+    with a sentence if data without a scale is far from that of the noise.
     """
     samples = settings.read(derive_seed(seed, "target"))
+    scale, recorded = _scales(samples, settings)
+    if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
+        warn(advice)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
     order = torch.randperm(len(samples.target), generator=generator)
     about = About(
@@ -28,12 +60,15 @@ def prepare(out: Path, settings: Dataset, *, seed: int) -> None:
         image=samples.image,
         pairs=len(order),
         seed=derive_seed(seed, "independent"),
-        data=settings.model_dump(mode="json"),
+        data=settings.model_dump(mode="json", exclude={"scale"}),
+        classes=None if samples.names is None else list(samples.names),
+        scale=recorded.record,
     )
     starts = range(0, len(order), SHARD_ROWS)
     for index, start in enumerate(starts):
         rows = order[start : start + SHARD_ROWS]
         label = None if samples.label is None else samples.label[rows]
         ids = np.arange(start, start + len(rows), dtype=np.int64)
-        write_shard(out, index, table(about, ids, samples.target[rows], label=label))
+        target = scale.forward(samples.target[rows])
+        write_shard(out, index, table(about, ids, target, label=label))
     finish(out, about, len(starts))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
+from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import Pairs, Split, open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
@@ -22,6 +23,7 @@ from fmcore.network.build import Network, VelocityNetwork, build, with_spans
 from fmcore.network.mlp import MLP
 from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
+from fmcore.scale import Scale
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver
 from fmcore.training.batches import shuffled_batches
@@ -69,6 +71,7 @@ def fit_flow(
         start: VelocityNetwork = deepcopy(init.made_of[0].network)
     else:
         start = build(network or MLP(), shape, seed=derive_seed(seed, "initialise"))
+    check_labels(pairs.label, start.settings.classes, "pairs")
     if settings.objective == "mean_flow":
         start = with_spans(start)
     state = new_state(start.to(device or _device()), settings)
@@ -85,6 +88,9 @@ def fit_flow(
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
     }
+    if init is not None and init.made_of is not None:
+        before = init.made_of[0].config
+        about |= {key: before[key] for key in ("classes", "scale") if key in before}
     return Flow.of(Model(trained, about, digest=""), compute)
 
 
@@ -159,7 +165,10 @@ def rectify(
 
 
 def load_flow(path: Path | str) -> Flow:
-    """Return the flow of a model directory, such as `models/rf1` of a project."""
+    """Return the flow of a model directory, such as `models/rf1` of a project.
+
+    It samples in model units; `flow.scale.inverse(x)` gives samples in the data's own units.
+    """
     return Flow.of(load(Path(path)))
 
 
@@ -168,8 +177,13 @@ def read_coupling(path: Path | str, *, split: Split = "all", limit: int | None =
     return read(open_coupling(path), split=split, limit=limit)
 
 
-def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
-    """Write pairs to a new folder as a coupling, numbered from 0: Parquet shards and a manifest."""
+def write_coupling(
+    path: Path | str, pairs: Pairs, *, seed: int = 0, scale: Scale | None = None
+) -> None:
+    """Write pairs to a new folder as a coupling, numbered from 0: Parquet shards and a manifest.
+
+    `scale` is that of the flow that made them, `flow.scale`, if their units are not the data's own.
+    """
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
         raise ReflowError(f"{folder}: exists and is not empty; name a new folder")
@@ -179,6 +193,7 @@ def write_coupling(path: Path | str, pairs: Pairs, *, seed: int = 0) -> None:
         image=pairs.target.ndim == 4,
         pairs=len(pairs),
         seed=derive_seed(seed, "independent"),
+        scale=None if scale is None else scale.record,
     )
     starts = range(0, len(pairs), SHARD_ROWS)
     for index, first in enumerate(starts):

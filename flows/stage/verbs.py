@@ -28,7 +28,10 @@ Paths = dict[str, Path]
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.prepare import prepare
 
-    prepare(paths["out"], params.data, seed=params.seed)
+    def warn(text: str) -> None:
+        print(f"warning: {text}", flush=True)
+
+    prepare(paths["out"], params.data, seed=params.seed, warn=warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fmcore.scale import AsIs, ScaleOf
 from fmcore.settings import Settings
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images."""
+    """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images.
+
+    `names` has the name of each class, if there are names.
+    """
 
     target: Tensor
     label: Tensor | None
     image: bool
+    names: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Raise ValueError, saying what is wrong, if these samples cannot be trained on."""
@@ -40,9 +45,18 @@ class Data(Settings):
     it changes.
     """
 
+    scale: ScaleOf = AsIs()
+    """Map from the data's own units to those in which models are trained: `none`, `standardise`,
+    `range`, or {mean, std}. Set it when prepare warns; samples and distances stay in own units.
+    Images outside [-1, 1] take `range`, and stay in [-1, 1]."""
+
     @abstractmethod
     def read(self, seed: int) -> Samples:
         """Return the samples; all random draws are functions of the seed."""
+
+    def class_count(self) -> int | None:
+        """Return the number of classes, 0 for data without labels; None if only `read` can tell."""
+        return None
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return log p [N] of points [N, *D] in nats, float64; None where it is not known."""

@@ -20,7 +20,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
-from fmcore.training.batch import Optimal
+from fmcore.training.batch import Independent, Optimal
 from fmcore.work.work import Work
 from tests.chains import CPU, gaussian_data
 
@@ -136,7 +136,12 @@ def test_what_makes_no_sense_is_refused(start):
         trained(start, "b", Train(drop_longest=0.1, **BASE), coupling="data")
 
 
-def test_labels_steer_a_trained_flow(start):
+@pytest.mark.parametrize(
+    "pairing",
+    [Independent(), pytest.param(Optimal(name="optimal"), marks=pytest.mark.long)],
+    ids=lambda pairing: pairing.name,
+)
+def test_labels_steer_a_trained_flow(start, pairing):
     n = 3000
     label = torch.arange(n) % 2
     target = torch.stack([4.0 * label - 2, torch.zeros(n)], dim=1)
@@ -146,7 +151,9 @@ def test_labels_steer_a_trained_flow(start):
     finish(start / "named", about, 1)
     network = MLP(width=48, depth=2, time_features=8, norm="none", classes=2)
     save(start / "classes", build(network, (2,), seed=0), about={"round": "scratch"})
-    flow, _ = trained(start, "flow", Train(**BASE), coupling="named", init="classes")
+    flow, _ = trained(
+        start, "flow", Train(**BASE, pairing=pairing), coupling="named", init="classes"
+    )
     x = gaussian_noise(3, np.arange(400), (2,))
     for name, centre in ((0, -2.0), (1, 2.0)):
         own = torch.full((400,), name)
