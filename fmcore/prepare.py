@@ -29,6 +29,7 @@ def prepare(out: Path, settings: Dataset, *, seed: int) -> None:
         pairs=len(order),
         seed=derive_seed(seed, "independent"),
         data=settings.model_dump(mode="json"),
+        classes=None if samples.names is None else list(samples.names),
     )
     starts = range(0, len(order), SHARD_ROWS)
     for index, start in enumerate(starts):

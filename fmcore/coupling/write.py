@@ -42,6 +42,7 @@ class About(Settings):
     mix: dict[str, float] | None = None
     numerics: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    classes: list[str] | None = None
 
 
 def shard_name(index: int) -> str:

@@ -91,7 +91,8 @@ def _read_images(settings: Images) -> Samples:
             )
         arrays.append(pixels)
     target = torch.tensor(np.stack(arrays), dtype=torch.float32) / 127.5 - 1
-    return Samples(target, _folders(root, files), image=True)
+    label, names = _folders(root, files)
+    return Samples(target, label, image=True, names=names)
 
 
 def _opaque(image: Any, background: str) -> Any:
@@ -110,18 +111,18 @@ def _size(pixels: np.ndarray) -> str:
     return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
 
 
-def _folders(root: Path, files: list[Path]) -> Tensor | None:
-    """Return labels from the folders of the files; None if all files are in one folder."""
+def _folders(root: Path, files: list[Path]) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Return labels and names of classes from the folders; None if all files are in one folder."""
     names = [(*file.parent.relative_to(root).parts, ".")[0] for file in files]
     classes = sorted(set(names))
     if len(classes) < 2:
-        return None
+        return None, None
     if "." in classes:
         loose = files[names.index(".")]
         raise ReflowError(
             f"{loose}: lies beside class folders; move it into the folder of its class"
         )
-    return torch.tensor([classes.index(name) for name in names])
+    return torch.tensor([classes.index(name) for name in names]), tuple(classes)
 
 
 def _read_array(settings: Array) -> Samples:

@@ -11,11 +11,16 @@ from fmcore.settings import Settings
 
 @dataclass(frozen=True)
 class Samples:
-    """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images."""
+    """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images.
+
+    `names` are the names of the classes, in the order of their numbers; None where there are none,
+    or where the labels were the numbers 0 to K-1 already.
+    """
 
     target: Tensor
     label: Tensor | None
     image: bool
+    names: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Raise ValueError, saying what is wrong, if these samples cannot be trained on."""
@@ -30,6 +35,8 @@ class Samples:
             return
         if label.dtype != torch.int64 or label.shape != x.shape[:1] or int(label.min()) < 0:
             raise ValueError(f"label must be int64 [{len(x)}] from 0 up, got {list(label.shape)}")
+        if self.names is not None and int(label.max()) >= len(self.names):
+            raise ValueError(f"label {int(label.max())} has no name; names: {len(self.names)}")
 
 
 class Data(Settings):
