@@ -6,6 +6,7 @@ guard (lock, checkpoints, inputs unchanged while running).
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flows.params.load import FILE, Params, load, maker
@@ -26,7 +27,7 @@ Paths = dict[str, Path]
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.prepare import prepare
 
-    prepare(paths["out"], params.data, seed=params.seed)
+    prepare(**paths, settings=params.data, seed=params.seed, say=partial(print, flush=True))
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
