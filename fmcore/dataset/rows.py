@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fmcore.settings import ReflowError
 
-BLOCK_BYTES = 16 << 20
-"""How much of a data set is in memory at a time while it is read, checked or converted."""
+BLOCK_BYTES = 4 << 20
+"""Bytes of a data set, as float32, that are in memory at a time while it is read and checked."""
 
 
 class Rows:
@@ -64,8 +64,7 @@ class Rows:
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the rows of an array, about BLOCK_BYTES at a time."""
-    width = max(1, array[:1].nbytes)
-    step = max(1, BLOCK_BYTES // width)
+    step = max(1, BLOCK_BYTES // max(1, 4 * array[:1].size))
     for start in range(0, len(array), step):
         yield array[start : start + step]
 

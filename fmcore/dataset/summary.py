@@ -3,6 +3,8 @@
 import math
 from itertools import islice
 
+import torch
+
 from fmcore.dataset.rows import BLOCK_BYTES
 from fmcore.dataset.samples import Samples
 
@@ -23,12 +25,12 @@ def summary(samples: Samples) -> dict[str, float]:
     least, most, mean, squares, count = math.inf, -math.inf, 0.0, 0.0, 0
     step = max(1, BLOCK_BYTES // max(1, 4 * target[0].numel()))
     for rows in target.split(step):
-        part = rows.double()
+        part = rows.to(torch.float64, copy=True)
         least, most = min(least, float(part.min())), max(most, float(part.max()))
         # Chan, Golub and LeVeque's update: sums of squares of large means would cancel.
         size, centre = part.numel(), float(part.mean())
         shift, total = centre - mean, count + size
-        squares += float((part - centre).square().sum()) + shift**2 * count * size / total
+        squares += float(part.sub_(centre).square_().sum()) + shift**2 * count * size / total
         mean, count = mean + shift * size / total, total
     found: dict[str, float] = {
         "samples": len(target),

@@ -19,15 +19,22 @@ Raw = tuple[np.ndarray, pa.Array | None]
 
 def parquet(path: Path, columns: list[str] | None, label: str | None) -> Raw:
     """Read columns of a Parquet file: one of lists, or several of numbers; `target` if None."""
-    with parsing(path, "not a Parquet file that can be read"), path.open("rb") as opened:
-        file = pq.ParquetFile(opened, page_checksum_verification=True)
+    with parsing(path, "not a Parquet file that can be read"):
+        # Mapped, because Arrow otherwise reads a whole row group, and a file may be a single one.
+        file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
         wanted, label = _chosen(path, file.schema_arrow.names, columns or ["target"], label)
-        meta = file.metadata
-        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        rows = max(1, BLOCK_BYTES * meta.num_rows // max(1, size))
         names = [*wanted, *([label] if label else [])]
+        rows = max(1, BLOCK_BYTES // (4 * _width(file.metadata, wanted)))
         batches = file.iter_batches(min(rows, 65536), columns=names, use_threads=False)
         return _gathered(path, batches, wanted, label)
+
+
+def _width(meta: pq.FileMetaData, columns: list[str]) -> int:
+    """Return the average number of values in a row; sizes in bytes are those after encoding."""
+    groups = (meta.row_group(i) for i in range(meta.num_row_groups))
+    chunks = (group.column(j) for group in groups for j in range(group.num_columns))
+    values = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    return max(1, -(-values // max(1, meta.num_rows)))
 
 
 def table_of_text(path: Path, columns: list[str] | None, label: str | None) -> Raw:
