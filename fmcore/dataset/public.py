@@ -157,6 +157,8 @@ def _cifar10(settings: CIFAR10) -> Samples:
         files = [root / f"{name}{suffix}" for name in names]
         if all(file.is_file() for file in files):
             parts = [read(file) for file in files]
+            for file, (images, labels) in zip(files, parts, strict=True):
+                _check_labels(file, images, labels)
             images = np.concatenate([p for p, _ in parts]).reshape(-1, 3, 32, 32)
             return _bytes(images, np.concatenate([y for _, y in parts]), settings.samples)
     raise ReflowError(
@@ -240,6 +242,12 @@ def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
     if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8:
         raise ReflowError(f"{file}: expected bytes [N, 3072], got {list(images.shape)}")
     return images, labels
+
+
+def _check_labels(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    whole = labels.dtype.kind in "iu" and labels.shape == images.shape[:1]
+    if not whole or not len(labels) or labels.min() < 0 or labels.max() > 9:
+        raise ReflowError(f"{file}: expected a label from 0 to 9 for each image; get it again")
 
 
 def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
