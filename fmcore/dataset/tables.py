@@ -33,8 +33,8 @@ def _width(meta: pq.FileMetaData, columns: list[str]) -> int:
     """Return the average number of values in a row; sizes in bytes are those after encoding."""
     groups = (meta.row_group(i) for i in range(meta.num_row_groups))
     chunks = (group.column(j) for group in groups for j in range(group.num_columns))
-    values = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in columns)
-    return max(1, -(-values // max(1, meta.num_rows)))
+    values: int = sum(c.num_values for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    return max(1, values // max(1, int(meta.num_rows)))
 
 
 def table_of_text(path: Path, columns: list[str] | None, label: str | None) -> Raw:
