@@ -2,6 +2,8 @@
 
 Distances to real data by NFE, straightness, transport cost for three convex costs, and the budget
 identity cost(k-1) - cost(k) = S + V of Liu et al. 2022 (S straightness, V least training loss).
+Distances, likelihood and pictures of samples are in the data's own units; paths and losses in model
+units, in which the source is N(0, I).
 """
 
 import csv
@@ -101,6 +103,7 @@ def _by_nfe(
             found = []
             for one in harness.seeds():
                 x = sampled(run, one.noise, solver, batch=batch, label=harness.label)
+                x = harness.flow.scale.inverse(x)
                 found.append(measure.measure(x, harness.label))
                 if one is harness:
                     shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
@@ -121,7 +124,8 @@ def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
     """Return distances of samples by the reverse SDE, for a velocity that is a score."""
     found: dict[str, float] = {}
     for sde in harness.settings.sde if harness.flow.score else ():
-        values = measure.measure(harness.diffused(sde), harness.label)
+        x = harness.flow.scale.inverse(harness.diffused(sde))
+        values = measure.measure(x, harness.label)
         found |= {keys.at_churn(k, sde.churn, sde.steps): v for k, v in values.items()}
     return found
 
@@ -162,9 +166,12 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     source = path[0].to(harness.device)
     start = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
     found = {"ivd": bend.initial_velocity_delta(start, path)}
-    settings = open_coupling(data).about.data or {}
+    about = open_coupling(data).about
+    settings = about.data or {}
     if settings.get("name") == "gaussian":
-        mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+        own, spread = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+        mean = about.units.forward(own[None])[0]
+        std = about.units.forward((own + spread)[None])[0] - mean if about.scale else spread
         w2_squared = float(mean.square().sum() + (1 - std).square().sum())
         if w2_squared > 0:
             found["npe"] = bend.normalised_path_energy(path, w2_squared)
@@ -208,6 +215,7 @@ def _budget(
 def _draw(out: Path, shown: dict[int, Tensor], path: Tensor, real: Coupling) -> None:
     out.mkdir(parents=True, exist_ok=True)
     examples = read(real, limit=2000).target[: SHOWN if real.about.image else 2000]
+    examples = real.about.units.inverse(examples)
     pictures.samples_by_nfe(out / "samples.png", shown, image=real.about.image, reference=examples)
     pictures.trajectories(out / "trajectories.png", path)
 

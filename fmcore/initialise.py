@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fmcore.coupling.read import open_coupling
+from fmcore.coupling.checks import check_labels
+from fmcore.coupling.read import labels, open_coupling
 from fmcore.network.build import Network, build
 from fmcore.network.store import save
 
@@ -12,7 +13,10 @@ __all__ = ["Network", "initialise"]
 def initialise(data: Path, out: Path, settings: Network, *, seed: int) -> None:
     """Write a random network for samples of the shape found in the coupling `data` to `out`.
 
+    Raises ReflowError for labels that do not suit the network: it is the first that has both.
     With it every round is a warm start: the first from `scratch`, the next from the one before.
     """
-    shape = tuple(open_coupling(data).about.shape)
-    save(out, build(settings, shape, seed=seed), about={"round": "scratch", "seed": seed})
+    coupling = open_coupling(data)
+    check_labels(labels(coupling), settings.classes, str(data))
+    network = build(settings, tuple(coupling.about.shape), seed=seed)
+    save(out, network, about={"round": "scratch", "seed": seed, **coupling.about.carried()})

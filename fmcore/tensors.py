@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
+from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import Pairs, Split, open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
@@ -69,6 +70,7 @@ def fit_flow(
         start: VelocityNetwork = deepcopy(init.made_of[0].network)
     else:
         start = build(network or MLP(), shape, seed=derive_seed(seed, "initialise"))
+    check_labels(pairs.label, start.settings.classes, "pairs")
     if settings.objective == "mean_flow":
         start = with_spans(start)
     state = new_state(start.to(device or _device()), settings)
@@ -159,7 +161,10 @@ def rectify(
 
 
 def load_flow(path: Path | str) -> Flow:
-    """Return the flow of a model directory, such as `models/rf1` of a project."""
+    """Return the flow of a model directory, such as `models/rf1` of a project.
+
+    It samples in model units; `flow.scale.inverse(x)` gives samples in the data's own units.
+    """
     return Flow.of(load(Path(path)))
 
 

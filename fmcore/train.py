@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmcore.coupling.read import Coupling, open_coupling
+from fmcore.coupling.checks import check_labels
+from fmcore.coupling.read import Coupling, labels, open_coupling
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.store import Model, load, save
+from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
 from fmcore.training.checkpoint import History, State, load_state, save_state
@@ -62,6 +64,7 @@ def train(
         "coupling": opened.about.kind,
         "init": start.digest,
         "steps": settings.steps,
+        **opened.about.carried(),
     }
     save(out, state.ema, raw=state.network, about=about)
     _write(curve, metrics, state, final, start)
@@ -115,6 +118,8 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
             f"{init}: samples of shape {shape}, those of {coupling.path} {coupling.about.shape};"
             " start the round from a model of the same shape, or from scratch"
         )
+    same_units(start.scale, coupling.about.units, str(coupling.path))
+    check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
     if settings.pairing.name != "independent" and not coupling.independent:
         raise ReflowError(
             f"train.pairing {settings.pairing.name}: {coupling.path} has pairs of its own, which it"

@@ -103,9 +103,11 @@ def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path |
 def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
     from fmcore.network.store import save
 
-    network = build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+    about = open_coupling(data).about
+    network = build(params.network, tuple(about.shape), seed=0)
     interpolant = round_.train.interpolant.model_dump()
-    save(folder, network, about={"round": folder.name, "interpolant": interpolant})
+    said = {"round": folder.name, "interpolant": interpolant, **about.carried()}
+    save(folder, network, about=said)
     return folder
 
 

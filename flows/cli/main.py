@@ -128,7 +128,7 @@ def sample(
     churn: Annotated[
         float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
     ] = 0.0,
-    label: Annotated[int | None, typer.Option(help="The class, if the flow has classes.")] = None,
+    label: Annotated[str | None, typer.Option(help="The class, by its name or number.")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
 ) -> None:
     """Draw samples from a round: a picture (.png) or an array (.npy)."""

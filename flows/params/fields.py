@@ -49,7 +49,16 @@ class Section:
     settings: tuple[Setting, ...]
 
 
-def sections(cls: type[BaseModel] = Params, place: str = "", kind: str = "") -> Iterator[Section]:
+def sections() -> Iterator[Section]:
+    """Yield the section of all settings, then those within it, each class once at each place."""
+    seen: set[tuple[str, type[BaseModel]]] = set()
+    for section in _sections(Params, "", ""):
+        if (section.place, section.cls) not in seen:
+            seen.add((section.place, section.cls))
+            yield section
+
+
+def _sections(cls: type[BaseModel], place: str, kind: str) -> Iterator[Section]:
     """Yield the section of a settings class, then all sections within it."""
     said = descriptions(cls)
     hints = get_type_hints(cls, include_extras=True)
@@ -64,7 +73,7 @@ def sections(cls: type[BaseModel] = Params, place: str = "", kind: str = "") -> 
         inner = [t for t in _types(hints[name]) if isinstance(t, type) and issubclass(t, BaseModel)]
         below = _join(place, name, NAMED.get(_join(place, name), ""))
         for one in inner:
-            yield from sections(one, below, _kind(one) if len(inner) > 1 else "")
+            yield from _sections(one, below, _kind(one) if len(inner) > 1 else "")
 
 
 @cache

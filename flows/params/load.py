@@ -255,6 +255,10 @@ def _senseless(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
         if train.drop_longest and independent:
             what = "the independent coupling has no fixed pairs to drop; leave it out"
             yield ("rounds", name, "train", "drop_longest"), what
+    asked, known = params.network.classes, params.data.class_count()
+    if asked and known is not None and not 0 < known <= asked:
+        what = f"data {params.data.name} has {known} classes, not {asked}; set classes: {known}"
+        yield ("network", "classes"), what
     guided: list[tuple[tuple[str, ...], float]] = [
         (("couplings", name, "guidance"), coupling.guidance)
         for name, coupling in params.couplings.items()

@@ -1,6 +1,7 @@
 """The reference of all settings: docs/settings.md, and the output of `reflow settings KEY`."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 
 from flows.params.fields import Section, Setting, sections
@@ -96,11 +97,17 @@ def _groups(found: list[Section]) -> Iterator[list[Section]]:
 
 def _table(settings: list[Setting]) -> str:
     lines = ["| key | value | default | what it is |", "|---|---|---|---|"]
-    for s in settings:
+    kinds = len({s.kind for s in settings})
+    alike = Counter((s.place, s.description) for s in settings)
+    shared = [s for s in settings if kinds > 1 and alike[s.place, s.description] == kinds]
+    own = [s for s in settings if s not in shared]
+    for s in [*own, *{s.place: s for s in shared}.values()]:
         key = s.place.rpartition(".")[2]
         shown = f"`{key}`"
         if s.kind and key == "name":
             shown = f"`name: {s.kind}`"
+        elif s in shared:
+            shown = f"with any name: `{key}`"
         elif s.kind:
             shown = f"· `{key}`"
         value = "" if s.kind == s.holds and s.kind else value_of(s)

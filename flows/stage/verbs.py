@@ -27,7 +27,11 @@ Paths = dict[str, Path]
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.prepare import prepare
 
-    prepare(**paths, settings=params.data, seed=params.seed, say=partial(print, flush=True))
+    def warn(text: str) -> None:
+        print(f"warning: {text}", flush=True)
+
+    say = partial(print, flush=True)
+    prepare(**paths, settings=params.data, seed=params.seed, say=say, warn=warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:

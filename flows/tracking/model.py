@@ -13,9 +13,11 @@ PARAMS = (
     ("seed", "long", 0),
     ("count", "long", 0),
     ("label", "long", -1),
+    ("class", "string", ""),
     ("guidance", "double", 1.0),
 )
-"""Parameters of `predict` beside the noise: `count` above 0 draws it, label -1 means no label."""
+"""Parameters of `predict` beside the noise: `count` above 0 draws it, a class has a number
+(`label`, -1: none) or a name (`class`)."""
 
 
 def log_model(mlflow: Any, run: str, folder: Path) -> str:

@@ -19,13 +19,16 @@ from fmcore.solve.solver import Solver
 class Sampler(PythonModel):
     """`predict(noise [B, *D], params={"nfe": 1})` -> samples [B, *D] by Euler steps.
 
+    Samples are in the data's own units. A class is given by `label`, its number, or `class`, its
+    name.
+
     With `count` above 0 the noise is drawn: `predict([], params={"seed": 0, "count": 64})` gives
     what `reflow sample` gives for that seed.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the velocity network from the artifact."""
-        model = load(Path(context.artifacts["model"]))
+        self.model = model = load(Path(context.artifacts["model"]))
         self.flow, self.shape = Flow.of(model), model.shape
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.network.to(self.device)
@@ -40,15 +43,22 @@ class Sampler(PythonModel):
         """Turn noise [B, *D], or `count` draws from `seed`, into samples [B, *D]."""
         given = params or {}
         source = self._source(model_input, int(given.get("seed", 0)), int(given.get("count", 0)))
-        number, label = int(given.get("label", -1)), None
-        if number >= 0:
-            if number >= self.flow.classes:
-                raise ReflowError(f"label {number}: the model has {self.flow.classes} classes")
-            label = torch.full((len(source),), number)
+        label = self._label(int(given.get("label", -1)), str(given.get("class", "")), len(source))
         solver = Solver(name="euler", steps=int(given.get("nfe", 1)))
         guidance = float(given.get("guidance", 1.0))
         found = self.flow.sample(source, solver, device=self.device, label=label, guidance=guidance)
-        return found.x.numpy()
+        return self.flow.scale.inverse(found.x).numpy()
+
+    def _label(self, number: int, name: str, count: int) -> Tensor | None:
+        """Return the label [count] of a class by number or name; None for -1 and no name."""
+        if name and number >= 0:
+            raise ReflowError(f"expected label or class, got both: {number} and {name!r}")
+        if not name and number < 0:
+            return None
+        known = number if not name else self.model.label(name)
+        if known >= self.flow.classes:
+            raise ReflowError(f"label {number}: the model has {self.flow.classes} classes")
+        return torch.full((count,), known)
 
     def _source(self, given: Any, seed: int, count: int) -> Tensor:
         noise = np.asarray(given["noise"] if isinstance(given, dict) else given, dtype=np.float32)

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About
+from fmcore.settings import ReflowError
 
 SEEN = 20000
 """Number of real samples with which the endpoints are compared."""
@@ -57,6 +59,28 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
         "noise_repeats": sum(n - 1 for n in hashes.values()),
         "endpoint_shift": shift,
     }
+
+
+def check_labels(label: Tensor | None, classes: int, place: str) -> None:
+    """Raise ReflowError if labels [N] do not suit a network with `classes` classes.
+
+    A network without classes ignores labels.
+    """
+    if not classes:
+        return
+    if label is None:
+        raise ReflowError(
+            f"network.classes is {classes}, but {place} has no labels; set network.classes: 0, or"
+            " give the data labels"
+        )
+    least, most = int(label.min()), int(label.max())
+    if least < 0 or most >= classes:
+        says = "is the null class of guidance" if most == classes else "is beyond"
+        cure = "number them from 0" if least else f"set network.classes: {most + 1}"
+        raise ReflowError(
+            f"network.classes is {classes}, so labels are 0 to {classes - 1}, but {place} has"
+            f" labels {least} to {most}: {most} {says}; {cure}"
+        )
 
 
 def _powers(x: NDArray[np.float32]) -> NDArray[np.float64]:

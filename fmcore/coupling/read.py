@@ -163,6 +163,14 @@ def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Spli
     return rows if split == "all" else rows.filter(pa.compute.equal(rows["split"], split))
 
 
+def labels(coupling: Coupling) -> Tensor | None:
+    """Read the label of every pair [N] and nothing else; None if the coupling has no labels."""
+    files = [open_shard(coupling, shard["file"]) for shard in coupling.shards]
+    if any("label" not in file.schema_arrow.names for file in files):
+        return None
+    return torch.cat([torch.tensor(f.read(columns=["label"])["label"].to_numpy()) for f in files])
+
+
 def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) -> Pairs:
     """Read the pairs of a split into memory, the first `limit` of them if it is given.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import is_held_out
+from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError, Settings
 
 SCHEMA_VERSION = 1
@@ -43,6 +44,16 @@ class About(Settings):
     numerics: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     classes: list[str] | None = None
+    scale: dict[str, list[float]] | None = None
+
+    @property
+    def units(self) -> Scale:
+        """The scale between the data's own units and those of the pairs."""
+        return Scale.of(self.scale)
+
+    def carried(self) -> dict[str, Any]:
+        """Return what a model and a coupling made from this one keep: class names and scale."""
+        return self.model_dump(include={"classes", "scale"}, exclude_none=True)
 
 
 def shard_name(index: int) -> str:

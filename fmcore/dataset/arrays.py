@@ -173,7 +173,11 @@ def _in_range(settings: Array, values: _Values, unit_images: bool) -> None:
     """Raise ReflowError for values outside the range: images of 0 to 65535 would train badly."""
     low, high, hint = settings.low, settings.high, "remove them"
     if unit_images and low is None and high is None:
-        low, high, hint = -1.0, 1.0, "rescale these images, or set data.low and data.high"
+        low, high, hint = (
+            -1.0,
+            1.0,
+            "rescale these images, or set data.low, data.high and data.scale: range",
+        )
     low, high = -math.inf if low is None else low, math.inf if high is None else high
     if values.least < low or values.most > high:
         raise ReflowError(

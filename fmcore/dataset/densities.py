@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ class Density(Data):
     samples: int = Field(default=10000, gt=1)
     """How many independent samples are drawn. Raise it when held_out_ratio shows that the
     network remembers its data."""
+
+    def class_count(self) -> int:
+        """Return 0: the points have no labels."""
+        return 0
 
     def read(self, seed: int) -> Samples:
         """Return the points, drawn from the seed."""
@@ -59,11 +63,20 @@ class TwoMoons(Density):
     """Two half circles with noise, angles drawn uniformly (scikit-learn's are evenly spaced)."""
 
     name: Literal["two_moons"]
-    scale: float = Field(default=2.0, gt=0)
+    size: float = Field(default=2.0, gt=0)
     """Factor for all coordinates, noise included. At 1 each moon is half a unit circle."""
     std: float = Field(default=0.1, ge=0)
-    """Standard deviation of the noise around the moons, before `scale`. At 0 the law has no
+    """Standard deviation of the noise around the moons, before `size`. At 0 the law has no
     density, so there is no exact likelihood."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, given: Any) -> Any:
+        """Read a number under `scale`, as this factor was called, as `size`."""
+        if isinstance(given, dict) and isinstance(given.get("scale"), int | float):
+            given = {**given, "size": given["scale"]}
+            del given["scale"]
+        return given
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return a random point of the upper or the lower moon plus noise for each sample."""
@@ -72,7 +85,7 @@ class TwoMoons(Density):
         x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
         y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
         points = np.stack([x, y], axis=1)
-        return np.asarray(self.scale * (points + self.std * rng.standard_normal(points.shape)))
+        return np.asarray(self.size * (points + self.std * rng.standard_normal(points.shape)))
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return log p [N], integrated over the angle by the midpoint rule, finer than the noise.
@@ -85,8 +98,8 @@ class TwoMoons(Density):
         angle = (torch.arange(cells, dtype=torch.float64) + 0.5) * (math.pi / cells)
         upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
         lower = torch.stack([0.5 - angle.cos(), 0.25 - angle.sin()], dim=1)
-        centres = self.scale * torch.cat([upper, lower])
-        return _mixture(x.double(), centres, self.scale * self.std)
+        centres = self.size * torch.cat([upper, lower])
+        return _mixture(x.double(), centres, self.size * self.std)
 
 
 class Checkerboard(Density):

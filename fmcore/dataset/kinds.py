@@ -11,13 +11,18 @@ from fmcore.dataset.images import Images
 from fmcore.dataset.public import CIFAR10, Digits, Emoji, FashionMNIST, MNIST5k
 from fmcore.dataset.samples import Data, Samples
 from fmcore.own import Own, called
-from fmcore.settings import ReflowError
+from fmcore.settings import ReflowError, Settings
 
 
 class Custom(Own, Data):
     """A data set of the user's own, a subclass of `Data`."""
 
     base: ClassVar[type] = Data
+
+    def check(self, own: Data) -> None:
+        """Raise ValueError for a scale among the class's own settings, where it has no effect."""
+        if isinstance(own.scale, Settings) and own.scale.name != "none":
+            raise ValueError("scale belongs beside path, not into settings: data.scale")
 
     def read(self, seed: int) -> Samples:
         """Return the user's samples, checked."""
@@ -29,6 +34,10 @@ class Custom(Own, Data):
         except ValueError as error:
             raise ReflowError(str(error)) from None
         return found
+
+    def class_count(self) -> int | None:
+        """Return the user's number of classes, or None."""
+        return cast(int | None, called(self.path, self.own.class_count))
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return the user's log p [N], or None."""

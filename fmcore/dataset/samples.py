@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fmcore.scale import AsIs, ScaleOf
 from fmcore.settings import Settings
 
 
@@ -52,9 +53,18 @@ class Data(Settings):
     it changes.
     """
 
+    scale: ScaleOf = AsIs()
+    """Map from the data's own units to those in which models are trained: `none`, `standardise`,
+    `range`, or {mean, std}. Set it when prepare warns; samples and distances stay in own units.
+    Images outside [-1, 1] take `range`, and stay in [-1, 1]."""
+
     @abstractmethod
     def read(self, seed: int) -> Samples:
         """Return the samples; all random draws are functions of the seed."""
+
+    def class_count(self) -> int | None:
+        """Return the number of classes, 0 for data without labels; None if only `read` can tell."""
+        return None
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return log p [N] of points [N, *D] in nats, float64; None where it is not known."""

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from fmcore import own
 from fmcore.choices.solvers import GridSolver
+from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
+from fmcore.scale import same_units
 from fmcore.settings import Settings, derive_seed
 from fmcore.solve.solver import Solution, Solver
 from fmcore.verdict import keys
@@ -107,10 +109,13 @@ class Harness:
 def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
     """Return a flow's harness: `count` noise samples and, for a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
+    same_units(flow.scale, real.about.units, str(data))
     noise = gaussian_noise(derive_seed(work.seed, "evaluate"), ids, tuple(real.about.shape))
     label = None
     if flow.classes:
         given = read(real).label
+        if given is not None or settings.guidance != 1:
+            check_labels(given, flow.classes, str(data))
         if given is not None:
             draws = uniform(derive_seed(work.seed, "evaluate"), ids, draw=1)
             label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
@@ -120,9 +125,9 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
 def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:
     """Invert with the fine solver, map back in one Euler step; return mean square errors.
 
-    Errors are per dimension. A larger error for real samples than for the flow's own means that the
-    rounds drift away from the data (`drift` = recon_real - recon_fake, as in balanced conic
-    reflow); `drift_rel` is relative to the variance of the data.
+    Errors are per dimension, in model units. A larger error for real samples than for the flow's
+    own means that the rounds drift away from the data (`drift` = recon_real - recon_fake, as in
+    balanced conic reflow); `drift_rel` is relative to the variance of the data.
     """
     count = harness.settings.reconstructions
     if not count or harness.flow.classes:  # the label of a sample is not known here
@@ -146,6 +151,7 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
 def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     """Return the mean -log p in nats of real data under the flow, of held-out data if there is any.
 
+    The density is that of the data in its own units.
     Images first get uniform noise of one level, and `bits_per_dim` is returned too. Where the
     density of the data is known, `nll/floor` is its own mean -log p: no flow has a lower one.
     """
@@ -156,14 +162,17 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     pairs = read(coupling, split="held_out", limit=settings.samples)
     if len(pairs) < 2:
         pairs = read(coupling, limit=settings.samples)
-    x, size = pairs.target, pairs.target[0].numel()
+    scale = harness.flow.scale
+    x, size = scale.inverse(pairs.target), pairs.target[0].numel()
     if coupling.about.image:
         generator = torch.Generator().manual_seed(derive_seed(harness.seed, "dequantise"))
         x = x + (torch.rand(x.shape, generator=generator) - 0.5) / 127.5
     label = pairs.label if harness.flow.classes else None
     seed = derive_seed(harness.seed, "likelihood")
-    found = log_likelihood(harness.flow, x, settings, seed=seed, device=harness.device, label=label)
-    result = {"nll": -float(found.mean())}
+    found = log_likelihood(
+        harness.flow, scale.forward(x), settings, seed=seed, device=harness.device, label=label
+    )
+    result = {"nll": -float(found.mean()) + scale.log_std(tuple(x.shape[1:]))}
     if coupling.about.image:
         return {**result, "bits_per_dim": bits_per_dim(result["nll"], size)}
     if not coupling.about.data:

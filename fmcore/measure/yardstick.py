@@ -149,6 +149,7 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
     """Learn the features from the real data in the coupling `data` and measure the floor."""
     coupling = open_coupling(data)
     pairs = read(coupling)
+    pairs = replace(pairs, target=coupling.about.units.inverse(pairs.target))  # in its own units
     n = min(settings.samples, len(pairs) // 2)
     if n < 2:
         raise ReflowError(f"{data}: {len(pairs)} samples cannot be cut in two halves; add data")

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from fmcore.network.build import Network, VelocityNetwork, build
 from fmcore.network.images import DIFFUSERS, ImageNetwork
 from fmcore.own import read
+from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError
 
 
@@ -34,6 +35,28 @@ class Model:
     def shape(self) -> tuple[int, ...]:
         """The shape [*D] of one sample."""
         return self.network.shape
+
+    @property
+    def scale(self) -> Scale:
+        """The scale between the data's own units and those in which the model samples."""
+        return Scale.of(self.config.get("scale"))
+
+    def label(self, given: int | str) -> int:
+        """Return the number of a class that is given by its name or its number.
+
+        A name comes before a number: with classes named 1, 2 and 3, "1" is the first. Raises
+        ReflowError for a class that the model does not have.
+        """
+        names = self.config.get("classes") or []
+        if given in names:
+            return int(names.index(given))
+        count = self.network.settings.classes
+        number = int(given) if str(given).isdecimal() else -1
+        if 0 <= number < count:
+            return number
+        has = f"classes 0 to {count - 1}" if count else "no classes"
+        called = f", called {', '.join(names)}" if names and count else ""
+        raise ReflowError(f"label {given}: the model has {has}{called}")
 
 
 def save(

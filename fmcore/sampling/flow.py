@@ -10,6 +10,7 @@ from torch import Tensor
 from fmcore.choices.solvers import OdeSolver
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.store import Model
+from fmcore.scale import Scale
 from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles
 
@@ -38,6 +39,11 @@ class Flow(Field):
             model.network.tile,
             (model, compute),
         )
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of the model: `flow.scale.inverse(x)` is a sample in the data's own units."""
+        return Scale() if self.made_of is None else self.made_of[0].scale
 
     def on(self, device: torch.device) -> "Flow":
         """Return the flow with its weights on `device`."""
@@ -68,7 +74,7 @@ class Flow(Field):
         guidance: float = 1.0,
         keep_trajectory: bool = False,
     ) -> Solution:
-        """Integrate from source [N, *D] to t = 0; the solution is on the CPU.
+        """Integrate from source [N, *D] to t = 0; the solution, in model units, is on the CPU.
 
         `device` holds the weights: given for a loaded model, else that of the source. The state is
         float32 in every precision of the network: a half-precision state would lose the pairing.

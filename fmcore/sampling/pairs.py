@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
+from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import Pairs, open_coupling, read
 from fmcore.coupling.write import About, table
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
+from fmcore.scale import same_units
 from fmcore.settings import ReflowError, Settings
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solution, Solver, solve
@@ -163,6 +165,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
             f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
             " network.classes, or guidance 1"
         )
+    same_units(velocity.scale, real.about.units, str(data))
     about = About(
         kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
         shape=list(velocity.shape),
@@ -177,9 +180,13 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         numerics=numerics(work.device, work.compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
         mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
+        **real.about.carried(),
     )
     needed = flow.classes or "inverted" in settings.mix
-    return PairSampler(flow, read(real) if needed else None, about, settings, work.device)
+    known = read(real) if needed else None
+    if flow.classes and known is not None and (known.label is not None or settings.guidance != 1):
+        check_labels(known.label, flow.classes, str(data))
+    return PairSampler(flow, known, about, settings, work.device)
 
 
 def _nfe(settings: Couple, flow: Flow) -> int | None:

@@ -53,7 +53,7 @@ def sampled(
 ) -> Tensor:
     """Integrate from noise [N, *D] to t = 0 with `run`, which start_workers gives for a SampleJob.
 
-    Batches and bytes are those of `Flow.sample`, with every executor.
+    Samples are in model units. Batches and bytes are those of `Flow.sample`, with every executor.
     """
     x, own = noise.numpy(), None if label is None else label.numpy()
     parts: list[Part] = [

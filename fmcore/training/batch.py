@@ -22,13 +22,19 @@ class Independent(Settings):
 
 
 class Optimal(Settings):
-    """The exact optimal assignment of a batch's sources to its targets (Tong et al. 2024)."""
+    """The exact optimal assignment of a batch's sources to its targets (Tong et al. 2024).
+
+    With network.classes, of the sources and targets of each class.
+    """
 
     name: Literal["optimal"]
 
 
 class Sinkhorn(Settings):
-    """A draw from the entropic plan of a batch; `reg` is relative to the mean squared distance."""
+    """A draw from the entropic plan of a batch; `reg` is relative to the mean squared distance.
+
+    With network.classes, from the plan of each class.
+    """
 
     name: Literal["sinkhorn"]
     reg: float = Field(default=0.05, gt=0)
@@ -72,14 +78,12 @@ def draw_batch(
         chosen = _uniform(rows, seed, "spans", step) < rules.spans
         t, low = torch.maximum(t, other), torch.minimum(t, other)
         span = torch.where(chosen, t - low, 0.0)
-    target, source = pairs.target, pairs.source
+    target, source, label = pairs.target, pairs.source, pairs.label if rules.classes else None
     if rules.pairing.name != "independent":
-        paired = _assignment(source, target, rules.pairing, derive_seed(seed, "pairing", step))
-        source = source[paired]
+        source = source[_paired(source, target, label, rules.pairing, seed, step)]
     if rules.flip:
         turned = _uniform(rows, seed, "flip", step) < 0.5
         target, source = (_flipped(x, turned) for x in (target, source))
-    label = pairs.label if rules.classes else None
     if label is not None and rules.label_dropout:
         dropped = _uniform(rows, seed, "label", step) < rules.label_dropout
         label = torch.where(dropped, rules.classes, label)
@@ -104,6 +108,25 @@ def _order(rows: int, seed: int, step: int) -> Tensor:
 def _flipped(x: Tensor, turned: Tensor) -> Tensor:
     """Mirror the chosen images left to right; mirrored noise is noise, so a pair stays a pair."""
     return torch.where(expand(turned, x), x.flip(-1), x)
+
+
+def _paired(
+    source: Tensor, target: Tensor, label: Tensor | None, pairing: Pairing, seed: int, step: int
+) -> Tensor:
+    """Return for each target [B] the row of its source, a row of the same label.
+
+    A class keeps its own sources, so its source stays N(0, I); across classes the sources of a
+    class would be those near to it, and the flow of that class would start from another law than
+    the one it is sampled from.
+    """
+    if label is None:
+        return _assignment(source, target, pairing, derive_seed(seed, "pairing", step))
+    paired = torch.arange(len(label))
+    for key in label.unique().tolist():
+        rows = (label == key).nonzero()[:, 0]
+        own = derive_seed(seed, "pairing", step, key)
+        paired[rows] = rows[_assignment(source[rows], target[rows], pairing, own)]
+    return paired
 
 
 def _assignment(source: Tensor, target: Tensor, pairing: Pairing, seed: int) -> Tensor:

@@ -75,7 +75,7 @@ class Train(Settings):
     """What is minimised: the error of the prediction, as a function of its size and of t."""
     pairing: Pairing = Independent()
     """How the sources and targets of each batch are paired again, for straighter paths in round 1.
-    Only for the independent coupling."""
+    Only for the independent coupling; with network.classes, within each class."""
     flip: bool = False
     """Whether images are mirrored left to right at random, source and target together. Not for
     digits or text."""

@@ -86,7 +86,13 @@ def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
 
 
 def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
-    span = float(rows[-1][1][:, :2].abs().quantile(0.999)) * 1.15
+    plane = rows[-1][1].flatten(1)[:, :2]
+    low, high = plane.quantile(0.001, dim=0), plane.quantile(0.999, dim=0)
+    away = bool(((low > 0) | (high < 0)).any())  # from the origin: a centre of its own
+    middle = (low + high) / 2 if away else torch.zeros(plane.shape[1])
+    span = float((plane - middle).abs().quantile(0.999)) * 1.15
+    left, below = float(middle[0]) - span, (float(middle[1]) if len(middle) > 1 else 0.0) - span
+    limits = {"xlim": (left, left + 2 * span), "ylim": (below, below + 2 * span)}
     figure = _figure(2.1 * len(rows), 2.4)
     for i, (label, x) in enumerate(rows):
         axes = figure.add_subplot(1, len(rows), i + 1)
@@ -96,7 +102,7 @@ def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
         if label == "real data":
             colour = INK
         axes.scatter(points[:, 0], second, s=1.2, color=colour, alpha=0.5, linewidths=0)
-        axes.set(xlim=(-span, span), ylim=(-span, span), xticks=[], yticks=[], aspect="equal")
+        axes.set(**limits, xticks=[], yticks=[], aspect="equal")
         axes.set_title(label, fontsize=10, color=INK)
         for spine in axes.spines.values():
             spine.set_color(FAINT)

@@ -56,6 +56,21 @@ CASES = [
     ("  rf2:", "  2:", r"rounds.2"),
     ("  rf2:", "  RF2:", r"rounds.RF2: a name is lower-case"),
     ("seed: 0", "seed: [0", r"params.yaml:\d+: not valid YAML"),
+    (
+        "network: {width: 320",
+        "network: {classes: 9, width: 320",
+        r"params.yaml:\d+: network.classes: data digits has 10 classes, not 9; set classes: 10",
+    ),
+    (
+        "data: {name: digits}\nnetwork: {width: 320",
+        "data: {name: checkerboard}\nnetwork: {classes: 2, width: 320",
+        r"network.classes: data checkerboard has 0 classes, not 2; set classes: 0",
+    ),
+    (
+        "data: {name: digits}",
+        "data: {name: digits, scale: standardize}",
+        r"params.yaml:\d+: data.scale.name: expected one of 'none', 'standardise', 'range'",
+    ),
     (GOOD, "- a\n- b\n", r"params.yaml: expected a mapping"),
     ("device: auto", "device: gpu", r"compute.device: .*'auto', 'cpu' or 'cuda', got 'gpu'"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []", r"evaluate.nfe"),

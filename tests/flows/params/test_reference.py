@@ -139,6 +139,8 @@ ALIKE = [
     ("solver: {name: heun, steps: 32}", "solver: {steps: 32}"),
     ("name: heun, steps: 18", "name: dopri5, rtol: 1e-6"),
     ("warn: 0.1, fail: null", "warn: 0.1, fail: 1"),
+    ("{name: digits}", "{name: digits, scale: standardise}"),
+    ("{name: digits}", "{name: digits, scale: {mean: 500, std: [30]}}"),
     ("pairs: 30000", "pairs: 30000, mix: {generated: 0.5, inverted: 0.5}"),
 ]
 MISTAKES = [
@@ -156,6 +158,9 @@ MISTAKES = [
     ("time: u_shaped", "time: {name: beta, rate: 4}"),
     ("data: {name: digits}", "data: digits"),
     ("data: {name: digits}", "data: {}"),
+    ("data: {name: digits}", "data: {name: digits, scale: affine}"),
+    ("data: {name: digits}", "data: {name: digits, scale: {mean: 1}}"),
+    ("data: {name: digits}", "data: {name: digits, scale: {mean: 1, std: 0}}"),
     ("data: {name: digits}", ""),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []"),

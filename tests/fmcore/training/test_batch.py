@@ -56,6 +56,59 @@ def test_the_entropic_pairing_lies_between_independent_and_optimal():
     assert costs[0] < costs[1] < costs[2] == pytest.approx(free, rel=0.1)
 
 
+def classes(n=64, *, of=2):
+    """Classes at x = -2, 2, ..., in random order, with a standard normal source."""
+    generator = torch.Generator().manual_seed(3)
+    label = torch.randint(of, (n,), generator=generator)
+    target = torch.stack([4.0 * label - 2, torch.zeros(n)], dim=1)
+    target = target + 0.3 * torch.randn(n, 2, generator=generator)
+    return Pairs(torch.arange(n), target, torch.randn(n, 2, generator=generator), label)
+
+
+@pytest.mark.parametrize("of", [1, 2, 5])
+def test_with_classes_each_class_keeps_its_own_sources_at_least_cost(of):
+    given = classes(of=of)
+    batch = made(given, classes=of, pairing=Optimal(name="optimal"))
+    for key in range(of):
+        rows = given.label == key
+        assert sorted(batch.source[rows].tolist()) == sorted(given.source[rows].tolist())
+        least = w2(given.source[rows], given.target[rows]) ** 2
+        assert transport_cost(batch.source[rows], batch.target[rows]) == pytest.approx(least)
+    assert torch.equal(batch.target, given.target) and torch.equal(batch.label, given.label)
+
+
+def test_with_classes_an_entropic_pairing_stays_within_them():
+    pytest.importorskip("ot", reason="POT is an extra")
+    given = classes()
+    batch = made(given, classes=2, pairing=Sinkhorn(name="sinkhorn"))
+    for key in range(2):
+        rows = given.label == key
+        assert {*map(tuple, batch.source[rows].tolist())} <= {
+            *map(tuple, given.source[rows].tolist())
+        }
+    assert not torch.equal(batch.source, given.source)
+
+
+def test_the_source_of_a_class_is_the_law_that_it_is_sampled_from():
+    """Across classes the one at 2 would get the sources with x > 0, whose mean is sqrt(2 / pi)."""
+    given, optimal = classes(1000), Optimal(name="optimal")
+    right = given.label == 1
+    across = made(given, pairing=optimal).source[right, 0]
+    within = made(given, classes=2, pairing=optimal).source[right, 0]
+    assert float(across.mean()) == pytest.approx((2 / torch.pi) ** 0.5, abs=0.1)
+    assert float(within.mean()) == pytest.approx(0, abs=4 / 500**0.5)
+    assert float(within.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_labels_change_no_pairing_of_a_network_without_classes():
+    given = classes()
+    bare = Pairs(given.pair_id, given.target, given.source)
+    for pairing in (Optimal(name="optimal"), Sinkhorn(name="sinkhorn")):
+        if pairing.name == "sinkhorn":
+            pytest.importorskip("ot", reason="POT is an extra")
+        assert torch.equal(made(given, pairing=pairing).source, made(bare, pairing=pairing).source)
+
+
 def test_a_flip_mirrors_source_and_target_of_the_same_samples():
     given = pairs(shape=(1, 4, 4))
     batch = made(given, flip=True)
