@@ -176,10 +176,22 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     The deviation of a feature that is constant is exactly 0.
     """
-    rows = x.transpose(0, 1).flatten(1).double()
-    std = rows.std(dim=1, unbiased=False)
-    return rows.mean(dim=1), torch.where(rows.amin(dim=1) == rows.amax(dim=1), 0.0, std)
+    count, mean = 0, torch.zeros(x.shape[1], dtype=torch.float64)
+    squares, low, high = torch.zeros_like(mean), mean + math.inf, mean - math.inf
+    for rows in x.split(max(1, BLOCK_VALUES // max(1, x[0].numel()))):
+        part = rows.transpose(0, 1).flatten(1).double()
+        size, centre = part.shape[1], part.mean(dim=1)
+        low, high = torch.minimum(low, part.amin(dim=1)), torch.maximum(high, part.amax(dim=1))
+        # Chan, Golub and LeVeque's update: sums of squares of large means would cancel.
+        shift, total = centre - mean, count + size
+        squares += part.sub_(centre[:, None]).square_().sum(dim=1)
+        squares += shift.square() * count * size / total
+        mean, count = mean + shift * size / total, total
+    return mean, torch.where(low == high, 0.0, (squares / count).sqrt())
 
+
+BLOCK_VALUES = 1 << 20
+"""How many numbers are in memory at a time: the samples may be larger than the memory."""
 
 FAR, SMALL, LARGE = 10.0, 0.05, 20.0
 """Means beyond FAR, deviations outside of [SMALL, LARGE]: data far from the noise's unit scale.
@@ -202,7 +214,7 @@ def advice_on_scale(x: Tensor, *, image: bool = False) -> str | None:
     if float(badness[worst]) <= 1:
         return None
     what = "channel" if x.ndim > 2 else "feature"
-    cure = "range" if image and float(x.abs().max()) > 1 else "standardise"
+    cure = "range" if image and max(-float(x.min()), float(x.max())) > 1 else "standardise"
     return (
         f"data: {what} {worst} has mean {float(mean[worst]):.4g} and standard deviation"
         f" {float(std[worst]):.4g}, the noise 0 and 1; training on data so far from it is slow or"

@@ -16,6 +16,14 @@ Accept = Callable[[Mapping[str, Any]], object]
 """Called with a verb's metrics before its outputs are put in place; may raise ReflowError."""
 
 
+Say = Callable[[str], object]
+"""The callback to which a verb tells lines for people."""
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
 class ReflowError(Exception):
     """An error that the user can fix: one sentence on what was expected, what was got, the fix."""
 

@@ -115,6 +115,7 @@ METRICS = (
     "held_out_ratio", "solver_gap",
     "fd_clf", "fd_identity", "w2", "sliced_w2", "energy",
     "fid", "fd_lite0", "fd_clf_inf", "kd_clf", "precision", "recall", "density", "coverage",
+    "samples", "features", "classes", "skipped", "class_least",
     "nearest_train", "mode_share", "mode_weights_tv", "nll", "bits_per_dim", "fd_clf_seed_sd",
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ guard (lock, checkpoints, inputs unchanged while running).
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flows.params.load import FILE, Params, load, maker
@@ -31,7 +32,8 @@ def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     def warn(text: str) -> None:
         print(f"warning: {text}", flush=True)
 
-    prepare(paths["out"], params.data, seed=params.seed, warn=warn)
+    say = partial(print, flush=True)
+    prepare(**paths, settings=params.data, seed=params.seed, say=say, warn=warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:

@@ -5,7 +5,7 @@ from flows.dag.graph import Command
 from fmcore.settings import ReflowError
 
 WORDS = {
-    "prepare": ("out",),
+    "prepare": ("out", "metrics"),
     "initialise": ("data", "out"),
     "calibrate": ("data", "out"),
     "train": ("coupling", "init", "out", "curve", "metrics"),

@@ -220,8 +220,15 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
 
 
 def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: bool) -> None:
-    """Log `round/<metric>` with step = round, so that MLflow's charts show it by default."""
+    """Log `round/<metric>` with step = round, so that MLflow's charts show it by default.
+
+    The data belong to the chain as a whole: their receipt is logged as `data/<number>`.
+    """
     tags = tracker.client.get_run(done.parent).data.tags
+    for read in whole.entries.values():
+        if read.runs("prepare", "out", "metrics"):
+            known = partial(_data, tracker, done.parent, read)
+            _once(tracker, done.parent, tags, "prepare", read, known, done, say)
     for round_ in whole.rounds:
         if (entry := round_.evaluate) is None:
             continue
@@ -237,6 +244,11 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
         tracker.client.set_terminated(done.parent, "FINISHED")
         if models:
             _ship(tracker, whole, done, say)
+
+
+def _data(tracker: Tracker, run: str, entry: Entry) -> None:
+    values = metrics(tracker.root, entry)
+    tracker.complete(run, [(f"data/{k}", v, 0) for k, v in values.items()])
 
 
 def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:

@@ -105,7 +105,7 @@ def table(
 
 def _vectors(x: Tensor, name: str, pair_ids: NDArray[np.int64]) -> pa.Array:
     flat = x.detach().to("cpu", torch.float32).flatten(1).contiguous()
-    bad = (~torch.isfinite(flat)).any(dim=1)
+    bad = torch.cat([(~torch.isfinite(rows)).any(dim=1) for rows in flat.split(1024)])
     if bool(bad.any()):
         first = int(pair_ids[int(bad.nonzero()[0])])
         raise ReflowError(

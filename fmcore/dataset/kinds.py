@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar, cast
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.dataset.arrays import Array
 from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
-from fmcore.dataset.files import Array, Images
+from fmcore.dataset.images import Images
 from fmcore.dataset.public import CIFAR10, Digits, Emoji, FashionMNIST, MNIST5k
 from fmcore.dataset.samples import Data, Samples
 from fmcore.own import Own, called

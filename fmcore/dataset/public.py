@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pickle
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.dataset.rows import parsing
 from fmcore.dataset.samples import Data, Samples
 from fmcore.settings import ReflowError
 
@@ -175,6 +177,8 @@ def _cifar10(settings: CIFAR10) -> Samples:
         files = [root / f"{name}{suffix}" for name in names]
         if all(file.is_file() for file in files):
             parts = [read(file) for file in files]
+            for file, (images, labels) in zip(files, parts, strict=True):
+                _check_labels(file, images, labels)
             images = np.concatenate([p for p, _ in parts]).reshape(-1, 3, 32, 32)
             return _bytes(images, np.concatenate([y for _, y in parts]), settings.samples)
     raise ReflowError(
@@ -217,7 +221,7 @@ def _bitmaps(font: Path) -> Iterator[Any]:
         raise ReflowError(f"data.font: {font}: no colour bitmaps (CBDT) in it ({error})") from None
     for name in sorted(strike):
         if data := getattr(strike[name], "imageData", b""):
-            yield Image.open(io.BytesIO(data))
+            yield Image.open(io.BytesIO(data), formats=["PNG"])
 
 
 def _bytes(images: np.ndarray, labels: np.ndarray | None, samples: int | None) -> Samples:
@@ -233,7 +237,7 @@ def _idx(folder: Path, name: str) -> np.ndarray:
     plain, packed = folder / name, folder / f"{name}.gz"
     try:
         data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ReflowError(f"{packed}: cannot be read ({error}); install the files again") from None
     if hashlib.sha256(data).hexdigest() != FASHION_SHA256[name]:
         raise ReflowError(f"{packed}: not the file of Fashion-MNIST (its sha256 differs)")
@@ -251,17 +255,19 @@ class _Strict(pickle.Unpickler):
 
 
 def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with file.open("rb") as opened:
-            found = _Strict(opened, encoding="bytes").load()
+    what = "not a batch of CIFAR-10; none of its code was run"
+    with parsing(file, what), file.open("rb") as opened:
+        found = _Strict(opened, encoding="bytes").load()
         images, labels = np.asarray(found[b"data"]), np.asarray(found[b"labels"])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise ReflowError(
-            f"{file}: not a batch of CIFAR-10 ({error}); none of its code was run"
-        ) from None
     if images.ndim != 2 or images.shape[1] != 3072 or images.dtype != np.uint8:
         raise ReflowError(f"{file}: expected bytes [N, 3072], got {list(images.shape)}")
     return images, labels
+
+
+def _check_labels(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    whole = labels.dtype.kind in "iu" and labels.shape == images.shape[:1]
+    if not whole or not len(labels) or labels.min() < 0 or labels.max() > 9:
+        raise ReflowError(f"{file}: expected a label from 0 to 9 for each image; get it again")
 
 
 def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:

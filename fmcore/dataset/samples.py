@@ -1,7 +1,8 @@
 """The samples that a data set gives, and the base class of all data sets."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,13 +15,18 @@ from fmcore.settings import Settings
 class Samples:
     """Targets [N, *D] float32, labels [N] int64 or None, and whether targets are images.
 
-    `names` has the name of each class, if there are names.
+    `names` are the names of the classes, in the order of their numbers; None where there are none,
+    or where the labels were the numbers 0 to K-1 already. `notes` say how a file was understood,
+    `skipped` which files were left out, by reason. A target may be mapped from a file, and a
+    target that is mapped from the user's own is read-only: never change it in place.
     """
 
     target: Tensor
     label: Tensor | None
     image: bool
     names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise ValueError, saying what is wrong, if these samples cannot be trained on."""
@@ -35,6 +41,8 @@ class Samples:
             return
         if label.dtype != torch.int64 or label.shape != x.shape[:1] or int(label.min()) < 0:
             raise ValueError(f"label must be int64 [{len(x)}] from 0 up, got {list(label.shape)}")
+        if self.names is not None and int(label.max()) >= len(self.names):
+            raise ValueError(f"label {int(label.max())} has no name; names: {len(self.names)}")
 
 
 class Data(Settings):

@@ -11,8 +11,8 @@ from fmcore import own
 from fmcore.calibrate import YardstickSettings, calibrate
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
+from fmcore.dataset.arrays import Array
 from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
-from fmcore.dataset.files import Array
 from fmcore.dataset.kinds import Dataset
 from fmcore.dataset.public import Digits
 from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate

@@ -78,6 +78,8 @@ def test_after_a_live_run_mlflow_is_what_publish_makes_of_nothing(chain):
         assert last < min(p[3] for p in trained if p[0].startswith("train/final_")), "not live"
     held = [p[1] for p in live["rf1"] if p[0] == "train/held_out_loss"]
     assert held == [200, 400, 500]
+    data = {p[0]: p[2] for run in live.values() for p in run if p[0].startswith("data/")}
+    assert (data["data/samples"], data["data/features"], data["data/classes"]) == (4000, 2, 0)
     shutil.rmtree(chain.root / ".reflow" / "mlflow")
     assert " 0 not published" in chain.reflow("publish").stdout
     assert untimed(histories(chain)) == untimed(live)

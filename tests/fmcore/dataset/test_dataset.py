@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from fmcore.dataset.files import Array, Images
+from fmcore.dataset.images import Images
 from fmcore.dataset.kinds import Dataset
 from fmcore.dataset.public import CIFAR10, EMOJI_FONT, FASHION_FOLDERS, Emoji, FashionMNIST, MNIST5k
 from fmcore.settings import ReflowError
@@ -130,7 +129,7 @@ BAD = {
     "no numbers": (np.zeros((5, 0)), {}, r"shape \[5, 0\]"),
     "one axis": (np.zeros(5), {}, r"shape \[5\]"),
     "low only": (-np.ones((2, 1)), {"low": 0.0}, "values from -1 to -1, expected 0 to inf"),
-    "bytes": (np.full((2, 1, 8, 8), 255, np.uint8), {}, "expected -1 to 1; rescale"),
+    "deep images": (np.full((2, 1, 8, 8), 4095, np.uint16), {}, "expected -1 to 1; rescale"),
     "text": (np.array([["a"]]), {}, "array of numbers"),
 }
 
@@ -158,7 +157,7 @@ def test_bad_parquet_names_the_file(tmp_path):
         get(name="array", path=str(path))
 
 
-@pytest.mark.parametrize("label", [[0, None], ["a", "b"], [0.5, 1.0], [-1, 0]])
+@pytest.mark.parametrize("label", [[0, None], ["", "b"], [0.5, 1.0], [-1, 0]])
 def test_bad_labels_name_the_file(tmp_path, label):
     pq.write_table(pa.table({"target": [[1.0], [2.0]], "label": label}), tmp_path / "bad.parquet")
     with pytest.raises(ReflowError, match=r"bad\.parquet: column 'label' must hold a whole number"):
@@ -304,10 +303,3 @@ def test_the_class_is_the_first_folder_however_deep(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(tmp_path / name)
     assert Images(name="images", root=str(tmp_path)).read(0).label.tolist() == [0, 0, 1]
-
-
-def test_sparse_labels_are_refused(tmp_path):
-    frame = pd.DataFrame({"target": [[0.0, 1.0]] * 3, "label": [0, 5, 90000]})
-    frame.to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(ReflowError, match="3 classes and numbers up to 90000; number them from 0"):
-        Array(name="array", path=str(tmp_path / "x.parquet")).read(0)
