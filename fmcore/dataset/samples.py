@@ -32,6 +32,19 @@ class Samples:
             raise ValueError(f"label must be int64 [{len(x)}] from 0 up, got {list(label.shape)}")
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a data set's settings say before its samples are read; None where they do not.
+
+    `classes` is 0 for samples without labels.
+    """
+
+    shape: tuple[int, ...] | None = None
+    image: bool | None = None
+    classes: int | None = None
+    samples: int | None = None
+
+
 class Data(Settings):
     """The base of every data set.
 
@@ -43,6 +56,11 @@ class Data(Settings):
     @abstractmethod
     def read(self, seed: int) -> Samples:
         """Return the samples; all random draws are functions of the seed."""
+
+    def known(self) -> Known:
+        """Return what the settings say of the samples, so that `reflow plan` can refuse a network
+        that does not suit them; nothing for files of the user's own."""
+        return Known()
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return log p [N] of points [N, *D] in nats, float64; None where it is not known."""

@@ -12,9 +12,9 @@ from fmcore.settings import Settings
 class Level(Settings):
     """Above `warn` a gate warns, above `fail` it stops the chain; null means never."""
 
-    warn: float | None = Field(default=None, ge=0)
+    warn: float | None = Field(default=None, ge=0, le=1e12)
     """Above this value the gate warns; null means never."""
-    fail: float | None = Field(default=None, ge=0)
+    fail: float | None = Field(default=None, ge=0, le=1e12)
     """Above this value the stage fails and the chain stops; null means never."""
 
     @model_validator(mode="after")
