@@ -1,5 +1,6 @@
 """The measurements of a flow, with the same noise and labels for every round."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -134,19 +135,24 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
     count = harness.settings.reconstructions
     if not count or harness.flow.classes:  # the label of a sample is not known here
         return {}
-    errors = []
+    errors, spreads = [], []
     given = read(open_coupling(data), limit=count).target
     for x in (given, fake[:count]):
         source = harness.flow.invert(x, harness.settings.solver, device=harness.device).x
         back = harness.flow.sample(source, Solver(name="euler", steps=1), device=harness.device).x
-        errors.append(float((back - x).double().square().mean()))
+        each = (back - x).double().square()
+        errors.append(float(each.mean()))
+        spreads.append(float(each.flatten(1).mean(1).std(unbiased=False)) / math.sqrt(len(x)))
     real, own = errors
     drift = real - own
+    variance = max(float(given.var(dim=0).mean()), 1e-12)
     return {
         "recon_real": real,
         "recon_fake": own,
         "drift": drift,
-        "drift_rel": drift / max(float(given.var(dim=0).mean()), 1e-12),
+        "drift_rel": drift / variance,
+        "drift_rel_se": math.hypot(*spreads) / variance,
+        "recon_samples": min(len(given), len(fake[:count])),
     }
 
 

@@ -19,7 +19,7 @@ def test_a_key_is_told_with_bounds_default_and_description(reflow):
     done = reflow("train.lr")
     lines = done.stdout.splitlines()
     assert done.exit_code == 0 and lines[0] == "rounds.<round>.train.lr"
-    assert lines[1] == "    number, > 0; default 0.001" and "AdamW" in lines[2]
+    assert lines[1] == "    number, > 0, <= 10000; default 0.001" and "AdamW" in lines[2]
     assert all(len(line) <= 100 for line in lines)
 
 
