@@ -40,9 +40,9 @@ class Gates(Settings):
     held_out_ratio: Level = Level(warn=1.2, fail=2)
     """Loss on held-out pairs over that on trained pairs. Far above 1 the network remembers its
     pairs."""
-    held_out_rel: Level = Level(warn=1, fail=4)
+    held_out_rel: Level = Level(warn=1, fail=100)
     """Loss on held-out pairs over that of the best constant velocity. Above 1 the network has
-    learned nothing, far above it has diverged."""
+    learned less than a mean, far above it has diverged."""
     cost_rise: Level = Level(warn=0.01, fail=0.1)
     """Rise of the transport cost from the round's coupling to its own paths, over the former.
     Rectification rules out a rise."""
@@ -78,7 +78,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "held_out_rel": (
         "the loss on held-out pairs is {value:.3g} times that of a velocity that is the same"
         " everywhere",
-        "the network has learned nothing or diverged: lower train.lr, raise train.warmup or steps",
+        "the network has learned less than a mean, or diverged: lower train.lr, raise train.warmup"
+        " or train.steps",
     ),
     "cost_rise": (
         "the transport cost rose by {value:.3g} of its former value, which rectification rules out",

@@ -111,7 +111,7 @@ def test_the_end_of_a_training_is_compared_with_the_best_constant(start):
     assert found["held_out_rel"] < 1
     states = {v.gate: v.state for v in judge(Gates(), found)}
     assert states["held_out_rel"] == "ok"
-    worse = {**found, "held_out_rel": 9.0}
+    worse = {**found, "held_out_rel": 200.0}
     (verdict,) = [v for v in judge(Gates(), worse) if v.gate == "held_out_rel"]
     assert verdict.state == "fail" and "lower train.lr" in verdict.says
 
