@@ -53,6 +53,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1e4)]
 """Learning rate of AdamW, whose steps are about as long as it is."""
 Guidance = Annotated[float, Field(ge=0, le=1e3)]
 """Strength of guidance."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share, or a time."""
 Length = Annotated[float, Field(ge=1e-6, le=1e6)]
 """A length in units of the data: float32 has seven digits."""
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fmcore.matching.conversions import Velocity
-from fmcore.settings import GridSize, Settings
+from fmcore.settings import GridSize, Settings, Share
 from fmcore.solve.adaptive import Adaptive, dopri5
 
 Step = Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]
@@ -61,10 +61,7 @@ class Solver(Settings):
     shift: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Moves the grid: t becomes s t / (1 + (s - 1) t). Above 1 steps are shorter near the target, 1
     is even steps."""
-    times: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=1)], ...] | None,
-        Field(max_length=10_000, strict=False),
-    ] = None
+    times: Annotated[tuple[Share, ...] | None, Field(max_length=10_000, strict=False)] = None
     """A grid of your own, falling from 1 to 0, in place of `steps` and `shift`. null is none."""
 
     @model_validator(mode="before")
