@@ -8,6 +8,7 @@ units, in which the source is N(0, I).
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -20,7 +21,12 @@ from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.matching.interpolant import Linear
 from fmcore.measure import straightness as bend
 from fmcore.measure.harness import Evaluate, Harness, harness_of, likelihood, reconstruction
-from fmcore.measure.transport import transport_cost, transport_cost_l1, transport_cost_l4
+from fmcore.measure.transport import (
+    transport_cost,
+    transport_cost_error,
+    transport_cost_l1,
+    transport_cost_l4,
+)
 from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.store import load
@@ -204,7 +210,16 @@ def _budget(
     pairs = read(opened, limit=20000)
     before = transport_cost(pairs.source, pairs.target)
     after = transport_cost(path[0], path[-1])
-    found = {"transport_cost_before": before, "cost_rise": (after - before) / before}
+    errors = [
+        transport_cost_error(path[0], path[-1]),
+        transport_cost_error(pairs.source, pairs.target) * after / before,
+    ]
+    found = {
+        "transport_cost_before": before,
+        "cost_rise": (after - before) / before,
+        "cost_rise_se": math.hypot(*errors) / before,
+        "cost_pairs": min(len(pairs), path.shape[1]),
+    }
     if not losses:
         return found
     loss = losses["held_out_loss"] * path[0, 0].numel()

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 CONVENTION = "t=0 target (data), t=1 source (noise), v=dx/dt"
 """Written into every model and coupling, because half of the public code has t reversed."""
@@ -32,6 +32,51 @@ class Settings(BaseModel):
     """Frozen and strict: an unknown key, a wrong type, NaN or infinity is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# Bounds of settings that occur more than once. Each lies far above what any machine can run or any
+# study needs, so that a slip of the finger is an error when params.yaml is read, not an hour later.
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""The seed of named draws; seeds of numpy and torch have 63 bits."""
+StepCount = Annotated[int, Field(gt=0, le=10**9)]
+"""Steps of an optimiser: ten million million images in batches of ten thousand."""
+SampleCount = Annotated[int, Field(gt=0, le=10**9)]
+"""Samples or pairs: two floats for each of them are 8 GB."""
+SeveralSamples = Annotated[int, Field(gt=1, le=10**9)]
+"""Samples of which a variance or a spread is taken."""
+BatchSize = Annotated[int, Field(gt=0, le=10**7)]
+"""Rows that lie in memory at once."""
+GridSize = Annotated[int, Field(gt=0, le=10**5)]
+"""Steps of a solver: the rounding of as many float32 sums is larger than the error of the steps."""
+Width = Annotated[int, Field(gt=0, le=10**5)]
+"""Features of a layer: a square matrix of this size is 40 GB."""
+Depth = Annotated[int, Field(gt=0, le=10**3)]
+"""Layers or blocks in a row."""
+ClassCount = Annotated[int, Field(ge=0, le=10**5)]
+"""Classes of a label: ImageNet-21k has 21,843."""
+WorkerCount = Annotated[int, Field(gt=0, le=1024)]
+"""Threads or processes of a stage."""
+LearningRate = Annotated[float, Field(gt=0, le=1e4)]
+"""Learning rate of AdamW, whose steps are about as long as it is."""
+Guidance = Annotated[float, Field(ge=0, le=1e3)]
+"""Strength of guidance."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share, or a time."""
+Length = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A length in units of the data: float32 has seven digits."""
+
+MOST_WEIGHTS = 10**11
+"""Weights of a network: with AdamW they take 1.6 TB, more than the GPUs of one machine have."""
+
+
+def check_weights(count: int) -> None:
+    """Raise ValueError for a network of more weights than a machine holds."""
+    if count > MOST_WEIGHTS:
+        raise ValueError(
+            f"the network would have about {count:.0e} weights, at most {MOST_WEIGHTS:.0e} fit into"
+            " a machine; make it smaller"
+        )
 
 
 def by_name(value: Any) -> Any:

@@ -28,6 +28,7 @@ from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
+from fmcore.training.divergence import Watch, watch_of
 from fmcore.training.fit import Step, Train, check_loss, fit, new_state
 from fmcore.work.compute import Compute
 
@@ -79,8 +80,10 @@ def fit_flow(
         lengths = pairs.lengths()
         longest = np.quantile(lengths.numpy(), 1 - settings.drop_longest)
         pairs = pairs.rows((lengths < float(longest)).nonzero()[:, 0])
+    some = torch.arange(min(len(pairs), max(settings.batch, 256)))
+    watch = watch_of(state, pairs.rows(some), settings, seed=seed)
     stream = shuffled_batches(pairs, batch=settings.batch, seed=seed)
-    _drive(fit(state, stream, settings, seed=seed, compute=compute), state, settings)
+    _drive(fit(state, stream, settings, seed=seed, compute=compute), state, settings, watch)
     trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
     about = {
         "interpolant": settings.interpolant.model_dump(),
@@ -117,14 +120,16 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _drive(steps: Iterator[Step], state: State, settings: Train) -> None:
+def _drive(steps: Iterator[Step], state: State, settings: Train, watch: Watch) -> None:
     """Take the steps, check the loss, show the progress."""
     losses: list[Tensor] = []
     for done in _shown(steps, settings.steps):
         losses.append(done.loss)
+        watch.recent.append(done.loss)
         if done.step % settings.log_every == 0 or done.step == settings.steps:
             loss = float(torch.stack(losses).mean())
             check_loss(loss, state, settings)
+            watch.check(done.step, settings)
             state.history.append({"step": float(done.step), "loss": loss})
             losses.clear()
 

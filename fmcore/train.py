@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmcore.coupling.checks import check_labels
-from fmcore.coupling.read import Coupling, labels, open_coupling
+from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.store import Model, load, save
@@ -16,12 +16,16 @@ from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
 from fmcore.training.checkpoint import History, State, load_state, save_state
+from fmcore.training.divergence import Watch, watch_of
 from fmcore.training.fit import Train, check_loss, fit, new_state
-from fmcore.training.held_out import held_out_losses
+from fmcore.training.held_out import constant_loss, held_out_losses
 from fmcore.training.processes import Group, training_group
 from fmcore.work.work import Work
 
 __all__ = ["Train", "train"]
+
+LEAST_ROWS = 256
+"""Pairs at least on which the losses are found that a diverged one is told by."""
 
 
 def train(
@@ -47,12 +51,15 @@ def train(
     network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
     with training_group(settings.processes, settings.batch, work.device) as (group, own):
         state = new_state(network.to(own), settings)
+        some = read(opened, split="train", limit=max(settings.batch, LEAST_ROWS))
+        watch = watch_of(state, some, settings, seed=work.seed) if len(some) else None
         if load_state(work.scratch, state) and group.leads:
             work.log({}, state.step)
-        _run(state, opened, settings, group, work)
+        _run(state, opened, settings, group, work, watch)
         if not group.leads:
             return
     final = _held_out(state, opened, settings, seed=work.seed, limit=16 * settings.batch)
+    final |= _beside_constant(final, opened, settings)
     work.accept(final)
     about = {
         "round": name,
@@ -70,7 +77,14 @@ def train(
     _write(curve, metrics, state, final, start)
 
 
-def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: Work) -> None:
+def _run(
+    state: State,
+    coupling: Coupling,
+    settings: Train,
+    group: Group,
+    work: Work,
+    watch: Watch | None,
+) -> None:
     """Run `fit`: average the loss between logs, check it, save checkpoints."""
     stream = batches(
         coupling,
@@ -83,6 +97,8 @@ def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: 
     losses: list[Tensor] = []
     for done in fit(state, stream, settings, seed=work.seed, compute=work.compute, group=group):
         losses.append(done.loss)
+        if watch:
+            watch.recent.append(done.loss)
         last = done.step == settings.steps
         logged = done.step % settings.log_every == 0 or last
         kept = done.step % settings.checkpoint_every == 0 or last
@@ -96,6 +112,8 @@ def _run(state: State, coupling: Coupling, settings: Train, group: Group, work: 
         }
         kept_in = work.scratch.name if work.scratch.exists() else None
         check_loss(row["loss"], state, settings, kept_in)
+        if watch:
+            watch.check(done.step, settings, kept_in)
         losses.clear()
         if not group.leads:
             continue
@@ -149,6 +167,30 @@ def _held_out(
     )
     state.ema.train()
     return found
+
+
+def _beside_constant(
+    final: dict[str, float], coupling: Coupling, settings: Train
+) -> dict[str, float]:
+    """Return the held-out loss relative to that of the best constant velocity, and what it needs.
+
+    Not for the objectives noise and target, whose error is divided by alpha or sigma to become that
+    of the velocity, so that a good network may have a large one next to the ends.
+    """
+    if not final:
+        return {}
+    held = read(coupling, split="held_out", limit=16 * settings.batch)
+    spread = {"target_rms": float(held.target.double().square().mean().sqrt())}
+    if settings.objective not in ("velocity", "mean_flow"):
+        return spread
+    law = settings.time if settings.student else None
+    least = max(constant_loss(held, settings.interpolant, law), 1e-12)
+    error = final["held_out_loss_se"] / least
+    return {
+        "held_out_rel": final["held_out_loss"] / least,
+        "held_out_rel_se": error,
+        **spread,
+    }
 
 
 def _write(curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model) -> None:

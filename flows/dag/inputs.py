@@ -177,7 +177,7 @@ def _params(root: Path) -> Mapping[str, Any]:
     file = root / "params.yaml"
     try:
         params = YAML(typ="safe").load(file.read_text())
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
+    except (OSError, YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ReflowError(f"params.yaml: cannot be read ({reason}); mend it") from None
     if not isinstance(params, Mapping):

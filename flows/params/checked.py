@@ -4,12 +4,11 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from flows.params.tree import parse, plain, read_text
 from flows.project.meaning import Code
 from flows.project.seen import Seen
 from fmcore.own import named, trust
+from fmcore.settings import ReflowError
 
 FILE = "params.yaml"
 
@@ -37,9 +36,9 @@ def check(root: Path) -> None:
 def _named(file: Path) -> set[str]:
     """Return the user's own classes that a parameter file names; none if it is not YAML."""
     try:
-        text = file.read_text()
-        return named(YAML(typ="safe").load(text)) if "custom" in text else set()
-    except (OSError, UnicodeDecodeError, YAMLError):  # `_load` says what is wrong
+        text = read_text(file)
+        return named(plain(parse(text, file.name))) if "custom" in text else set()
+    except ReflowError:  # `_load` says what is wrong
         return set()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from flows.params.tree import unusual
 from fmcore.settings import ReflowError
 
 
@@ -25,6 +26,8 @@ def edited(text: str, changes: Mapping[str, Any], drop: str | None = None) -> st
     yaml.preserve_quotes = True
     tree = yaml.load(text)
     for place, value in changes.items():
+        for keys, mistake in unusual(value):
+            raise ReflowError(f"overrides: {'.'.join([place, *map(str, keys)])}: {mistake}")
         _override(tree, place, value)
     if drop:
         del tree[drop]

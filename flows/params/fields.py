@@ -166,11 +166,23 @@ def _holds(hint: Any) -> str:
 def _bounds(metadata: list[Any]) -> Iterator[str]:
     for item in metadata:
         for key, words in (
-            ("gt", "> {:g}"), ("ge", ">= {:g}"), ("lt", "< {:g}"), ("le", "<= {:g}"),
-            ("multiple_of", "a multiple of {}"), ("min_length", "at least {}"),
+            ("gt", "> {}"), ("ge", ">= {}"), ("lt", "< {}"), ("le", "<= {}"),
+            ("multiple_of", "a multiple of {}"),
+            ("min_length", "at least {}"), ("max_length", "at most {}"),
         ):  # fmt: skip
             if (value := getattr(item, key, None)) is not None:
-                yield words.format(value)
+                yield words.format(_number(value))
+
+
+def _number(value: float) -> str:
+    """Return a bound as a person writes it.
+
+    >>> _number(10_000_000), _number(2**63 - 1), _number(1e-6)
+    ('10,000,000', '2^63 - 1', '1e-6')
+    """
+    if isinstance(value, int):
+        return "2^63 - 1" if value == 2**63 - 1 else f"{value:,}"
+    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
 def _inner(hint: Any) -> list[Any]:
@@ -180,6 +192,7 @@ def _inner(hint: Any) -> list[Any]:
         if get_origin(part) is Annotated:
             for extra in part.__metadata__:
                 found += extra.metadata if isinstance(extra, FieldInfo) else []
+        found += _inner(part)
     return found
 
 

@@ -2,28 +2,33 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from flows.params.possible import impossible
+from flows.params.tree import parse, place, plain, read_text, shown, unusual
 from fmcore import own
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import Network
 from fmcore.sampling.pairs import Couple
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import BatchSize, ReflowError, Seed, Settings
 from fmcore.training.fit import Train
 from fmcore.verdict.gates import Gates
 from fmcore.work.compute import Compute
 
 FILE = "params.yaml"
 INDEPENDENT, SCRATCH = "independent", "scratch"
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+"""Names of rounds and couplings are parts of the names of files, which have 255 characters."""
+MOST_ROUNDS = 1000
+"""Rounds and couplings of a file; DVC takes a minute to read the stages of a thousand."""
+SECTION_EXPECTED = {"model_type", "model_attributes_type", "dict_type", "dataclass_type"}
+"""The types of pydantic's errors for a value where a section belongs."""
 
 
 class Round(Settings):
@@ -37,7 +42,7 @@ class Round(Settings):
     round."""
     train: Train
     """How the round is trained."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     """Seed of the training itself; `seed` in the model's config.json repeats that model. null
     derives it from the chain's seed and the number of rounds before, so a name does not matter."""
 
@@ -47,7 +52,7 @@ class CouplingOf(Couple):
 
     round: str
     """The round whose ODE makes the pairs."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     """Seed of the pairs itself; `seed` in a coupling's manifest repeats that coupling. null derives
     it from the chain's seed and the number of rounds before `round`."""
 
@@ -62,7 +67,7 @@ class WithoutGpu(Settings):
     share: float = Field(gt=0, le=1)
     """Share of the steps, pairs and samples that is done; warm-up and EMA are shortened with them.
     0.02 turns 30000 steps into 600."""
-    batch: int | None = Field(default=None, gt=0)
+    batch: BatchSize | None = None
     """Largest training batch, in pairs. null keeps the batch of each round."""
     network: Network | None = None
     """The network that replaces the network of the chain. null keeps that of the chain."""
@@ -71,7 +76,7 @@ class WithoutGpu(Settings):
 class Params(Settings):
     """All settings of a chain; DVC requires the sections that stages depend on."""
 
-    seed: int = Field(ge=0)
+    seed: Seed
     """Seed of every random draw of the chain: data, weights, batches, noise. Change it to repeat a
     chain with other draws."""
     compute: Compute
@@ -86,10 +91,10 @@ class Params(Settings):
     """What is measured for each round, and how accurately."""
     gates: Gates
     """Bounds on measured numbers. `{}` takes the standard levels."""
-    rounds: dict[str, Round] = Field(min_length=1)
+    rounds: dict[str, Round] = Field(min_length=1, max_length=MOST_ROUNDS)
     """The rounds of the chain by name; each trains a velocity. A round added here gets its stages
     in dvc.yaml by itself."""
-    couplings: dict[str, CouplingOf] = Field(default_factory=dict)
+    couplings: dict[str, CouplingOf] = Field(default_factory=dict, max_length=MOST_ROUNDS)
     """The generated couplings by name; each is a data set of pairs, sampled from a round."""
     without_gpu: WithoutGpu | None = None  # no stage depends on it
     """How `reflow use` reduces the chain on a machine without a GPU; null changes nothing. No stage
@@ -103,18 +108,26 @@ def load(path: Path, root: Path | None = None) -> Params:
 
     Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the fix.
     """
-    tree = _tree(path)
-    plain = _plain(tree)
-    own.trust(root or folder_of(path), own.named(plain))
+    tree = parse(read_text(path), path.name)
+    given = plain(tree)
+    _refuse(path, tree, unusual(given))
+    own.trust(root or folder_of(path), own.named(given))
     try:
-        params = Params.model_validate(plain)
+        params = Params.model_validate(given)
     except ValidationError as error:
         lines = [_explain(path, tree, e) for e in error.errors()]
         raise ReflowError("\n".join(dict.fromkeys(lines))) from None
-    mistakes = [f"{_at(path, tree, where)}: {what}" for where, what in _graph_mistakes(params)]
-    if mistakes:
-        raise ReflowError("\n".join(mistakes))
+    # What refers to nothing is said alone: what does not fit together may follow from it.
+    _refuse(path, tree, _graph_mistakes(params))
+    _refuse(path, tree, impossible(params))
     return params
+
+
+def _refuse(path: Path, tree: Any, mistakes: Iterable[tuple[tuple[Any, ...], str]]) -> None:
+    """Raise ReflowError with a line for each (keys, mistake), if there are any."""
+    lines = [f"{place(path.name, tree, where)}: {what}" for where, what in mistakes]
+    if lines:
+        raise ReflowError("\n".join(dict.fromkeys(lines)))
 
 
 def folder_of(path: Path) -> Path:
@@ -123,78 +136,32 @@ def folder_of(path: Path) -> Path:
     return next((f for f in (folder, *folder.parents) if (f / "dvc.yaml").is_file()), folder)
 
 
-def _tree(path: Path) -> Any:
-    try:
-        text = path.read_text()
-        tree = YAML(typ="rt").load(text)
-        YAML(typ="safe").load(text)  # DVC reads it so: no colon in a word inside braces
-    except FileNotFoundError:
-        raise ReflowError(
-            f"{path.name}: not found; run inside a project, or `git checkout` it"
-        ) from None
-    except OSError as error:
-        raise ReflowError(f"{path}: cannot be read ({error.strerror}); name a YAML file") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if problem == "found unexpected ':'":
-            problem += "; put text with a colon in quotes"
-        raise ReflowError(f"{path.name}{where}: not valid YAML: {problem}") from None
-    if not isinstance(tree, dict):
-        found = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise ReflowError(f"{path.name}: expected a mapping of settings, got {found}")
-    return tree
-
-
-def _plain(node: Any) -> Any:
-    """Turn ruamel's round-trip nodes into plain Python values, which strict types accept."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _at(path: Path, tree: Any, keys: tuple[Any, ...]) -> str:
-    """Return `params.yaml:12: rounds.rf2.train.lr` for the keys that exist in the tree."""
-    line, node, shown = 0, tree, []
-    for key in keys:
-        try:
-            place: Any = node.lc  # ruamel keeps line and column of each key there
-            here = place.key(key) if isinstance(node, dict) else place.item(key)
-            line, node = here[0], node[key]
-        except (KeyError, IndexError, AttributeError, TypeError):
-            # pydantic puts the tag of a union into the location; the file has no such key.
-            if isinstance(node, dict) and (key != keys[-1] or node.get("name") == key):
-                continue
-        shown.append(str(key))
-    return f"{path.name}:{line + 1}: {'.'.join(shown)}"
-
-
 def _explain(path: Path, tree: Any, error: Any) -> str:
-    where = _at(path, tree, error["loc"])
+    missing = error["type"] == "missing"
+    where = place(path.name, tree, error["loc"], absent=missing)
     if error["type"] == "extra_forbidden":
         accepted = sorted(_fields(error["loc"]))
         close = difflib.get_close_matches(str(error["loc"][-1]), accepted, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"{where}: unknown key; {hint}accepted: {', '.join(accepted)}"
-    if error["type"] == "missing":
+    if missing:
         return f"{where}: is missing; add it"
     if error["type"] == "union_tag_invalid":
-        place = _at(path, tree, (*error["loc"], "name"))
+        at = place(path.name, tree, (*error["loc"], "name"))
         context = error["ctx"]
-        return f"{place}: expected one of {context['expected_tags']}, got {context['tag']!r}"
+        return f"{at}: expected one of {context['expected_tags']}, got {shown(context['tag'])}"
     if error["type"] == "union_tag_not_found":
         return f"{where}: its name is missing; add `name: ...`"
-    said = error["msg"].removeprefix("Value error, ")
-    message = said[0].lower() + said[1:]
     got = error["input"]
-    shown = f", got {got!r}" if not isinstance(got, dict | list) else ""
-    return f"{where}: {message}{shown}"
+    kind = "a list" if isinstance(got, list) else "a section" if isinstance(got, dict) else ""
+    if error["type"] in SECTION_EXPECTED:
+        said = "expected a section, `{key: value, ...}`"
+        return f"{where}: {said}, got {kind or shown(got)}"
+    words = " ".join(error["msg"].removeprefix("Value error, ").split())
+    message = words[0].lower() + words[1:]
+    wrong_type = error["type"].endswith("_type") and kind
+    found = f", got {kind}" if wrong_type else "" if kind else f", got {shown(got)}"
+    return f"{where}: {message}{found}"
 
 
 def _fields(loc: tuple[Any, ...]) -> set[str]:
@@ -226,52 +193,30 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
     ):
         for name in names:
             if not NAME.fullmatch(name):
-                yield (kind, name), f"a name is lower-case letters, digits and _, got {name!r}"
+                yield (
+                    (kind, name),
+                    (f"a name is lower-case letters, digits and _, 64 at most, got {shown(name)}"),
+                )
             if name == taken:
                 yield (kind, name), f"the name {taken!r} is taken; choose another"
     for name, round_ in rounds.items():
         if round_.coupling not in {INDEPENDENT, *couplings}:
             known = ", ".join([INDEPENDENT, *couplings])
-            what = (
-                f"no coupling {round_.coupling!r}; add it under couplings, or use one of: {known}"
-            )
+            unknown = shown(round_.coupling)
+            what = f"no coupling {unknown}; add it under couplings, or use one of: {known}"
             yield ("rounds", name, "coupling"), what
         if round_.init not in {SCRATCH, *rounds}:
             known = ", ".join([SCRATCH, *rounds])
-            yield ("rounds", name, "init"), f"no round {round_.init!r}; use one of: {known}"
+            yield ("rounds", name, "init"), f"no round {shown(round_.init)}; use one of: {known}"
     for name, coupling in couplings.items():
         if coupling.round not in rounds:
-            what = f"no round {coupling.round!r}; use one of: {', '.join(rounds)}"
+            what = f"no round {shown(coupling.round)}; use one of: {', '.join(rounds)}"
             yield ("couplings", name, "round"), what
-    yield from _senseless(params)
     for name in rounds:
         if cycle := _cycle(params, name):
             what = f"the rounds go in a circle: {' -> '.join(cycle)}; let one start from scratch"
             yield ("rounds", name), what
             return
-
-
-def _senseless(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (key, mistake) for settings that are valid alone but not together."""
-    for name, round_ in params.rounds.items():
-        train, independent = round_.train, round_.coupling == INDEPENDENT
-        if train.pairing.name != "independent" and not independent:
-            what = f"pairs anew what coupling {round_.coupling!r} has paired; only for independent"
-            yield ("rounds", name, "train", "pairing"), what
-        if train.drop_longest and independent:
-            what = "the independent coupling has no fixed pairs to drop; leave it out"
-            yield ("rounds", name, "train", "drop_longest"), what
-    asked, known = params.network.classes, params.data.class_count()
-    if asked and known is not None and not 0 < known <= asked:
-        what = f"data {params.data.name} has {known} classes, not {asked}; set classes: {known}"
-        yield ("network", "classes"), what
-    guided: list[tuple[tuple[str, ...], float]] = [
-        (("couplings", name, "guidance"), coupling.guidance)
-        for name, coupling in params.couplings.items()
-    ]
-    for key, guidance in [*guided, (("evaluate", "guidance"), params.evaluate.guidance)]:
-        if guidance != 1 and not params.network.classes:
-            yield key, "guidance needs classes; set network.classes, or guidance 1"
 
 
 def parents(params: Params, name: str) -> list[str]:

@@ -26,10 +26,15 @@ def work_of(params: Params, scratch: Path, log: Log = silent, *, seed: int | Non
 
 
 def gated(params: Params, values: Mapping[str, Any]) -> None:
-    """Check a stage's metrics against the gates: print warnings; a failing gate fails the stage."""
+    """Check a stage's metrics against the gates; a failing gate fails the stage.
+
+    Warnings are printed, and so is what too few rows do not decide.
+    """
     verdicts = judge(params.gates, values)
     for verdict in verdicts:
         if verdict.state == "warn":
             print(f"warning: {verdict.says}", flush=True)
+        if verdict.state == "undecided":
+            print(f"gate: {verdict.says}", flush=True)
     if failed := [v.says for v in verdicts if v.state == "fail"]:
         raise ReflowError("; ".join(failed))

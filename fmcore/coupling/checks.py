@@ -48,12 +48,13 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
             hashes.update(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in drawn)
             moments += _powers(drawn)
     rms = float((gap / max(1, audited)) ** 0.5)
-    shift, std = _shift(ends, data)
+    shift, std, size = _shift(ends, data)
     return {
         "nfe": about.nfe if about.nfe is not None else spent / about.pairs,
         "transport_cost": cost / about.pairs,
         "solver_gap_rms": rms,
         "solver_gap_rel": rms / std,
+        "target_rms": size,
         "audited": audited,
         "noise_z": _z(moments),
         "noise_repeats": sum(n - 1 for n in hashes.values()),
@@ -101,8 +102,11 @@ def _z(moments: NDArray[np.float64]) -> float:
 
 def _shift(
     ends: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]], data: Path
-) -> tuple[float, float]:
-    """Return the relative shift of the endpoints, and the standard deviation of the data."""
+) -> tuple[float, float, float]:
+    """Return the relative shift of the endpoints, the data's standard deviation, and its size.
+
+    The size is the root mean square, which a mean far from 0 raises.
+    """
     weight = np.array([n for n, _, _ in ends], dtype=np.float64) / sum(n for n, _, _ in ends)
     mean = sum(w * m for w, (_, m, _) in zip(weight, ends, strict=True))
     second = sum(w * (v + m * m) for w, (_, m, v) in zip(weight, ends, strict=True))
@@ -110,4 +114,5 @@ def _shift(
     variance = real.var(axis=0)
     spread = np.sqrt(np.maximum(second - np.square(mean), 0)) - np.sqrt(variance)
     gap = np.square(mean - real.mean(axis=0)).sum() + np.square(spread).sum()
-    return float(gap / max(variance.sum(), 1e-12)), float(max(variance.mean() ** 0.5, 1e-6))
+    size = float(np.square(real).mean() ** 0.5)
+    return float(gap / max(variance.sum(), 1e-12)), float(max(variance.mean() ** 0.5, 1e-6)), size

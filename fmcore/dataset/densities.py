@@ -9,24 +9,32 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fmcore.dataset.samples import Data, Samples
+from fmcore.dataset.samples import Data, Known, Samples
+from fmcore.settings import Length, SeveralSamples
+
+LEAST_NOISE = 1e-3
+"""Noise of the moons as a share of a moon: their density is summed over cells as fine as that."""
+MOST_DIMENSIONS = 10_000
+"""Dimensions of a Gaussian: the Frechet distance needs their covariance, here of 800 MB."""
+MOST_NUMBERS = 10**10
+"""Numbers of all samples together: 80 GB while they are drawn."""
 
 
 class Density(Data):
     """The base of the densities below: the number of independent samples."""
 
-    samples: int = Field(default=10000, gt=1)
+    samples: SeveralSamples = 10000
     """How many independent samples are drawn. Raise it when held_out_ratio shows that the
     network remembers its data."""
-
-    def class_count(self) -> int:
-        """Return 0: the points have no labels."""
-        return 0
 
     def read(self, seed: int) -> Samples:
         """Return the points, drawn from the seed."""
         points = self.draw(np.random.Generator(np.random.Philox(seed)))
         return Samples(torch.tensor(points, dtype=torch.float32), None, image=False)
+
+    def known(self) -> Known:
+        """Return what the settings say of the points."""
+        return Known(shape=(2,), image=False, classes=0, samples=self.samples)
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -37,9 +45,9 @@ class EightGaussians(Density):
     """Eight Gaussians on a circle."""
 
     name: Literal["eight_gaussians"]
-    radius: float = Field(default=4.0, gt=0)
+    radius: Length = 4.0
     """Radius of the circle on which the eight centres lie."""
-    std: float = Field(default=0.5, gt=0)
+    std: Length = 0.5
     """Standard deviation of each Gaussian. Lower it for sharper modes, which are harder to
     learn."""
 
@@ -63,9 +71,9 @@ class TwoMoons(Density):
     """Two half circles with noise, angles drawn uniformly (scikit-learn's are evenly spaced)."""
 
     name: Literal["two_moons"]
-    size: float = Field(default=2.0, gt=0)
+    size: Length = 2.0
     """Factor for all coordinates, noise included. At 1 each moon is half a unit circle."""
-    std: float = Field(default=0.1, ge=0)
+    std: float = Field(default=0.1, ge=0, le=1e6)
     """Standard deviation of the noise around the moons, before `size`. At 0 the law has no
     density, so there is no exact likelihood."""
 
@@ -77,6 +85,12 @@ class TwoMoons(Density):
             given = {**given, "size": given["scale"]}
             del given["scale"]
         return given
+
+    @model_validator(mode="after")
+    def _noise_can_be_summed(self) -> "TwoMoons":
+        if 0 < self.std < LEAST_NOISE:
+            raise ValueError(f"std is 0 or at least {LEAST_NOISE:g}, got {self.std:g}")
+        return self
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return a random point of the upper or the lower moon plus noise for each sample."""
@@ -126,16 +140,27 @@ class Gaussian(Density):
     """Independent Gaussians, for which everything about a chain is known in closed form."""
 
     name: Literal["gaussian"]
-    mean: list[float] = Field(min_length=1)
+    mean: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(
+        min_length=1, max_length=MOST_DIMENSIONS
+    )
     """Mean of each dimension. Its length is the dimension of the data."""
-    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    std: list[Length] = Field(min_length=1, max_length=MOST_DIMENSIONS)
     """Standard deviation of each dimension; as many numbers as `mean`."""
 
     @model_validator(mode="after")
     def _same_length(self) -> "Gaussian":
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} numbers, std {len(self.std)}")
+        if self.samples * len(self.mean) > MOST_NUMBERS:
+            raise ValueError(
+                f"{self.samples} samples of {len(self.mean)} numbers each: at most"
+                f" {MOST_NUMBERS:.0e} numbers; lower samples"
+            )
         return self
+
+    def known(self) -> Known:
+        """Return what the settings say of the points."""
+        return Known((len(self.mean),), image=False, classes=0, samples=self.samples)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return mean + std noise."""

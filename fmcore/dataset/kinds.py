@@ -9,7 +9,7 @@ from fmcore.dataset.arrays import Array
 from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
 from fmcore.dataset.images import Images
 from fmcore.dataset.public import CIFAR10, Digits, Emoji, FashionMNIST, MNIST5k
-from fmcore.dataset.samples import Data, Samples
+from fmcore.dataset.samples import Data, Known, Samples
 from fmcore.own import Own, called
 from fmcore.settings import ReflowError, Settings
 
@@ -35,9 +35,12 @@ class Custom(Own, Data):
             raise ReflowError(str(error)) from None
         return found
 
-    def class_count(self) -> int | None:
-        """Return the user's number of classes, or None."""
-        return cast(int | None, called(self.path, self.own.class_count))
+    def known(self) -> Known:
+        """Return what the user's class says of its samples before they are read."""
+        found = called(self.path, self.own.known)
+        if not isinstance(found, Known):
+            raise ReflowError(f"{self.path}: known must give Known, got {type(found).__name__}")
+        return found
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return the user's log p [N], or None."""

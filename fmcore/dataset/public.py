@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore.dataset.rows import parsing
-from fmcore.dataset.samples import Data, Samples
-from fmcore.settings import ReflowError
+from fmcore.dataset.samples import Data, Known, Samples
+from fmcore.settings import ReflowError, SeveralSamples
 
 Split = Literal["train", "test"]
 
@@ -44,9 +44,9 @@ class Digits(Data):
 
     name: Literal["digits"]
 
-    def class_count(self) -> int:
-        """Return 10."""
-        return 10
+    def known(self) -> Known:
+        """Return the shape and the labels of the digits."""
+        return Known((1, 8, 8), image=True, classes=10, samples=1797)
 
     def read(self, seed: int) -> Samples:
         """Return the digits in [-1, 1]."""
@@ -66,12 +66,12 @@ class FashionMNIST(Data):
     split: Split = "train"
     """Which of the two published parts is the data: 60,000 images of `train` or 10,000 of
     `test`."""
-    samples: int | None = Field(default=None, gt=1)
+    samples: SeveralSamples | None = None
     """Number of images to take, the first ones. null takes all; lower it for a quick trial."""
 
-    def class_count(self) -> int:
-        """Return 10."""
-        return 10
+    def known(self) -> Known:
+        """Return the shape and the labels of the images."""
+        return _ten_classes((1, 28, 28), 60000 if self.split == "train" else 10000, self.samples)
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], the files checked by their hashes."""
@@ -83,9 +83,9 @@ class MNIST5k(Data):
 
     name: Literal["mnist_5k"]
 
-    def class_count(self) -> int:
-        """Return 10."""
-        return 10
+    def known(self) -> Known:
+        """Return the shape and the labels of the images."""
+        return _ten_classes((1, 28, 28), 5000, None)
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1]."""
@@ -101,12 +101,12 @@ class CIFAR10(Data):
     split: Split = "train"
     """Which of the two published parts is the data: 50,000 images of `train` or 10,000 of
     `test`."""
-    samples: int | None = Field(default=None, gt=1)
+    samples: SeveralSamples | None = None
     """Number of images to take, the first ones. null takes all; lower it for a quick trial."""
 
-    def class_count(self) -> int:
-        """Return 10."""
-        return 10
+    def known(self) -> Known:
+        """Return the shape and the labels of the images."""
+        return _ten_classes((3, 32, 32), 50000 if self.split == "train" else 10000, self.samples)
 
     def read(self, seed: int) -> Samples:
         """Return the images in [-1, 1], from pickled or from binary batches."""
@@ -123,13 +123,17 @@ class Emoji(Data):
     size: int = Field(default=32, ge=8, le=128)
     """Side of the square images, in pixels. The cost of a network grows with its square."""
 
-    def class_count(self) -> int:
-        """Return 0: the pictures have no labels."""
-        return 0
+    def known(self) -> Known:
+        """Return the shape of the pictures, which have no labels."""
+        return Known((3, self.size, self.size), image=True, classes=0)
 
     def read(self, seed: int) -> Samples:
         """Return the pictures in [-1, 1], made square; no labels."""
         return _emoji(self)
+
+
+def _ten_classes(shape: tuple[int, ...], whole: int, taken: int | None) -> Known:
+    return Known(shape, image=True, classes=10, samples=min(whole, taken or whole))
 
 
 def _digits() -> Samples:

@@ -45,6 +45,19 @@ class Samples:
             raise ValueError(f"label {int(label.max())} has no name; names: {len(self.names)}")
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a data set's settings say before its samples are read; None where they do not.
+
+    `classes` is 0 for samples without labels.
+    """
+
+    shape: tuple[int, ...] | None = None
+    image: bool | None = None
+    classes: int | None = None
+    samples: int | None = None
+
+
 class Data(Settings):
     """The base of every data set.
 
@@ -62,9 +75,10 @@ class Data(Settings):
     def read(self, seed: int) -> Samples:
         """Return the samples; all random draws are functions of the seed."""
 
-    def class_count(self) -> int | None:
-        """Return the number of classes, 0 for data without labels; None if only `read` can tell."""
-        return None
+    def known(self) -> Known:
+        """Return what the settings say of the samples, so that `reflow plan` can refuse a network
+        that does not suit them; nothing for files of the user's own."""
+        return Known()
 
     def log_density(self, x: Tensor) -> Tensor | None:
         """Return log p [N] of points [N, *D] in nats, float64; None where it is not known."""

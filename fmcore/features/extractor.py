@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fmcore.features.own import Custom, OwnFeatures
 from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Lite0
 from fmcore.own import read
-from fmcore.settings import Log, ReflowError, Settings, derive_seed
+from fmcore.settings import BatchSize, LearningRate, Log, ReflowError, Settings, derive_seed
 
 
 class FeatureSettings(Settings):
@@ -37,14 +37,14 @@ class FeatureSettings(Settings):
     sha256: str = Field(default=INCEPTION_SHA256, pattern="^[0-9a-f]{64}$")
     """Expected hash of the file `weights`. Change it only for another Inception; its distance is
     then called fd_inception, not fid."""
-    epochs: int = Field(default=30, gt=0)
+    epochs: int = Field(default=30, gt=0, le=10_000)
     """Passes over the data that train the classifier. Raise it when its accuracy is low."""
-    batch: int = Field(default=128, gt=0)
+    batch: BatchSize = 128
     """Images in each batch of the classifier's training."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: LearningRate = 1e-3
     """Learning rate of AdamW at the start of the classifier's training; it falls to 0 along a
     cosine."""
-    width: int = Field(default=32, gt=0)
+    width: int = Field(default=32, gt=0, le=4096)
     """Channels of the classifier's first convolution; the second has twice as many."""
 
 

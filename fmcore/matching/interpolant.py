@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fmcore.settings import Settings
+from fmcore.settings import Length, Settings
 
 EDGE = 1e-3
 """Distance kept from an end of [0, 1] at which a formula is singular."""
@@ -99,7 +99,7 @@ class Polynomial(Schedule):
     """alpha = (1 - t)^n, sigma = 1 - alpha: straight paths at a speed that changes."""
 
     name: Literal["polynomial"] = "polynomial"
-    power: float = Field(default=2.0, ge=1)
+    power: float = Field(default=2.0, ge=1, le=100)
     """The exponent n in alpha = (1 - t)^n. 1 is the linear interpolant."""
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ class VariancePreserving(Schedule):
 
     first: ClassVar[float] = EDGE
     name: Literal["variance_preserving"] = "variance_preserving"
-    beta_min: float = Field(default=0.1, gt=0)
+    beta_min: float = Field(default=0.1, ge=1e-3, le=1e3)
     """Noise rate beta at t = 0."""
-    beta_max: float = Field(default=20.0, gt=0)
+    beta_max: float = Field(default=20.0, ge=1e-3, le=1e3)
     """Noise rate beta at t = 1. Raise it so that less of the target is left there."""
 
     def _beta(self, t: Tensor) -> Tensor:
@@ -151,10 +151,10 @@ class VarianceExploding(Schedule):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021)."""
 
     name: Literal["variance_exploding"] = "variance_exploding"
-    sigma_min: float = Field(default=0.01, gt=0)
+    sigma_min: Length = 0.01
     """Standard deviation of the noise at t = 0, in units of the data. This noise stays in the
     samples."""
-    sigma_max: float = Field(default=50.0, gt=0)
+    sigma_max: Length = 50.0
     """Standard deviation of the noise at t = 1, in units of the data. It should be well above the
     spread of the data."""
 

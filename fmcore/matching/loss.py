@@ -60,7 +60,7 @@ class Loss(SampleLoss):
     name: Literal["mse", "pseudo_huber"] = "mse"
     """`mse` is the squared error; `pseudo_huber` gives less weight to pairs with a large error,
     which helps from round 2 on."""
-    c: float | None = Field(default=None, gt=0)
+    c: float | None = Field(default=None, gt=0, le=1e6)
     """Where pseudo_huber turns from square to linear, in units of |gap|. null is 0.00054 times the
     dimension of the data."""
     normalised: bool = False

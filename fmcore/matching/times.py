@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fmcore.settings import Settings
+from fmcore.settings import GridSize, Settings
 
 
 class Law(Settings):
@@ -40,9 +40,9 @@ class LogitNormal(Law):
     """logit(t) ~ N(mean, std^2): more times in the middle of the path (Esser et al. 2024, SD3)."""
 
     name: Literal["logit_normal"] = "logit_normal"
-    mean: float = 0.0
+    mean: float = Field(default=0.0, ge=-100, le=100)
     """Mean of logit(t). Above 0 more times lie near the source."""
-    std: float = Field(default=1.0, gt=0)
+    std: float = Field(default=1.0, gt=0, le=100)
     """Standard deviation of logit(t). Lower it to concentrate the times around the middle."""
 
     def spread(self, u: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ class Beta(Law):
     """Density t^{a-1} (1 - t)^{b-1} / B(a, b)."""
 
     name: Literal["beta"] = "beta"
-    a: float = Field(default=2.0, gt=0)
+    a: float = Field(default=2.0, ge=0.01, le=1000)
     """First parameter. Raise it for more times near the source (t = 1)."""
-    b: float = Field(default=2.0, gt=0)
+    b: float = Field(default=2.0, ge=0.01, le=1000)
     """Second parameter. Raise it for more times near the target (t = 0)."""
 
     def spread(self, u: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Grid(Law):
     """The times 1/k, ..., 1 of k Euler steps: for a k-step student (Liu et al. 2022, 2.3)."""
 
     name: Literal["grid"] = "grid"
-    steps: int = Field(gt=0)
+    steps: GridSize
     """The k of the times 1/k, 2/k, ..., 1: the number of Euler steps that the student takes."""
 
     def spread(self, u: Tensor) -> Tensor:

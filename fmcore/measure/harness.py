@@ -1,5 +1,6 @@
 """The measurements of a flow, with the same noise and labels for every round."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,14 @@ from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.scale import same_units
-from fmcore.settings import Settings, derive_seed
+from fmcore.settings import (
+    BatchSize,
+    GridSize,
+    Guidance,
+    Settings,
+    SeveralSamples,
+    derive_seed,
+)
 from fmcore.solve.solver import Solution, Solver
 from fmcore.verdict import keys
 from fmcore.work.work import Work
@@ -32,7 +40,7 @@ class Evaluate(Settings):
     With `seeds` above 1 distances are means over that many draws of noise, the same for all rounds.
     """
 
-    nfe: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, strict=False)] = (
+    nfe: Annotated[tuple[GridSize, ...], Field(min_length=1, max_length=100, strict=False)] = (
         1, 2, 4, 8, 16, 32, 64,
     )  # fmt: skip
     """Numbers of Euler steps (NFE) at which samples are drawn and compared with the data. Drop the
@@ -40,24 +48,24 @@ class Evaluate(Settings):
     solver: GridSolver = Solver(name="heun", steps=32)
     """The fine solver of the paths on which straightness and transport cost are measured. Raise its
     steps when paths are curved."""
-    sde: Annotated[tuple[Sde, ...], Field(strict=False)] = ()
+    sde: Annotated[tuple[Sde, ...], Field(max_length=100, strict=False)] = ()
     """Reverse SDEs with which samples are drawn as well. Only for rounds trained on the independent
     coupling: others have no score."""
-    trajectories: int = Field(default=2048, gt=1)
+    trajectories: SeveralSamples = 2048
     """How many paths are solved for straightness, transport cost and the budget. Raise it for
     smaller errors of these numbers."""
-    reconstructions: int = Field(default=512, ge=0)
+    reconstructions: int = Field(default=512, ge=0, le=10**9)
     """How many real and generated samples are inverted and mapped back in one step, for `drift`; 0
     skips it. It is always skipped for networks with classes."""
-    guidance: float = Field(default=1.0, ge=0)
+    guidance: Guidance = 1.0
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
     need network.classes and double the NFE."""
-    seeds: int = Field(default=1, gt=0)
+    seeds: int = Field(default=1, gt=0, le=10_000)
     """Number of noise draws over which distances are averaged; all rounds get the same draws. Raise
     it when rounds are close."""
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
-    batch: int = Field(default=1024, gt=0)
+    batch: BatchSize = 1024
     """Samples that are drawn at once. Raise it on a large GPU, lower it when memory runs out; on
     the CPU it changes no result."""
 
@@ -132,19 +140,24 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
     count = harness.settings.reconstructions
     if not count or harness.flow.classes:  # the label of a sample is not known here
         return {}
-    errors = []
+    errors, spreads = [], []
     given = read(open_coupling(data), limit=count).target
     for x in (given, fake[:count]):
         source = harness.flow.invert(x, harness.settings.solver, device=harness.device).x
         back = harness.flow.sample(source, Solver(name="euler", steps=1), device=harness.device).x
-        errors.append(float((back - x).double().square().mean()))
+        each = (back - x).double().square()
+        errors.append(float(each.mean()))
+        spreads.append(float(each.flatten(1).mean(1).std(unbiased=False)) / math.sqrt(len(x)))
     real, own = errors
     drift = real - own
+    variance = max(float(given.var(dim=0).mean()), 1e-12)
     return {
         "recon_real": real,
         "recon_fake": own,
         "drift": drift,
-        "drift_rel": drift / max(float(given.var(dim=0).mean()), 1e-12),
+        "drift_rel": drift / variance,
+        "drift_rel_se": math.hypot(*spreads) / variance,
+        "recon_samples": min(len(given), len(fake[:count])),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fmcore.choices.solvers import GridSolver
 from fmcore.matching.conversions import Velocity
 from fmcore.sampling.flow import Flow
-from fmcore.settings import Settings, derive_seed
+from fmcore.settings import Settings, SeveralSamples, derive_seed
 from fmcore.solve.solver import Solver, solve
 
 EXACT_UP_TO = 64
@@ -27,7 +27,7 @@ Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Likelihood(Settings):
     """How the likelihood of held-out data is computed, on how many samples."""
 
-    samples: int = Field(default=512, gt=1)
+    samples: SeveralSamples = 512
     """How many samples are measured: held-out ones where there are any."""
     solver: GridSolver = Solver(name="rk4", steps=32)
     """Solver of the ODE from data to noise, along which the divergence is summed. Raise its steps
@@ -35,7 +35,7 @@ class Likelihood(Settings):
     trace: Literal["auto", "exact", "hutchinson"] = "auto"
     """How the divergence is found: `exact` takes one gradient for each dimension, `hutchinson`
     estimates it, `auto` is exact up to 64 dimensions."""
-    probes: int = Field(default=4, gt=0)
+    probes: int = Field(default=4, gt=0, le=10_000)
     """Random sign vectors of each Hutchinson estimate. Raise it for less noise; cost grows with
     it."""
 

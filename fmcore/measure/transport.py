@@ -3,6 +3,8 @@
 Rectification does not raise the transport cost, for any convex cost (Liu et al. 2022, theorem 3.5).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,13 @@ def _same_size(a: Tensor, b: Tensor) -> None:
 def transport_cost(source: Tensor, target: Tensor) -> float:
     """Return E||target - source||^2 for pairs [B, *D]."""
     return float(_lengths(source, target).square().mean())
+
+
+def transport_cost_error(source: Tensor, target: Tensor) -> float:
+    """Return the standard error of E||target - source||^2 over pairs [B, *D]; 0 for one pair."""
+    if len(source) < 2:
+        return 0.0
+    return float(_lengths(source, target).square().std() / math.sqrt(len(source)))
 
 
 def transport_cost_l1(source: Tensor, target: Tensor) -> float:

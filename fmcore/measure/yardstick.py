@@ -36,7 +36,7 @@ from fmcore.features.extractor import (
 from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infinity
 from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest_train
 from fmcore.measure.transport import energy_distance, sliced_w2, w2
-from fmcore.settings import Log, ReflowError, Settings, derive_seed
+from fmcore.settings import Log, ReflowError, Settings, SeveralSamples, derive_seed
 
 PLANE_SAMPLES = 1000
 NEIGHBOURS = 2000
@@ -48,10 +48,10 @@ class YardstickSettings(Settings):
 
     features: FeaturesOf = FeatureSettings()
     """The features in which generated and real samples are compared."""
-    samples: int = Field(default=5000, gt=1)
+    samples: SeveralSamples = 5000
     """Samples in each half of a cut (n); half of the data at most. More samples make distances less
     biased; distances compare at equal n only."""
-    splits: int = Field(default=4, gt=0)
+    splits: int = Field(default=4, gt=0, le=1000)
     """How many random cuts of the data into two halves. A round is measured with n samples for each
     cut, so more cuts lower the spread and cost time."""
 

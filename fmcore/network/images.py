@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import ClassCount, Depth, ReflowError, Settings, Width, check_weights
 
 DIFFUSERS = "diffusers"
 """The subfolder of a model that diffusers can load."""
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 class UNet(Settings):
@@ -24,21 +22,51 @@ class UNet(Settings):
     """
 
     name: Literal["unet"]
-    channels: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (32, 64)
+    channels: Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=16)] = (
+        32,
+        64,
+    )
     """Channels at each resolution, the first at full size; each further level halves the image. The
     size must divide by 2 for each halving."""
-    blocks: int = Field(default=1, gt=0)
+    blocks: Depth = 1
     """Residual blocks at each resolution."""
-    attend: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = ()
+    attend: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=16)], ...], Field(strict=False, max_length=16)
+    ] = ()
     """Levels with self-attention, counted from 0 (full size). Attention at level 0 is slow."""
-    head: int = Field(default=8, gt=0)
+    head: Width = 8
     """Channels of each attention head."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of features that are dropped in training. Raise it to about 0.1 when the network
     remembers a small data set."""
-    classes: int = Field(default=0, ge=0)
+    classes: ClassCount = 0
     """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
     must be below it. Guidance needs it."""
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> "UNet":
+        if above := [level for level in self.attend if level >= len(self.channels)]:
+            raise ValueError(f"attend: no level {above[0]}, channels has {len(self.channels)}")
+        # The block in the middle, at the last level, always attends.
+        for level in (*self.attend, len(self.channels) - 1):
+            if self.channels[level] < self.head:
+                raise ValueError(
+                    f"head {self.head} is above the {self.channels[level]} channels of level"
+                    f" {level}; lower it"
+                )
+        check_weights(sum(18 * self.blocks * c**2 + self.classes * 4 * c for c in self.channels))
+        return self
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ReflowError if the network cannot be built for samples of `shape`."""
+        _check_images(self, shape)
+        levels = len(self.channels)
+        step = 2 ** (levels - 1)
+        if shape[1] % step or shape[2] % step:
+            raise ReflowError(
+                f"network.channels: {levels} levels halve the image {levels - 1} times, and"
+                f" {shape[1]} x {shape[2]} is no multiple of {step}; use fewer levels"
+            )
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""
@@ -52,21 +80,41 @@ class DiT(Settings):
     """
 
     name: Literal["dit"]
-    heads: int = Field(default=4, gt=0)
+    heads: Width = 4
     """Attention heads of each block. The width of the network is heads times head."""
-    head: int = Field(default=16, gt=0)
+    head: Width = 16
     """Channels of each attention head."""
-    depth: int = Field(default=4, gt=0)
+    depth: Depth = 4
     """Number of transformer blocks."""
-    patch: int = Field(default=2, gt=0)
+    patch: Width = 2
     """Side of a patch in pixels; it must divide the image. Half of it makes four times as many
     tokens."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of features that are dropped in training. Raise it to about 0.1 when the network
     remembers a small data set."""
-    classes: int = Field(default=0, ge=0)
+    classes: ClassCount = 0
     """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
     must be below it. Guidance needs it."""
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> "DiT":
+        width = self.heads * self.head
+        if width % 4:
+            raise ValueError(
+                f"heads times head is {width}, expected a multiple of 4: sines and cosines of two"
+                " coordinates; change head"
+            )
+        check_weights(self.depth * 12 * width**2 + self.classes * width)
+        return self
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ReflowError if the network cannot be built for samples of `shape`."""
+        _check_images(self, shape)
+        if shape[1] != shape[2] or shape[1] % self.patch:
+            raise ReflowError(
+                f"network.patch: {self.patch} does not divide the image, {shape[1]} x {shape[2]},"
+                " which has to be square"
+            )
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""
@@ -81,11 +129,7 @@ class ImageNetwork(nn.Module):
 
     def __init__(self, settings: UNet | DiT, shape: tuple[int, ...]) -> None:
         super().__init__()
-        if len(shape) != 3:
-            raise ReflowError(
-                f"network {settings.name}: needs images [C, H, W], samples here are {list(shape)};"
-                " use residual_mlp"
-            )
+        settings.check_shape(shape)
         self.settings, self.shape = settings, shape
         self.net = _unet(settings, shape) if isinstance(settings, UNet) else _dit(settings, shape)
 
@@ -112,6 +156,14 @@ class ImageNetwork(nn.Module):
             ) from error
 
 
+def _check_images(settings: UNet | DiT, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3:
+        raise ReflowError(
+            f"network {settings.name}: needs images [C, H, W], samples here are {list(shape)};"
+            " use residual_mlp"
+        )
+
+
 def _diffusers() -> Any:
     """Import diffusers, only where needed: it takes ten times as long as the rest of fmcore."""
     with warnings.catch_warnings(action="ignore"):
@@ -122,12 +174,6 @@ def _diffusers() -> Any:
 
 def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
     levels, channels = len(settings.channels), settings.channels
-    step = 2 ** (levels - 1)
-    if shape[1] % step or shape[2] % step:
-        raise ReflowError(
-            f"network.channels: {levels} levels halve the image {levels - 1} times, and"
-            f" {shape[1]} x {shape[2]} is no multiple of {step}; use fewer levels"
-        )
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
     down = ["AttnDownBlock2D" if i in settings.attend else "DownBlock2D" for i in range(levels)]
     up = [name.replace("Down", "Up") for name in reversed(down)]
@@ -147,11 +193,6 @@ def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
 
 
 def _dit(settings: DiT, shape: tuple[int, ...]) -> Any:
-    if shape[1] != shape[2] or shape[1] % settings.patch:
-        raise ReflowError(
-            f"network.patch: {settings.patch} does not divide the image, {shape[1]} x {shape[2]},"
-            " which has to be square"
-        )
     net = _diffusers().DiTTransformer2DModel(
         num_attention_heads=settings.heads,
         attention_head_dim=settings.head,

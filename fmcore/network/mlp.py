@@ -5,10 +5,10 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fmcore.settings import Settings
+from fmcore.settings import ClassCount, Depth, Settings, Width, check_weights
 
 
 class MLP(Settings):
@@ -20,25 +20,30 @@ class MLP(Settings):
     """
 
     name: Literal["residual_mlp"] = "residual_mlp"
-    width: int = Field(default=384, gt=0)
+    width: Width = 384
     """Features in each hidden layer. Raise it when the loss stays high, lower it when
     held_out_ratio is above its bound."""
-    depth: int = Field(default=3, gt=0)
+    depth: Depth = 3
     """Number of residual blocks."""
-    time_features: int = Field(default=64, gt=1, multiple_of=2)
+    time_features: int = Field(default=64, gt=1, le=10_000, multiple_of=2)
     """How many sines and cosines of t the network gets; an even number."""
-    time_frequency: float = Field(default=16.0, gt=1)
+    time_frequency: float = Field(default=16.0, gt=1, le=1e6)
     """Highest frequency of these, in half periods over [0, 1]. Lower it to about 4 for objective
     mean_flow, whose loss differentiates by t."""
     norm: Literal["layer", "none"] = "layer"
     """`layer` normalises features before each block. `none` is for data of a few dimensions, where
     the length of x matters."""
-    classes: int = Field(default=0, ge=0)
+    classes: ClassCount = 0
     """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
     must be below it. Guidance needs it."""
     spans: bool = False
     """Whether the untrained network has an input for spans. A round with objective mean_flow adds
     it by itself, so leave it out."""
+
+    @model_validator(mode="after")
+    def _fits_into_a_machine(self) -> "MLP":
+        check_weights(3 * self.depth * self.width**2 + self.classes * self.width)
+        return self
 
     def build(self, shape: tuple[int, ...]) -> "ResidualMLP":
         """Make the network for samples of `shape`."""

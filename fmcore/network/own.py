@@ -4,11 +4,11 @@ import inspect
 from typing import Any, ClassVar, get_type_hints
 
 import torch
-from pydantic import Field, create_model
+from pydantic import create_model
 from torch import Tensor, nn
 
 from fmcore.own import Own, called, find, parsed
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import ClassCount, ReflowError, Settings
 
 GIVEN = ("self", "shape", "classes")
 """The arguments of a network's constructor besides its settings."""
@@ -45,7 +45,7 @@ class Custom(Own):
     """
 
     base: ClassVar[type] = OwnNetwork
-    classes: int = Field(default=0, ge=0)
+    classes: ClassCount = 0
     """Number of classes of the labels; 0 for a network without labels. Set it for guidance."""
 
     @property

@@ -21,7 +21,7 @@ from fmcore.coupling.write import About, table
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.scale import same_units
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import numerics
@@ -37,27 +37,29 @@ class Couple(Settings):
     changes the pairs of a flow with classes, and is recorded.
     """
 
-    pairs: int = Field(gt=0)
+    pairs: SampleCount
     """How many pairs are sampled. Raise it when held_out_ratio warns on the round that trains on
     them."""
     solver: OdeSolver = Solver(name="heun", steps=18)
     """The solver of the ODE that makes the pairs."""
-    mix: dict[Kind, Annotated[float, Field(gt=0)]] = Field(default={"generated": 1.0}, min_length=1)
+    mix: dict[Kind, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={"generated": 1.0}, min_length=1
+    )
     """Shares of pairs `generated` from noise and `inverted` from real samples; they add up to 1.
     Add inverted pairs when gates.drift_rel warns."""
-    guidance: float = Field(default=1.0, ge=0)
+    guidance: Guidance = 1.0
     """Strength of guidance in making the pairs: v_null + guidance (v - v_null). 1 is none; other
     values need network.classes and double the cost."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
     (`raw`)."""
-    batch: int = Field(default=1024, gt=0)
+    batch: BatchSize = 1024
     """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; on the
     CPU it does not change the bytes."""
-    shard: int = Field(default=4096, gt=0)
+    shard: BatchSize = 4096
     """Pairs in each Parquet file: the unit of work for several workers. A stopped run does not
     repeat finished files."""
-    audit_every: int = Field(default=32, gt=0)
+    audit_every: SampleCount = 32
     """One pair in this many is solved again with twice the steps (or a tenth of the tolerances), to
     measure `solver_gap`. Lower it for a better estimate."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.sampling.flow import Flow, concatenated
-from fmcore.settings import ReflowError, Settings, derive_seed
+from fmcore.settings import GridSize, ReflowError, Settings, derive_seed
 from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solution
 
@@ -18,7 +18,7 @@ class Sde(Settings):
 
     name: str = Field(default="euler_maruyama", pattern="^euler_maruyama$")
     """The scheme: Euler-Maruyama, the only one."""
-    steps: int = Field(default=64, gt=0)
+    steps: GridSize = 64
     """Number of equal steps from t = 1 to t = 0."""
     churn: float = Field(default=1.0, ge=0, le=1)
     """Share of the reverse SDE's noise that each step adds: 0 is the ODE, 1 the full SDE."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fmcore.matching.conversions import Velocity
 from fmcore.matching.interpolant import expand
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import GridSize, ReflowError, Settings
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 STAGES = (
@@ -33,12 +33,12 @@ class Adaptive(Settings):
     """Dormand-Prince 5(4) with a step size of its own for each row."""
 
     name: Literal["dopri5"] = "dopri5"
-    rtol: float = Field(default=1e-5, gt=0)
+    rtol: float = Field(default=1e-5, ge=1e-9, le=1)
     """Error that a step may have relative to the size of the sample. Lower it for accurate pairs;
     each tenth costs about 1.6 times the evaluations."""
-    atol: float = Field(default=1e-5, gt=0)
+    atol: float = Field(default=1e-5, ge=1e-9, le=1e3)
     """Error that a step may have in absolute terms, in units of the data."""
-    max_steps: int = Field(default=1000, gt=0)
+    max_steps: GridSize = 1000
     """Largest number of steps for a sample; if it needs more, that is an error. Raise it for tight
     tolerances."""
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fmcore.matching.conversions import Velocity
-from fmcore.settings import Settings
+from fmcore.settings import GridSize, Settings, Share
 from fmcore.solve.adaptive import Adaptive, dopri5
 
 Step = Callable[[Velocity, Tensor, Tensor, Tensor], Tensor]
@@ -55,13 +55,13 @@ class Solver(Settings):
     name: Literal["euler", "midpoint", "heun", "rk4"] = "heun"
     """The step: `euler` has order 1, `midpoint` and `heun` order 2, `rk4` order 4, for 1, 2, 2 and
     4 evaluations each."""
-    steps: int = Field(default=18, gt=0)
+    steps: GridSize = 18
     """Number of steps from t = 1 to t = 0. Raise it when gates.solver_gap_rel warns; cost grows
     with it."""
-    shift: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=1.0, ge=1e-3, le=1e3)
     """Moves the grid: t becomes s t / (1 + (s - 1) t). Above 1 steps are shorter near the target, 1
     is even steps."""
-    times: Annotated[tuple[float, ...] | None, Field(strict=False)] = None
+    times: Annotated[tuple[Share, ...] | None, Field(max_length=10_000, strict=False)] = None
     """A grid of your own, falling from 1 to 0, in place of `steps` and `shift`. null is none."""
 
     @model_validator(mode="before")

@@ -37,7 +37,7 @@ class Sinkhorn(Settings):
     """
 
     name: Literal["sinkhorn"]
-    reg: float = Field(default=0.05, gt=0)
+    reg: float = Field(default=0.05, ge=1e-4, le=1e3)
     """Strength of the entropy, relative to the mean squared distance in the batch. Towards 0 the
     pairing is the optimal one, and slow."""
 

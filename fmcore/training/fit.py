@@ -23,7 +23,14 @@ from fmcore.matching.loss import Loss, flow_matching_loss
 from fmcore.matching.times import Grid, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import averaged
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import (
+    BatchSize,
+    LearningRate,
+    ReflowError,
+    Settings,
+    StepCount,
+    WorkerCount,
+)
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
 from fmcore.training.checkpoint import State, finite
 from fmcore.training.processes import ALONE, Group
@@ -40,21 +47,21 @@ class Train(Settings):
     coupling; `flip` mirrors pairs of images; `drop_longest` leaves out that share of the pairs.
     """
 
-    steps: int = Field(gt=0)
+    steps: StepCount
     """Optimiser steps; the learning rate falls to 0 over them. More steps fit better, and remember
     a small set of pairs sooner."""
-    batch: int = Field(default=256, gt=0)
+    batch: BatchSize = 256
     """Pairs in each step. Raise it to smooth the gradient, lower it when memory runs out."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: LearningRate = 1e-3
     """Peak learning rate of AdamW, reached after `warmup` steps, then falling to 0 along a cosine.
     Lower it when the loss rises or the run is stopped as diverged."""
-    warmup: int = Field(default=100, ge=0)
+    warmup: int = Field(default=100, ge=0, le=10**9)
     """Steps over which the learning rate rises to its peak. Raise it when the first steps
     diverge."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0, le=1e12)
     """Largest norm of the gradient; a longer one is scaled down to it. Lower it when the loss has
     spikes."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3)
     """Weight decay of AdamW. Raise it when the network remembers its pairs."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the average of the weights, the model that is sampled; it starts lower and rises to
@@ -88,18 +95,18 @@ class Train(Settings):
     start_from: Literal["ema", "raw"] = "ema"
     """Which weights of the model `init` the round starts from: the average (`ema`) or the
     optimiser's own (`raw`)."""
-    log_every: int = Field(default=50, gt=0)
+    log_every: StepCount = 50
     """Steps between two points of the training curve; each is the mean loss since the
     previous point."""
-    checkpoint_every: int = Field(default=500, gt=0)
+    checkpoint_every: StepCount = 500
     """Steps between two checkpoints, from which a stopped training continues; the held-out loss
     is measured at each."""
-    diverged: float = Field(default=20.0, gt=1)
+    diverged: float = Field(default=20.0, gt=1, le=1e12)
     """Factor above its best at which the logged loss stops the run as diverged. Raise it when the
     loss is noisy."""
-    memory_mb: int = Field(default=2048, gt=0)
+    memory_mb: int = Field(default=2048, gt=0, le=2**24)
     """Memory for pairs, in MiB. A larger coupling is read and shuffled in windows of this size."""
-    processes: int = Field(default=1, gt=0)
+    processes: WorkerCount = 1
     """Processes that share each batch, on a GPU each or on cores. It changes the order of sums,
     hence rounding."""
 

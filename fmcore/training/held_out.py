@@ -1,9 +1,13 @@
 """The flow-matching loss of a velocity on pairs that are held out from training."""
 
+import math
+
 import torch
 
 from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.read import Coupling, Pairs, read
+from fmcore.matching.conversions import usable_times
+from fmcore.matching.interpolant import Schedule
 from fmcore.matching.loss import Batch, flow_matching_loss
 from fmcore.matching.times import Uniform
 from fmcore.network.field import Field
@@ -22,6 +26,8 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Return the loss on held-out pairs, on as many training pairs, and the ratio of the two.
 
+    Also the standard errors of loss and ratio, and the number of held-out pairs.
+
     Times follow `law`, uniform unless given. A ratio well above 1 means that the network remembers
     its pairs: use more pairs, or fewer steps.
     """
@@ -29,28 +35,55 @@ def held_out_losses(
     if not len(held):
         return {}
     seen = read(coupling, split="train", limit=len(held))
-    losses = [_loss(field, p, seed, device, limit, law or Uniform()) for p in (held, seen)]
+    (loss, error), (own, own_error) = (
+        _loss(field, p, seed, device, limit, law or Uniform()) for p in (held, seen)
+    )
+    ratio = loss / max(own, 1e-12)
+    relative = math.hypot(error / max(loss, 1e-12), own_error / max(own, 1e-12))
     return {
-        "held_out_loss": losses[0],
-        "train_loss": losses[1],
-        "held_out_ratio": losses[0] / max(losses[1], 1e-12),
+        "held_out_loss": loss,
+        "train_loss": own,
+        "held_out_ratio": ratio,
+        "held_out_loss_se": error,
+        "held_out_ratio_se": ratio * relative,
+        "held_out_pairs": len(held),
     }
+
+
+def constant_loss(pairs: Pairs, interpolant: Schedule, law: LawOfTime | None = None) -> float:
+    """Return the least loss that a velocity has which is the same everywhere: its variance.
+
+    Times follow `law`, uniform unless given.
+    """
+    n = len(pairs)
+    generator = torch.Generator().manual_seed(0)
+    t = (law or Uniform()).spread((torch.randperm(n, generator=generator) + 0.5) / n)
+    t = t.clamp(*usable_times(interpolant, "velocity"))
+    _, _, d_alpha, d_sigma = interpolant.at(t, pairs.target)
+    velocity = d_alpha * pairs.target + d_sigma * pairs.source
+    return float(velocity.double().var(dim=0, unbiased=False).mean())
 
 
 def _loss(
     field: Field, pairs: Pairs, seed: int, device: torch.device, evaluations: int, law: LawOfTime
-) -> float:
-    """Average over about `evaluations` times, stratified over [0, 1] and spread over the pairs."""
+) -> tuple[float, float]:
+    """Average over about `evaluations` times, stratified over [0, 1] and spread over the pairs.
+
+    Also return the standard error over the pairs; those drawn are independent, times of one are
+    not.
+    """
     repeats = max(1, evaluations // len(pairs))
     n = repeats * len(pairs)
     generator = torch.Generator().manual_seed(derive_seed(seed, "held_out_time"))
     times = law.spread((torch.randperm(n, generator=generator) + 0.5) / n)
-    total = 0.0
+    total, by_pair = 0.0, torch.zeros(len(pairs), dtype=torch.float64)
     for rows in torch.arange(n).split(1024):
         part, t = pairs.rows(rows % len(pairs)), times[rows]
         label = part.label.to(device) if field.classes and part.label is not None else None
         batch = Batch(*(a.to(device) for a in (part.target, part.source, t)))
         # The loss of the velocity, whatever the network predicts, so that rounds can be compared.
-        _, mean_square = flow_matching_loss(field.velocity(label), batch, field.interpolant)
+        each, mean_square = flow_matching_loss(field.velocity(label), batch, field.interpolant)
         total += float(mean_square) * len(rows)
-    return total / n
+        by_pair.index_add_(0, rows % len(pairs), each.double().cpu() / repeats)
+    spread = float(by_pair.std()) if len(pairs) > 1 else 0.0
+    return total / n, spread / math.sqrt(len(pairs))

@@ -1,5 +1,6 @@
 """Gates: numbers that must lie within bounds before the chain goes on, and what to do if not."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,9 +13,9 @@ from fmcore.settings import Settings
 class Level(Settings):
     """Above `warn` a gate warns, above `fail` it stops the chain; null means never."""
 
-    warn: float | None = Field(default=None, ge=0)
+    warn: float | None = Field(default=None, ge=0, le=1e12)
     """Above this value the gate warns; null means never."""
-    fail: float | None = Field(default=None, ge=0)
+    fail: float | None = Field(default=None, ge=0, le=1e12)
     """Above this value the stage fails and the chain stops; null means never."""
 
     @model_validator(mode="after")
@@ -39,6 +40,9 @@ class Gates(Settings):
     held_out_ratio: Level = Level(warn=1.2, fail=2)
     """Loss on held-out pairs over that on trained pairs. Far above 1 the network remembers its
     pairs."""
+    held_out_rel: Level = Level(warn=1, fail=100)
+    """Loss on held-out pairs over that of the best constant velocity. Above 1 the network has
+    learned less than a mean, far above it has diverged."""
     cost_rise: Level = Level(warn=0.01, fail=0.1)
     """Rise of the transport cost from the round's coupling to its own paths, over the former.
     Rectification rules out a rise."""
@@ -71,6 +75,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "the loss on held-out pairs is {value:.3g} times that on trained pairs",
         "the network remembers its pairs: more pairs, fewer steps or a smaller network",
     ),
+    "held_out_rel": (
+        "the loss on held-out pairs is {value:.3g} times that of a velocity that is the same"
+        " everywhere",
+        "the network has learned less than a mean, or diverged: lower train.lr, raise train.warmup"
+        " or train.steps",
+    ),
     "cost_rise": (
         "the transport cost rose by {value:.3g} of its former value, which rectification rules out",
         "the round's training has not converged, or another flow made the coupling",
@@ -87,40 +97,86 @@ WORDS: dict[str, tuple[str, str]] = {
 """For each gate: what was found, and what to change."""
 
 
+ROWS = {
+    "endpoint_shift": "pairs",
+    "held_out_ratio": "held_out_pairs",
+    "held_out_rel": "held_out_pairs",
+    "cost_rise": "cost_pairs",
+    "budget_defect": "held_out_pairs",
+    "drift_rel": "recon_samples",
+}
+"""For each gate on a mean over rows: the metric that says over how many."""
+LEAST_ROWS = 64
+"""Rows that decide a gate: with fewer the standard error is itself too uncertain."""
+SURE = 2.0
+"""Standard errors by which a mean must exceed a fail level: noise does so once in 44 times."""
+UNIT = (0.1, 10.0)
+"""Root mean squares of data for which networks, learning rates and solvers are made."""
+BY_SCALE = {"endpoint_shift", "solver_gap_rel", "held_out_ratio", "held_out_rel", "cost_rise"}
+"""Gates that data far from unit scale trips, whatever else is right."""
+
+State = Literal["ok", "warn", "fail", "undecided"]
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """The state of a gate for a value, and its message."""
+    """The state of a gate for a value, and its message.
+
+    `undecided` means that too few rows were measured: it neither warns nor fails.
+    """
 
     gate: str
     value: float
-    state: Literal["ok", "warn", "fail"]
+    state: State
     says: str
 
 
 def judge(gates: Gates, values: Mapping[str, Any]) -> list[Verdict]:
     """Judge those of the values that have a gate. The sign of a defect does not matter.
 
+    A mean over rows fails only if it exceeds its level by `SURE` standard errors (`<name>_se`), and
+    is not decided on fewer than `LEAST_ROWS` rows.
+
     >>> [v.state for v in judge(Gates(), {"held_out_ratio": 1.5, "loss": 3.0})]
     ['warn']
+    >>> [v.state for v in judge(Gates(), {"held_out_ratio": 2.2, "held_out_pairs": 5})]
+    ['undecided']
     """
     found = []
     for name in Gates.model_fields:
         if name not in values:
             continue
         value, level = float(values[name]), getattr(gates, name)
+        error = float(values.get(f"{name}_se", 0.0))
         size = abs(value) if name == "budget_defect" else value
-        state: Literal["ok", "warn", "fail"] = "ok"
+        rows = values.get(ROWS.get(name, ""))
+        if rows is not None and rows < LEAST_ROWS and math.isfinite(value):
+            found.append(Verdict(name, value, "undecided", _few(name, value, rows)))
+            continue
+        state: State = "ok"
         if level.warn is not None and not size <= level.warn:
             state = "warn"
         if level.fail is not None and not size <= level.fail:
-            state = "fail"
-        found.append(Verdict(name, value, state, _words(name, value, level, state)))
+            state = "warn" if size - SURE * error <= level.fail else "fail"
+        found.append(Verdict(name, value, state, _words(name, value, level, state, values)))
     return found
 
 
-def _words(name: str, value: float, level: Level, state: str) -> str:
+def _few(name: str, value: float, rows: float) -> str:
+    word = ROWS[name].rpartition("_")[2]
+    return f"{name} {value:.3g} is not decided: {rows:.0f} {word}, {LEAST_ROWS} needed"
+
+
+def _words(name: str, value: float, level: Level, state: str, values: Mapping[str, Any]) -> str:
     if state == "ok":
         return f"{name} {value:.3g}"
     what, mend = WORDS[name]
-    limit = level.fail if state == "fail" else level.warn
-    return f"{what.format(value=value)}, {state} level {limit:g} (gates.{name}): {mend}"
+    limit = f"{state} level {level.fail if state == 'fail' else level.warn or 0:g}"
+    if state == "warn" and level.fail is not None and abs(value) > level.fail:
+        error = float(values.get(f"{name}_se", 0.0))
+        limit = f"fail level {level.fail:g} within the standard error {error:.2g}, so not failed"
+    scale = float(values.get("target_rms", 1.0))
+    if name in BY_SCALE and not UNIT[0] <= scale <= UNIT[1]:
+        mend = f"the data is far from unit scale (root mean square {scale:.3g}): set data.scale to"
+        mend += " standardise it"
+    return f"{what.format(value=value)}, {limit} (gates.{name}): {mend}"

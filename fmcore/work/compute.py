@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import ReflowError, Settings, WorkerCount
 
 TILE = 256
 """Rows of a network call on the CPU, unless the network has a `tile` of its own."""
@@ -23,7 +22,7 @@ class Compute(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of training and sampling. `auto` takes a GPU where torch sees one, else the CPU."""
-    threads: int = Field(default=2, gt=0)
+    threads: WorkerCount = 2
     """CPU threads of a stage. Stages that run at the same time share the cores by this number.
     It changes rounding, hence results."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

@@ -19,14 +19,14 @@ def test_a_key_is_told_with_bounds_default_and_description(reflow):
     done = reflow("train.lr")
     lines = done.stdout.splitlines()
     assert done.exit_code == 0 and lines[0] == "rounds.<round>.train.lr"
-    assert lines[1] == "    number, > 0; default 0.001" and "AdamW" in lines[2]
+    assert lines[1] == "    number, > 0, <= 10000; default 0.001" and "AdamW" in lines[2]
     assert all(len(line) <= 100 for line in lines)
 
 
 def test_a_key_that_has_to_be_there_says_so_and_a_kind_its_name(reflow):
     said = reflow("time.grid.steps").stdout
     assert said.splitlines()[0] == "rounds.<round>.train.time.steps (name: grid)"
-    assert "whole number, > 0; required" in said
+    assert "whole number, > 0, <= 100,000; required" in said
 
 
 def test_no_key_tells_all_and_json_is_for_programs(reflow):

@@ -59,7 +59,7 @@ def test_the_examples_of_the_page_make_a_whole_parameter_file(tmp_path):
 def test_a_setting_has_its_value_bounds_and_default():
     (lr,) = find("train.lr")
     assert lr.place == "rounds.<round>.train.lr" and "AdamW" in lr.description
-    assert (lr.holds, lr.bounds, lr.default) == ("number", "> 0", "0.001")
+    assert (lr.holds, lr.bounds, lr.default) == ("number", "> 0, <= 10000", "0.001")
     defaults = {s.place: s.default for s in EVERY if not s.kind}
     assert defaults["rounds.<round>.train.steps"] == ""
     assert defaults["evaluate.solver"] == "{name: heun, steps: 32}"

@@ -7,10 +7,14 @@ import torch
 
 from fmcore.coupling.checks import measure
 from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.matching.interpolant import Linear
 from fmcore.measure.harness import Evaluate
-from fmcore.verdict.gates import WORDS, Gates, Level, judge
-from tests.chains import gaussian_data
+from fmcore.network.field import Field
+from fmcore.training.held_out import held_out_losses
+from fmcore.verdict.gates import LEAST_ROWS, WORDS, Gates, Level, judge
+from tests.chains import CPU, gaussian_data
 
 
 def test_every_gate_has_words():
@@ -79,3 +83,70 @@ def test_shrunken_endpoints_are_found(tmp_path):
 def test_defaults_are_settings_like_any_other():
     assert Gates.model_validate(json.loads(Gates().model_dump_json())) == Gates()
     assert Evaluate().guidance == 1
+
+
+def ratio_of(errors, others):
+    """Return the metrics of held_out_losses for losses of held-out and of trained pairs."""
+    n, a, b = len(errors), errors.mean(), others.mean()
+    relative = ((errors.var() / n) / a**2 + (others.var() / n) / b**2) ** 0.5
+    ratio = float(a / b)
+    return {
+        "held_out_ratio": ratio,
+        "held_out_ratio_se": float(ratio * relative),
+        "held_out_pairs": n,
+    }
+
+
+@pytest.mark.parametrize("rows", [5, 20, 64, 200])
+def test_noise_stops_a_chain_at_most_at_the_nominal_rate(rows):
+    """Losses of pairs vary by their own size (exponential); their true ratio is the fail level."""
+    generator = torch.Generator().manual_seed(rows)
+    draws = torch.empty(2, 2000, rows, dtype=torch.float64).exponential_(generator=generator)
+    failed = [
+        judge(Gates(), ratio_of(2 * a, b))[0].state == "fail"
+        for a, b in zip(draws[0], draws[1], strict=True)
+    ]
+    share = sum(failed) / len(failed)
+    assert share == 0 if rows < LEAST_ROWS else 0.003 < share < 0.0228 + 0.01  # N(0, 1) above 2
+
+
+def test_a_ratio_clearly_above_its_level_fails_and_a_true_one_never():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.empty(2, 300, 200, dtype=torch.float64).exponential_(generator=generator)
+    states = [judge(Gates(), ratio_of(3.5 * x, y))[0].state for x, y in zip(a, b, strict=True)]
+    assert states.count("fail") > 0.98 * len(states)
+    states = [judge(Gates(), ratio_of(x, y))[0].state for x, y in zip(a, b, strict=True)]
+    assert "fail" not in states
+
+
+def test_few_rows_decide_nothing_and_say_so():
+    (verdict,) = judge(Gates(), {"held_out_ratio": 2.21, "held_out_pairs": 5})
+    assert verdict.state == "undecided"
+    assert verdict.says == "held_out_ratio 2.21 is not decided: 5 pairs, 64 needed"
+    (verdict,) = judge(Gates(), {"held_out_ratio": float("nan"), "held_out_pairs": 5})
+    assert verdict.state == "fail", "what is not finite needs no more rows"
+    (verdict,) = judge(Gates(), {"held_out_ratio": 2.1, "held_out_ratio_se": 0.4})
+    assert verdict.state == "warn" and "within the standard error 0.4" in verdict.says
+
+
+@pytest.mark.parametrize("size", [1e4, 500.0, 1e-6])
+def test_data_far_from_unit_scale_is_named_as_the_cause(size):
+    (verdict,) = judge(Gates(), {"held_out_ratio": 3.0, "target_rms": size})
+    assert "data.scale" in verdict.says and "remembers" not in verdict.says
+    (verdict,) = judge(Gates(), {"held_out_ratio": 3.0, "target_rms": 4.0})
+    assert "data.scale" not in verdict.says and "remembers" in verdict.says
+
+
+def test_the_standard_error_of_a_held_out_loss_is_that_over_pairs(tmp_path):
+    """The spread of the losses of several draws of pairs is what each of them states."""
+    found = []
+    for seed in range(16):
+        gaussian_data(tmp_path / str(seed), mu=[0.0, 0.0], s=[1.0, 1.0], pairs=2000, seed=seed)
+        field = Field(lambda x, t: torch.zeros_like(x), Linear())
+        coupling = open_coupling(tmp_path / str(seed))
+        found.append(held_out_losses(field, coupling, seed=0, device=CPU, limit=400))
+    losses = torch.tensor([f["held_out_loss"] for f in found])
+    stated = sum(f["held_out_loss_se"] for f in found) / len(found)
+    assert found[0]["held_out_pairs"] == 100
+    assert stated == pytest.approx(float(losses.std()), rel=0.45)
+    assert stated == pytest.approx((2.0**2 * 2 / 2 / 100) ** 0.5, rel=0.15)

@@ -1,0 +1,184 @@
+"""Settings that are valid alone but cannot work together: known from params.yaml, before any stage.
+
+What depends on files of the user's own (their shape, their labels) is checked by the stage that
+reads them.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fmcore.choices.solvers import OdeSolver
+from fmcore.dataset.samples import Known
+from fmcore.features.extractor import FeatureSettings
+from fmcore.matching.times import Grid, Point
+from fmcore.network.build import Network
+from fmcore.network.images import DiT, UNet
+from fmcore.network.mlp import MLP
+from fmcore.settings import ReflowError
+from fmcore.solve.solver import Solver
+
+if TYPE_CHECKING:
+    from flows.params.load import Params, Round
+
+Mistake = tuple[tuple[str, ...], str]
+"""The keys of a setting, and what is wrong with it."""
+
+FEWEST = 4
+"""Samples of a data set: the yardstick compares two halves, and a half needs a variance."""
+
+
+def impossible(params: "Params") -> Iterator[Mistake]:
+    """Yield (keys, mistake) for settings that a stage would refuse, or that would mean nothing."""
+    known = params.data.known()
+    if known.samples is not None and known.samples < FEWEST:
+        yield ("data", "samples"), f"{known.samples} cannot be cut in two halves; at least {FEWEST}"
+    yield from _network(("network",), params.network, known)
+    if params.without_gpu and params.without_gpu.network:
+        yield from _network(("without_gpu", "network"), params.without_gpu.network, known)
+    yield from _features(params, known)
+    for name in params.rounds:
+        yield from _round(params, name, known)
+    yield from _pairs_of_students(params)
+    yield from _scores(params)
+    yield from _guidance(params)
+
+
+def _network(place: tuple[str, ...], network: Network, known: Known) -> Iterator[Mistake]:
+    """A network that cannot be built for the samples, or whose labels the data does not have."""
+    if known.shape is not None and isinstance(network, UNet | DiT):
+        try:
+            network.check_shape(known.shape)
+        except ReflowError as error:
+            yield place, str(error)
+    if known.classes is None or not network.classes:
+        return
+    if not known.classes:
+        yield (*place, "classes"), "this data has no labels; set it to 0"
+    elif network.classes < known.classes:
+        yield (
+            (*place, "classes"),
+            f"{network.classes} is below the {known.classes} classes of this data; raise it, or set"
+            " it to 0 to ignore labels",
+        )
+
+
+def _features(params: "Params", known: Known) -> Iterator[Mistake]:
+    """Features that the samples do not have."""
+    features, place = params.yardstick.features, ("yardstick", "features", "kind")
+    if not isinstance(features, FeatureSettings) or features.kind == "identity":
+        return
+    if features.kind == "classifier":
+        if known.image is False or known.classes == 0:
+            instead = "lite0 or identity" if known.image else "identity"
+            yield place, f"classifier needs images with labels, this data has none; use {instead}"
+        return
+    if known.image is False:
+        yield place, f"{features.kind} needs images, this data has none; use identity"
+    if features.kind == "inception" and features.weights is None:
+        what = "inception needs the path of its weights; nothing is downloaded"
+        yield ("yardstick", "features", "weights"), what
+
+
+def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
+    """A training that its coupling, its network or the data does not allow."""
+    round_ = params.rounds[name]
+    train, place = round_.train, ("rounds", name, "train")
+    independent = round_.coupling not in params.couplings
+    if independent and train.drop_longest:
+        what = "the independent coupling has no fixed pairs to drop; leave it out"
+        yield (*place, "drop_longest"), what
+    if not independent and train.pairing.name != "independent":
+        what = f"pairs anew what coupling {round_.coupling!r} has paired; only for independent"
+        yield (*place, "pairing"), what
+    if independent and train.student:
+        what = (
+            f"{train.time.name} makes a student, which learns from the pairs of another round: on"
+            " the independent coupling it learns the mean of the data; name a generated coupling"
+        )
+        yield (*place, "time"), what
+    if train.flip and (known.image is False or (known.shape and len(known.shape) != 3)):
+        yield (*place, "flip"), "mirrors images, and this data has none; leave it out"
+    if train.batch % train.processes:
+        what = f"{train.batch} has no {train.processes} equal parts; make it a multiple"
+        yield (*place, "batch"), what
+    yield from _mean_flow(params, round_, place)
+    yield from _labels(params, round_, place)
+
+
+def _mean_flow(params: "Params", round_: "Round", place: tuple[str, ...]) -> Iterator[Mistake]:
+    """Objective mean_flow without an input for spans, or without spans."""
+    train, network = round_.train, params.network
+    if train.objective != "mean_flow":
+        return
+    if not isinstance(network, MLP):
+        what = (
+            f"mean_flow needs network residual_mlp, got {network.name}: its loss differentiates by"
+            " the span, which is an input of that network"
+        )
+        yield (*place, "objective"), what
+    if train.student:
+        what = (
+            f"{train.time.name} leaves no spans between times, which mean_flow learns; use another"
+            " law"
+        )
+        yield (*place, "time"), what
+
+
+def _labels(params: "Params", round_: "Round", place: tuple[str, ...]) -> Iterator[Mistake]:
+    train = round_.train
+    if params.network.classes:
+        return
+    if train.label_dropout and "label_dropout" in train.model_fields_set:
+        yield (*place, "label_dropout"), "there are no labels; set network.classes, or leave it out"
+
+
+def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
+    """Pairs of a student at times that it has not learned."""
+    for key, coupling in params.couplings.items():
+        law, solver = params.rounds[coupling.round].train.time, coupling.solver
+        if not isinstance(law, Point | Grid) or (isinstance(law, Point) and law.at < 1):
+            continue
+        steps = law.steps if isinstance(law, Grid) else 1
+        if not _on_grid(solver, steps):
+            what = (
+                f"round {coupling.round!r} is a student of {steps} Euler steps and has learned no"
+                f" other times; use {{name: euler, steps: {steps}}}"
+            )
+            yield ("couplings", key, "solver"), what
+
+
+def _on_grid(solver: OdeSolver, steps: int) -> bool:
+    """Say whether a solver evaluates at some of the times 1/steps, 2/steps, ..., 1 only."""
+    if not isinstance(solver, Solver) or solver.name != "euler":
+        return False
+    return solver.shift == 1 and solver.times is None and not steps % solver.steps
+
+
+def _scores(params: "Params") -> Iterator[Mistake]:
+    """Reverse SDEs where no round has a score."""
+    having = (
+        r.coupling not in params.couplings and r.train.pairing.name == "independent"
+        for r in params.rounds.values()
+    )
+    if params.evaluate.sde and not any(having):
+        what = "no round has a score: none is trained on independent pairs; leave it out"
+        yield ("evaluate", "sde"), what
+
+
+def _guidance(params: "Params") -> Iterator[Mistake]:
+    """Guidance of a network that has no labels, or that never learned to go without."""
+    used: list[tuple[tuple[str, ...], float, list[str]]] = [
+        (("couplings", name, "guidance"), coupling.guidance, [coupling.round])
+        for name, coupling in params.couplings.items()
+    ]
+    used.append((("evaluate", "guidance"), params.evaluate.guidance, list(params.rounds)))
+    for place, guidance, rounds in used:
+        if guidance == 1:
+            continue
+        if not params.network.classes:
+            yield place, "guidance needs classes; set network.classes, or guidance 1"
+            continue
+        for name in rounds:
+            if not params.rounds[name].train.label_dropout:
+                what = f"guidance needs rounds.{name}.train.label_dropout above 0, got 0"
+                yield place, what
