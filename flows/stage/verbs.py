@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
-from flows.project.locks import EX_TEMPFAIL, Busy
+from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
 from flows.project.process_group import die_with_parent
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
@@ -96,7 +96,10 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage and return 0; on failure print why, return 2, or 75 if a retry may succeed."""
+    """Run one stage and return 0; on failure print why and return 2.
+
+    It is 75 if a retry may succeed, 65 if it may when a damaged input is mended.
+    """
     try:
         command = read_words(arguments)
         verb, key = command.verb, command.key
@@ -121,6 +124,9 @@ def main(arguments: list[str]) -> int:
     except Busy as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EX_TEMPFAIL
+    except Damaged as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EX_DATAERR
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

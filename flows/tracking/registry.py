@@ -49,7 +49,7 @@ def _version(tracker: Tracker, name: str, whole: Chain, round_: str) -> str:
         [tracker.experiment], filter_string=f"source_run_id = '{found[0].info.run_id}'"
     )
     if not models:
-        raise ReflowError(f"{round_}: its model is not in MLflow yet; `dvc checkout` and publish")
+        raise ReflowError(f"{round_}: its model is not in MLflow yet; `reflow publish` logs it")
     model, run = models[0], found[0]
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.source == model.model_uri or version.model_id == model.model_id:

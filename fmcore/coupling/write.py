@@ -1,6 +1,5 @@
 """Writing a coupling: each shard atomically, then the manifest."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,12 +14,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.checked import sealed, sha256
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import is_held_out
 from fmcore.settings import CONVENTION, ReflowError, Settings
 
 SCHEMA_VERSION = 1
 ROW_GROUP_BYTES = 4 << 20
+COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", "split")
+"""Every column that a coupling may have; a name with a flipped bit is another."""
 
 
 class About(Settings):
@@ -105,7 +107,8 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     """Write shard `index` atomically: temporary name, sync, rename. Returns its path.
 
     Compression, dictionaries and statistics are off: noise does not compress, and the bytes stay
-    a function of the rows. Page checksums are on: without them Parquet detects no flipped bit.
+    a function of the rows. Page checksums are on: without them Parquet detects no flipped bit. They
+    do not cover the footer, so the file's sha256 is written beside it, before it, until `finish`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / shard_name(index)
@@ -123,20 +126,34 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
             row_group_size=max(1, ROW_GROUP_BYTES // width),
         )
         sync(temporary)
+        _record(path).write_text(sha256(temporary))
 
     commit(temporary, path, write)
     return path
 
 
+def _record(shard: Path) -> Path:
+    """Return the file with the sha256 that a shard had when it was written."""
+    return shard.with_name(f".{shard.name}.sha256")
+
+
+def _as_written(shard: Path) -> bool:
+    """Whether the shard has the bytes with which it was written."""
+    try:
+        return _record(shard).read_bytes() == sha256(shard).encode()
+    except OSError:
+        return False
+
+
 def is_whole(path: Path, about: About) -> bool:
     """Whether `path` is a complete and undamaged shard of this coupling, from an earlier run."""
-    if not path.exists():
+    if not _as_written(path):
         return False
     try:
-        metadata = pq.read_table(path, page_checksum_verification=True).schema.metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        metadata = pq.read_schema(path).metadata or {}
+        return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))
+    except (OSError, pa.ArrowInvalid, ValueError):
         return False
-    return bool(json.loads(metadata.get(b"fm", b"null")) == about.model_dump(exclude_none=True))
 
 
 def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
@@ -168,12 +185,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
     """Check that all shards exist, delete all other files, write the manifest last."""
     files = []
@@ -181,6 +192,8 @@ def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
         path = folder / shard_name(index)
         if not path.exists():
             raise ReflowError(f"{path}: shard is missing; run the stage again, it continues there")
+        if not _as_written(path):
+            raise ReflowError(f"{path}: damaged since it was written; run the stage again")
         files.append(
             {
                 "file": path.name,
@@ -200,7 +213,7 @@ def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
     temporary = folder / f".{MANIFEST}.tmp"
 
     def write() -> None:
-        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(sealed(manifest), indent=2, sort_keys=True) + "\n")
         sync(temporary)
 
     commit(temporary, folder / MANIFEST, write)
