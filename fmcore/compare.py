@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter
 
+from fmcore.checked import MEND, read_json
 from fmcore.settings import ReflowError, Settings
 from fmcore.verdict import keys, pictures
 from fmcore.verdict.advice import next_round, ship
@@ -15,6 +18,11 @@ PLAIN = (
     "straightness", "straightness_rel", "transport_cost", "held_out_loss", "held_out_ratio",
     "budget_defect",
 )  # fmt: skip
+
+YARDSTICK = "yardstick.json"
+"""The file of a yardstick that compare reads (`measure.yardstick.FILE`)."""
+
+NUMBER: TypeAdapter[int | float] = TypeAdapter(int | float)
 
 
 class RoundName(Settings):
@@ -46,7 +54,7 @@ def compare(
     folders, so the names inside are fixed: metrics/<verb>/<round or coupling>.json and
     curves/<round>.csv, as in dvc.yaml.
     """
-    about = json.loads((yardstick / "yardstick.json").read_text())
+    about = _about(yardstick / YARDSTICK)
     metric, floor = about["metric"], about["floor"][about["metric"]]
     results = [_result(r, metrics / "evaluate" / f"{r.name}.json", metric) for r in rounds]
     found = Comparison(
@@ -65,7 +73,7 @@ def compare(
     (out / "rounds.md").write_text(_markdown(frame, found))
     distances = {r.name: r.distances for r in results}
     pictures.fd_over_nfe(out / "fd_over_nfe.png", distances, floor, metric)
-    gaps = {r.name: pd.read_csv(curves / f"{r.name}.csv") for r in rounds}
+    gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", gaps)
     _curves(out, distances, floor, gaps)
 
@@ -82,17 +90,17 @@ def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged
         for name in names:
             file = metrics / stage / f"{name}.json"
             if file.exists():  # the independent coupling has none
-                verdicts = judge(gates, json.loads(file.read_text()))
+                verdicts = judge(gates, _numbers(file))
                 found += [Judged(f"{stage}@{name}", verdict) for verdict in verdicts]
     return found
 
 
 def _result(which: RoundName, file: Path, metric: str) -> RoundResult:
+    values = _numbers(file)
     try:
-        values = json.loads(file.read_text())
         distances = keys.by_nfe(values, metric)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ReflowError(f"{file}: no metrics of round {which.name}; run evaluate") from error
+    except ValueError as error:
+        raise ReflowError(f"{file}: not the metrics of a round ({error}); {MEND}") from error
     if not distances:
         raise ReflowError(
             f"{file}: round {which.name} has no {metric}, the distance of the current yardstick;"
@@ -107,6 +115,37 @@ def _result(which: RoundName, file: Path, metric: str) -> RoundResult:
         spread=values.get(keys.at_nfe(keys.spread(metric), max(distances)), 0.0),
         metrics=keys.plain(values),
     )
+
+
+def _about(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except OSError as error:
+        raise ReflowError(f"{file}: no yardstick ({error.strerror}); run calibrate") from error
+
+
+def _numbers(file: Path) -> dict[str, float]:
+    """Read the metrics of a stage; the stage's guard has checked that they are as written."""
+    try:
+        found = json.loads(file.read_bytes())
+        return {str(key): NUMBER.validate_python(value) for key, value in found.items()}
+    except OSError as error:
+        raise ReflowError(f"{file}: no metrics ({error.strerror}); run its stage") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(f"{file}: damaged, no metrics ({reason}); {MEND}") from error
+
+
+def _gap(file: Path) -> pd.DataFrame:
+    """Read a curve of straightness; the stage's guard has checked that it is as written."""
+    try:
+        found = pd.read_csv(file)
+        return found[["t", "gap"]].astype(float)
+    except OSError as error:
+        raise ReflowError(f"{file}: no curve ({error.strerror}); run evaluate") from error
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(f"{file}: damaged, no curve over t ({reason}); {MEND}") from error
 
 
 def _frame(found: Comparison) -> pd.DataFrame:

@@ -5,15 +5,15 @@ t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.ipc
 
+from fmcore.checked import sha256
 from fmcore.coupling.checks import measure
-from fmcore.coupling.write import commit, finish, is_whole, shard_name, sync, write_shard
+from fmcore.coupling.manifest import MANIFEST, recorded
+from fmcore.coupling.write import adopt, finish, holds, is_whole, shard_name, write_shard
 from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
@@ -127,16 +127,10 @@ def _kept(sampler: PairSampler, folder: Path, index: int, earlier: Sequence[File
     """Copy a shard from the first earlier coupling that has it; say whether one has."""
     name, ids = shard_name(index), sampler.settings.ids(index)
     for files in earlier:
-        file = files.get(name)
-        if file is None or not is_whole(file, sampler.about, ids):
+        file, manifest = files.get(name), files.get(MANIFEST)
+        if file is None or manifest is None or not file.exists():
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-
-        def copy(file: Path = file, temporary: Path = temporary) -> None:
-            shutil.copyfile(file, temporary)  # not its mode: files of DVC's cache are read-only
-            sync(temporary)
-
-        commit(temporary, folder / name, copy)
-        return True
+        if recorded(manifest).get(name) == sha256(file) and holds(file, sampler.about, ids):
+            adopt(folder, index, file)
+            return True
     return False

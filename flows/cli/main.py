@@ -12,6 +12,7 @@ from rich.markup import escape
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
 from flows.cli.settings import settings
+from flows.cli.verify import verify
 from flows.project.environment import check_own_code, configure, find_root
 from fmcore.settings import ReflowError
 
@@ -169,18 +170,6 @@ def sample(
 
 
 @app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A coupling, such as couplings/rf1.")],
-) -> None:
-    """Read every byte of a coupling and name each shard that is truncated, altered, or foreign."""
-    from fmcore.coupling.read import verify as check
-
-    with one_line_errors():
-        about = check(folder).about
-    out.print(f"{folder}: whole; {about.pairs} pairs, {about.kind}", markup=False)
-
-
-@app.command()
 def use(
     file: Annotated[Path, typer.Argument(help="A parameter file: params/eight_gaussians.yaml.")],
     force: Annotated[
@@ -223,6 +212,7 @@ def doctor() -> None:
 app.command()(library.couple)
 app.command()(library.estimate)
 app.command()(settings)
+app.command()(verify)
 app.command()(servers.ui)
 app.command()(servers.env)
 app.command()(servers.deploy)

@@ -1,13 +1,13 @@
 """The chains to compare: the workspace's, those of git revisions, those that MLflow holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from flows.dag import lineage, store
 from flows.dag.chain import chain, trained
-from flows.dag.description import Description, Read, describe, read_file
+from flows.dag.content import reader
+from flows.dag.description import Description, Read, describe
 from flows.library.history import resolve
 from flows.project.git import git
 from fmcore.settings import ReflowError
@@ -30,7 +30,7 @@ def workspace_chain(root: Path) -> ComparedChain:
     """Return the chain of the workspace, as dvc.lock has it."""
     commit = git(root, "rev-parse", "HEAD").strip()
     dirty = bool(git(root, "status", "--porcelain", "--untracked-files=no").strip())
-    read = partial(read_file, root)
+    read = reader(root)
     return _recorded(root, None, WORKSPACE, commit + ("+edits" if dirty else ""), read)
 
 
@@ -62,11 +62,20 @@ def _recorded(root: Path, rev: str | None, name: str, commit: str, read: Read) -
     return ComparedChain(name, about, Comparison.read(content, f"{name}: {path}"), read)
 
 
-def gather(root: Path, revs: Sequence[str], *, published: bool) -> list[ComparedChain]:
-    """Return the chains asked for, each once; the workspace's if none is asked for."""
+def gather(
+    root: Path,
+    revs: Sequence[str],
+    *,
+    published: bool,
+    skipped: Callable[[str], object] = lambda _: None,
+) -> list[ComparedChain]:
+    """Return the chains asked for, each once; the workspace's if none is asked for.
+
+    A damaged record of one chain in MLflow does not stop the others: `skipped` gets a line.
+    """
     found = [workspace_chain(root) if rev == WORKSPACE else chain_at(root, rev) for rev in revs]
     if published:
-        found += _published(root)
+        found += _published(root, skipped)
         if not found:
             raise ReflowError("MLflow holds no finished chain yet; `reflow publish` records one")
     if not revs and not published:
@@ -77,13 +86,18 @@ def gather(root: Path, revs: Sequence[str], *, published: bool) -> list[Compared
     return list(once.values())
 
 
-def _published(root: Path) -> list[ComparedChain]:
+def _published(root: Path, skipped: Callable[[str], object]) -> list[ComparedChain]:
     from flows.tracking.published import published
 
     found = []
-    for name, about, read in published(root):
+    for name, about, read in published(root, skipped):
         content = read(about.files.comparison) if about.files.comparison else None
         if content is not None:
             where = f"MLflow's chain {name}: {about.files.comparison}"
-            found.append(ComparedChain(name, about, Comparison.read(content, where), read))
+            try:
+                compared = Comparison.read(content, where)
+            except ReflowError as error:
+                skipped(f"left out: {error}")
+                continue
+            found.append(ComparedChain(name, about, compared, read))
     return found

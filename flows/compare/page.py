@@ -14,6 +14,8 @@ from flows.compare.charts import Axes, Line, chart
 from flows.compare.groups import Group, GroupRow, by_metric, frame, group_rows, notes
 from flows.dag.chain import flat
 from flows.dag.description import Description
+from fmcore.checked import MEND
+from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.comparison import Choice, Comparison, Table, short
 
@@ -154,8 +156,13 @@ def _gap(one: ComparedChain, round_: str) -> Line | None:
     text = one.read(files.straightness) if files else None
     if text is None:
         return None
-    rows = list(csv.DictReader(io.StringIO(text.decode())))
-    return Line(round_, [float(r["t"]) for r in rows], [float(r["gap"]) for r in rows])
+    try:
+        rows = list(csv.DictReader(io.StringIO(text.decode())))
+        return Line(round_, [float(r["t"]) for r in rows], [float(r["gap"]) for r in rows])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReflowError(
+            f"{one.name}: the curve of {round_} is damaged ({error}); {MEND}"
+        ) from None
 
 
 def _pictures(one: ComparedChain, name: str) -> list[tuple[str, str]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.compare.chains import gather
+from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
-from flows.compare.groups import frame, grouped, notes
 from flows.compare.tables import comparison, group_tables, rounds_table
 from fmcore.settings import ReflowError
 
@@ -24,7 +24,9 @@ def show(
 ) -> None:
     """Print the comparison asked for, and write it to the files asked for."""
     alone = not revs and not published
-    groups = grouped(gather(root, revs, published=published)) if csv or html or not alone else []
+    groups: list[Group] = []
+    if csv or html or not alone:
+        groups = grouped(gather(root, revs, published=published, skipped=_note))
     if csv:
         _write(csv, ".csv", frame(groups).to_csv(index=False, lineterminator="\n"))
     if html:
@@ -47,6 +49,11 @@ def show(
     for file in (csv, html):
         if file:
             out.print(f"written: {file}", markup=False, highlight=False)
+
+
+def _note(line: str) -> None:
+    told = Console(stderr=True, soft_wrap=True, highlight=False)
+    told.print(f"note: {line}", markup=False)
 
 
 def _write(file: Path, ending: str, text: str) -> None:

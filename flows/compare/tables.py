@@ -37,7 +37,7 @@ def comparison(root: Path) -> TimedComparison:
     file = paths(root, "compare")["out"] / FILE
     where = str(file.relative_to(root))
     if not file.exists():
-        raise ReflowError(f"{where}: no comparison yet; run `reflow run`, or `dvc checkout`")
+        raise ReflowError(f"{where}: no comparison yet; `reflow run` makes it")
     found = Comparison.read(file.read_bytes(), where)
     took, entries = timings(root), lineage.lock_entries(root)
     seconds = {

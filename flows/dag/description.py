@@ -8,11 +8,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from flows.dag.chain import Chain
 from flows.dag.lock import Entry, File
+from fmcore.checked import MEND, opened, sealed
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE
 
@@ -20,6 +22,8 @@ Read = Callable[[str], bytes | None]
 """Reads a file of the project by its path; returns None if there is none."""
 
 Number = int | float
+
+AGAIN = "delete that run in MLflow, and `reflow publish` in that project writes it again"
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,25 @@ class Description:
     files: Files
 
     def as_dict(self) -> dict[str, object]:
-        """Return the content of chain.json."""
+        """Return all of it as JSON holds it."""
         return asdict(self)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the content of chain.json, with its hash."""
+        return sealed(self.as_dict())
 
     @classmethod
     def read(cls, content: bytes, where: str) -> "Description":
         """Read a chain.json, which `where` names. Raises ReflowError if it is damaged."""
         try:
-            return _WHOLE.validate_json(content)
+            # Earlier versions wrote no hash.
+            found = opened(content, where, required=False, mend=AGAIN)
+            return _WHOLE.validate_python(found)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
             raise ReflowError(
-                f"{where}: no description of a chain ({place}: {first['msg']}); `reflow publish`"
-                " in that project writes it again"
+                f"{where}: no description of a chain ({place}: {first['msg']}); {AGAIN}"
             ) from None
 
 
@@ -117,6 +126,14 @@ def describe(whole: Chain, read: Read, commit: str) -> Description:
     )
 
 
+def _measured(read: Read, path: str | None) -> dict[str, Any]:
+    """Return the metrics of a coupling; empty where there are none."""
+    try:
+        return dict(json.loads((read(path) if path else None) or b"{}"))
+    except (ValueError, TypeError) as error:
+        raise ReflowError(f"{path}: damaged, no metrics ({error}); {MEND}") from None
+
+
 def _files(whole: Chain) -> Files:
     rounds = {
         r.name: RoundFiles(r.evaluate.paths["out"], r.evaluate.paths["straightness"])
@@ -137,7 +154,7 @@ def _couplings(whole: Chain, read: Read) -> list[CouplingRecord]:
 def _coupling(whole: Chain, entry: Entry, read: Read) -> CouplingRecord:
     path, settings = entry.paths["out"], f"couplings.{entry.key}"
     made, metrics = entry.outs.get(path, File()), entry.paths.get("metrics")
-    measured = json.loads((read(metrics) if metrics else None) or b"{}")
+    measured = _measured(read, metrics)
     round_, solver = entry.setting(settings, "round"), entry.setting(settings, "solver")
     return CouplingRecord(
         coupling=path.rsplit("/", 1)[-1],

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dvc.stage import PipelineStage, create_stage
 
 from flows.dag import inputs as meanings
+from flows.dag.content import unlike
 from flows.dag.graph import (
     Params,
     command,
@@ -26,11 +27,15 @@ from fmcore.settings import ReflowError
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a stage's result depends on: command, md5 by dependency, parameters."""
+    """Everything that a stage's result depends on: command, md5 by dependency, parameters.
+
+    `damaged` names files that are not what dvc.lock records, whatever DVC remembers of them.
+    """
 
     cmd: str
     deps: dict[str, str]
     params: Params
+    damaged: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -38,14 +43,23 @@ class Inputs:
         return digest({"cmd": self.cmd, "deps": self.deps, "params": self.params})
 
 
-def inputs(root: Path, name: str) -> Inputs:
+def inputs(root: Path, name: str, *, read: bool = False) -> Inputs:
     """Hash what the stage depends on, with DVC's own hashes and its hash cache.
 
     A file that the stage `inputs` makes is hashed as that stage would write it now, from the
-    meaning of the current code and the content of the current files.
+    meaning of the current code and the content of the current files. With `read` every byte of the
+    others is read too, to find the damaged ones.
     """
     with opened(root) as project:
-        return _inputs(project.stage(name), project.inputs)
+        stage = project.stage(name)
+        found = _inputs(stage, project.inputs)
+        if not read:
+            return found
+        damaged: list[str] = []
+        for dep in data_deps(stage):
+            if dep.def_path not in project.inputs:
+                damaged += unlike(project, dep, found.deps[dep.def_path])
+        return replace(found, damaged=tuple(dict.fromkeys(damaged)))
 
 
 def again(root: Path, earlier: Inputs) -> Inputs:
@@ -76,7 +90,7 @@ def stale(root: Path, found: Inputs) -> list[str]:
     for path in found.deps:
         if path not in now:
             continue
-        text = (root / path).read_text() if (root / path).is_file() else None
+        text = meanings.text_of(root / path)
         if text != now[path]:
             said += meanings.changes(text, now[path])
     return said

@@ -14,6 +14,7 @@ from pathlib import Path
 from flows.dag.chain import Round
 from flows.dag.lineage import lock_entries
 from flows.dag.lock import Entry
+from fmcore.checked import read_json, sealed
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE, Comparison
 
@@ -24,9 +25,12 @@ def receipt(root: Path, entry: Entry, path: str) -> Path:
     """Return the file of a receipt, after checking its hash against dvc.lock."""
     file = root / path
     if not file.is_file():
-        raise ReflowError(f"{path}: missing; `dvc checkout` or `dvc pull` brings it back")
+        raise ReflowError(f"{path}: missing; `reflow run` or `dvc pull` brings it back")
     if hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != entry.md5(path):
-        raise ReflowError(f"{path}: not the file that dvc.lock records; `dvc repro` first")
+        raise ReflowError(
+            f"{path}: not the file that dvc.lock records; `reflow run`, or `reflow verify --heal`,"
+            " brings it back"
+        )
     return file
 
 
@@ -48,7 +52,7 @@ def read_comparison(root: Path, entry: Entry) -> Comparison:
     try:
         return Comparison.read((root / path).read_bytes(), path)
     except OSError:
-        raise ReflowError(f"{path}: missing; `dvc checkout` or `dvc pull` brings it back") from None
+        raise ReflowError(f"{path}: missing; `reflow run` or `dvc pull` brings it back") from None
 
 
 def spent(root: Path, round_: Round) -> dict[str, float]:
@@ -84,10 +88,10 @@ def spent(root: Path, round_: Round) -> dict[str, float]:
 def timings(root: Path) -> dict[tuple[str, str], float]:
     """Return the seconds that stages took on this machine, by stage and digest of its entry."""
     try:
-        found = json.loads((root / ".reflow" / TIMINGS).read_text())
+        found = read_json(root / ".reflow" / TIMINGS)
         return {(stage, row["entry"]): float(row["seconds"]) for stage, row in found.items()}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
+    except (OSError, ReflowError, TypeError, KeyError):
+        return {}  # only how long something took is lost
 
 
 def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
@@ -108,4 +112,4 @@ def note_timings(root: Path, seconds: Mapping[str, float]) -> None:
     }
     path = root / ".reflow" / TIMINGS
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**known, **new}, indent=2) + "\n")
+    path.write_text(json.dumps(sealed({**known, **new}), indent=2) + "\n")

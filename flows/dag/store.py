@@ -4,6 +4,7 @@ A folder is identified by its hash in dvc.lock (`md5`, ending in `.dir`). DVC se
 folder to a remote after all of its files, so a remote that has the object has the files too.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc_data.hashfile.build import build
+from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
@@ -58,9 +60,9 @@ def held(root: Path, place: str, md5s: Iterable[str]) -> set[str]:
 
     Raises ReflowError if the remote does not answer or refuses the credentials.
     """
-    with _repo(root) as repo, _answers(repo, place):
-        odb = _odb(repo, place)
-        found = {md5 for md5 in md5s if _exists(odb, md5)}
+    with _repo(root) as repo, answers(repo, place):
+        odb = odb_of(repo, place)
+        found = {md5 for md5 in md5s if exists(odb, md5)}
         return {md5 for md5 in found if place != CACHE or _whole(odb, md5)}
 
 
@@ -69,8 +71,8 @@ def bring(root: Path, place: str, md5: str, folder: Path) -> None:
 
     Raises ReflowError if the place does not answer or lacks a part of the folder.
     """
-    with _repo(root) as repo, _answers(repo, place):
-        odb = _odb(repo, place)
+    with _repo(root) as repo, answers(repo, place):
+        odb = odb_of(repo, place)
         for parts, _, info in _tree(odb, md5):
             file = folder.joinpath(*parts)
             if not file.resolve().is_relative_to(folder.resolve()):
@@ -85,11 +87,11 @@ def push_runs(root: Path, place: str) -> tuple[int, int]:
     `dvc push --run-cache` leaves out metrics and curves, which git keeps; without them no stage
     can be restored. Returns how many objects were sent, and how many runs the cache has.
     """
-    with _repo(root) as repo, _answers(repo, place):
+    with _repo(root) as repo, answers(repo, place):
         runs = repo.stage_cache.push(place)
         sent = 0
         for objects in repo.stage_cache.get_used_objs(runs).values():
-            here = {obj for obj in objects if _exists(repo.cache.local, obj.value)}
+            here = {obj for obj in objects if exists(repo.cache.local, obj.value)}
             done = repo.cloud.push(here, remote=place)
             if done.failed:
                 raise OSError(f"{len(done.failed)} objects were not sent")
@@ -100,7 +102,7 @@ def push_runs(root: Path, place: str) -> tuple[int, int]:
 def hash_of(root: Path, folder: Path) -> str:
     """Hash a folder as DVC does, without writing to the cache."""
     with _repo(root) as repo:
-        odb = _odb(repo, CACHE)
+        odb = HashFileDB(odb_of(repo, CACHE).fs, str(folder))  # knows no hash, so all are computed
         _, _, tree = build(odb, str(folder), odb.fs, "md5", dry_run=True)
         return str(tree.hash_info.value)
 
@@ -108,7 +110,7 @@ def hash_of(root: Path, folder: Path) -> str:
 def cached_file(root: Path, md5: str, name: str) -> bytes | None:
     """Return a small file of the folder `md5` from the cache; None if it is not there."""
     with _repo(root) as repo:
-        odb = _odb(repo, CACHE)
+        odb = odb_of(repo, CACHE)
         try:
             inside = {parts: info.value for parts, _, info in _tree(odb, md5)}
             return Path(odb.oid_to_path(inside[(name,)])).read_bytes()
@@ -120,7 +122,7 @@ def cached_object(root: Path, md5: str) -> bytes | None:
     """Return a small file from the cache by its hash; None if it is not there."""
     with _repo(root) as repo:
         try:
-            return Path(_odb(repo, CACHE).oid_to_path(md5)).read_bytes()
+            return Path(odb_of(repo, CACHE).oid_to_path(md5)).read_bytes()
         except OSError:
             return None
 
@@ -128,7 +130,7 @@ def cached_object(root: Path, md5: str) -> bytes | None:
 def cached_files(root: Path, md5: str) -> dict[str, Path]:
     """Return where the cache has the files of the folder `md5`, by name; those that it has."""
     with _repo(root) as repo:
-        odb = _odb(repo, CACHE)
+        odb = odb_of(repo, CACHE)
         try:
             found = {"/".join(k): Path(odb.oid_to_path(i.value)) for k, _, i in _tree(odb, md5)}
         except (OSError, DvcException, ObjectFormatError):
@@ -138,10 +140,10 @@ def cached_files(root: Path, md5: str) -> dict[str, Path]:
 
 def held_files(root: Path, md5s: Iterable[str]) -> bool:
     """Whether the cache has all of these files and folders completely."""
-    with _repo(root) as repo, _answers(repo, CACHE):
-        odb = _odb(repo, CACHE)
+    with _repo(root) as repo, answers(repo, CACHE):
+        odb = odb_of(repo, CACHE)
         return all(
-            _exists(odb, md5) and (not md5.endswith(".dir") or _whole(odb, md5)) for md5 in md5s
+            exists(odb, md5) and (not md5.endswith(".dir") or _whole(odb, md5)) for md5 in md5s
         )
 
 
@@ -158,7 +160,7 @@ def put(root: Path, md5: str, path: Path) -> None:
         bring(root, CACHE, md5, part)
     else:
         with _repo(root) as repo:
-            shutil.copyfile(_odb(repo, CACHE).oid_to_path(md5), part)
+            shutil.copyfile(odb_of(repo, CACHE).oid_to_path(md5), part)
     part.replace(path)
 
 
@@ -180,8 +182,14 @@ def files_at(root: Path, rev: str) -> Callable[[str], bytes | None]:
     def read(path: str) -> bytes | None:
         try:
             found: bytes = files.read_bytes(path)
+            stated = files.info(path).get("md5")
         except (OSError, DvcException):
             return None
+        if stated and hashlib.md5(found, usedforsecurity=False).hexdigest() != stated:
+            raise ReflowError(
+                f"{rev[:12]}: {path}: damaged in DVC's cache; `reflow verify --heal` removes that"
+                " object, then `dvc fetch --all-commits` brings a good one"
+            )
         return found
 
     return read
@@ -198,7 +206,7 @@ def _repo(root: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _answers(repo: Any, place: str) -> Iterator[None]:
+def answers(repo: Any, place: str) -> Iterator[None]:
     """Turn any error of a remote or of the cache into a ReflowError of one line."""
     try:
         yield
@@ -230,7 +238,8 @@ def _mend(error: BaseException) -> str:
     return "check that it is up and its url and endpointurl are right (`dvc remote list`)"
 
 
-def _odb(repo: Any, place: str) -> Any:
+def odb_of(repo: Any, place: str) -> Any:
+    """Return DVC's data base of objects in the cache or in a remote."""
     return repo.cache.local if place == CACHE else repo.cloud.get_remote_odb(place)
 
 
@@ -238,7 +247,7 @@ def _tree(odb: Any, md5: str) -> Any:
     return Tree.load(odb, HashInfo("md5", md5))
 
 
-def _exists(odb: Any, md5: str) -> bool:
+def exists(odb: Any, md5: str) -> bool:
     """Ask for one object; `odb.exists` would return False if a remote does not answer."""
     try:
         return bool(odb.fs.info(odb.oid_to_path(md5))["type"] == "file")
@@ -249,4 +258,4 @@ def _exists(odb: Any, md5: str) -> bool:
 
 
 def _whole(odb: Any, md5: str) -> bool:
-    return all(_exists(odb, info.value) for _, _, info in _tree(odb, md5))
+    return all(exists(odb, info.value) for _, _, info in _tree(odb, md5))

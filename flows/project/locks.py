@@ -15,6 +15,14 @@ EX_TEMPFAIL = 75
 """The exit status of a process that found a lock held (sysexits.h): a later try may succeed."""
 
 
+EX_DATAERR = 65
+"""The exit status of a stage that found a damaged input: it can run when that is mended."""
+
+
+class Damaged(ReflowError):
+    """A file that a stage reads is damaged; the stage may succeed when it is mended."""
+
+
 class Busy(ReflowError):
     """Another process holds the lock; a new try may succeed when that process has ended."""
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dag import plan
+from flows.dag import graph, mend, plan
 from flows.project import process_group
 from flows.project.events import OnEvent, followed, path_of
-from flows.project.locks import EX_TEMPFAIL
+from flows.project.locks import EX_DATAERR, EX_TEMPFAIL
 from fmcore.settings import ReflowError
 
 Emit = Callable[[str], None]
@@ -47,13 +47,17 @@ class Outcome:
 
 
 class StageFailed(ReflowError):
-    """A stage failed; `retryable` says whether the same command may succeed a little later."""
+    """A stage failed; `retryable` says whether the same command may succeed a little later.
 
-    def __init__(self, stage: str, reason: str, *, retryable: bool) -> None:
+    `damaged` says that a file which it reads is damaged.
+    """
+
+    def __init__(self, stage: str, reason: str, *, retryable: bool, damaged: bool = False) -> None:
         super().__init__(f"{stage}: {reason}")
         self.stage = stage
         self.reason = reason
         self.retryable = retryable
+        self.damaged = damaged
 
 
 class Processes:
@@ -121,7 +125,8 @@ def update_stage(
 
     `on_event` is called with its events, in a separate thread, with all of them before this
     returns. `room` (CPU cores) is entered only if the stage has to run, and held while it runs.
-    With `pull` a stage that anyone ran before comes from the default remote, with its run cache.
+    A damaged file that the stage reads is restored, or made again by its stage, first. With `pull`
+    a stage that anyone ran before comes from the default remote, with its run cache.
 
     Raises StageFailed with the stage's own error line.
     """
@@ -133,10 +138,28 @@ def update_stage(
         return Outcome(name, "cached", time.monotonic() - start)
     with room or nullcontext(), followed(path_of(root, name), on_event):
         start = time.monotonic()
-        process = processes.start(_command(name, pull), root, _environment())
-        cached = _restored(name, process, emit, processes)
+        try:
+            cached = _repro(root, name, emit, processes, pull)
+        except StageFailed as error:
+            if not error.damaged:
+                raise
+            _mend(root, name, emit, processes)
+            cached = _repro(root, name, emit, processes, pull)
     state: Literal["cached", "done"] = "cached" if cached else "done"
     return Outcome(name, state, time.monotonic() - start, reasons)
+
+
+def _repro(root: Path, name: str, emit: Emit, processes: Processes, pull: bool) -> bool:
+    """Run `dvc repro` for the stage; say whether the stage did not have to run."""
+    process = processes.start(_command(name, pull), root, _environment())
+    return _restored(name, process, emit, processes)
+
+
+def _mend(root: Path, name: str, emit: Emit, processes: Processes) -> None:
+    """Mend what the stage reads; a stage above makes its output again if no copy is good."""
+    for maker in mend.mend(root, graph.read(root)[name].deps, emit).remake:
+        emit(f"{maker} runs again")
+        update_stage(root, maker, emit, processes)
 
 
 def _restored(name: str, process: subprocess.Popen[str], emit: Emit, processes: Processes) -> bool:
@@ -182,7 +205,8 @@ def failure(name: str, code: int, lines: list[str]) -> StageFailed:
         reason = dvc[-1] if dvc else f"dvc exited with {code} and said nothing"
     may_pass = stage_code == EX_TEMPFAIL or bool(MAY_PASS.search(text))
     retryable = may_pass or (killed and not own)
-    return StageFailed(name, reason, retryable=retryable)
+    damaged = stage_code == EX_DATAERR
+    return StageFailed(name, reason, retryable=retryable, damaged=damaged)
 
 
 def _skipped(line: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.dag import lineage
 from flows.project import events
-from flows.project.locks import stage_locked
+from flows.project.locks import Damaged, stage_locked
 from flows.project.process_group import die_with_parent
 from fmcore.settings import ReflowError
 
@@ -22,8 +22,8 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
 
     The folder `.reflow/scratch/<name>/<fingerprint>/` stays if the process is killed, so that the
     next one resumes from it; it belongs to exactly these inputs, and is removed when the stage
-    succeeds. Raises ReflowError if the stage runs already, or if its inputs changed meanwhile: the
-    stage then fails and DVC records nothing.
+    succeeds. Raises ReflowError if the stage runs already, if a file that it reads is damaged, or
+    if its inputs changed meanwhile: the stage then fails and DVC records nothing.
     """
     root = root.resolve()
     die_with_parent()
@@ -41,7 +41,7 @@ def held(root: Path, name: str) -> Iterator[lineage.Inputs]:
     Raises ReflowError as `guarded` does.
     """
     with stage_locked(root, name):
-        before = lineage.inputs(root, name)
+        before = _whole(root, name)
         if stale := lineage.stale(root, before):
             raise ReflowError(
                 f"stage {name}: its record of code and files is out of date"
@@ -64,7 +64,7 @@ def shared(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     with stage_locked(root, name, exclusive=False):
-        scratch = _scratch(root, name, lineage.inputs(root, name))
+        scratch = _scratch(root, name, _whole(root, name))
         scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
 
@@ -73,6 +73,17 @@ def scratch_of(root: Path, name: str) -> Path:
     """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are."""
     root = root.resolve()
     return _scratch(root, name, lineage.inputs(root, name))
+
+
+def _whole(root: Path, name: str) -> lineage.Inputs:
+    """Return the inputs of a stage, all of their bytes read. Raises Damaged where they differ."""
+    found = lineage.inputs(root, name, read=True)
+    if found.damaged:
+        raise Damaged(
+            f"stage {name}: {', '.join(found.damaged)}: damaged, not the content that dvc.lock"
+            " records; `reflow run` or `reflow verify --heal` mends it"
+        )
+    return found
 
 
 def _scratch(root: Path, name: str, inputs: lineage.Inputs) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from flows.params.load import FILE, Params, load, maker
 from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
-from flows.project.locks import EX_TEMPFAIL, Busy
+from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
 from flows.project.process_group import die_with_parent
 from flows.stage import taken
 from flows.stage.guard import guarded, scratch_of
@@ -104,7 +104,10 @@ VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage and return 0; on failure print why, return 2, or 75 if a retry may succeed."""
+    """Run one stage and return 0; on failure print why and return 2.
+
+    It is 75 if a retry may succeed, 65 if it may when a damaged input is mended.
+    """
     try:
         command = read_words(arguments)
         verb, key = command.verb, command.key
@@ -131,6 +134,9 @@ def main(arguments: list[str]) -> int:
     except Busy as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EX_TEMPFAIL
+    except Damaged as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EX_DATAERR
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

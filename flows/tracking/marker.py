@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 
 from flows.project.environment import local_path
+from fmcore.checked import read_json, sealed
+from fmcore.settings import ReflowError
 
 SQLITE = "sqlite:///"
 
@@ -17,7 +19,8 @@ def note(root: Path, lock: str, parent: str) -> None:
     """Record that the chain of a dvc.lock, given by its hash, is fully published as `parent`."""
     path = _file(root)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**_where(root), "lock": lock, "parent": parent}) + "\n")
+    note = sealed({**_where(root), "lock": lock, "parent": parent})
+    temporary.write_text(json.dumps(note) + "\n")
     temporary.replace(path)
 
 
@@ -28,10 +31,10 @@ def published(root: Path) -> str | None:
     server, or another file of the data base.
     """
     try:
-        found = json.loads(_file(root).read_text())
+        found = read_json(_file(root))
         parent = str(found.pop("parent"))
         return parent if found == {**_where(root), "lock": lock_hash(root)} else None
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ReflowError, KeyError):
         return None
 
 

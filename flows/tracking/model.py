@@ -1,11 +1,13 @@
 """A round as an MLflow model: noise in, samples out. Safetensors and code, no pickle."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fmcore.checked import FILES, read_checked
+from fmcore.network.store import read_config
 
 REQUIREMENTS = ("torch", "numpy", "pydantic", "safetensors", "pyarrow", "mlflow")
 PARAMS = (
@@ -24,11 +26,15 @@ def log_model(mlflow: Any, run: str, folder: Path) -> str:
     """Log the model directory `folder` as `velocity` of the run; return the model's id.
 
     The signature has no input, because noise is optional: a seed and a count may replace it.
+    Raises ReflowError for a damaged model.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    shape = json.loads((folder / "config.json").read_text())["shape"]
+    config = read_config(folder)
+    for name in config[FILES]:
+        read_checked(folder, name, config)
+    shape = config["shape"]
     float32 = np.dtype("float32")
     signature = ModelSignature(
         outputs=Schema([TensorSpec(float32, (-1, *shape))]),

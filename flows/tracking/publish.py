@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from flows.dag.chain import Chain, Round, chain, trained
-from flows.dag.description import describe, read_file
+from flows.dag.content import reader
+from flows.dag.description import describe
 from flows.dag.lineage import lock_entries
 from flows.dag.lock import Entry, digest
 from flows.dag.receipts import curve, metrics, read_comparison, spent
@@ -190,9 +191,16 @@ def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
         # Steps are integers: t in thousandths.
         points.append(("gap_over_t", row["gap"], round(1000 * row["t"])))
     tracker.complete(run, points)
-    folder = tracker.root / entry.path("out")
-    for picture in sorted(folder.glob("*.png")):
-        tracker.client.log_artifact(run, str(picture), "pictures")
+    _files(tracker, run, entry.path("out"), "*.png", "pictures")
+
+
+def _files(tracker: Tracker, run: str, folder: str, pattern: str, name: str) -> None:
+    """Log the files of a folder as `name`, after checking them against dvc.lock."""
+    read, files = reader(tracker.root), sorted((tracker.root / folder).glob(pattern))
+    for file in files:
+        read(f"{folder}/{file.name}")
+    for file in files:
+        tracker.client.log_artifact(run, str(file), name)
 
 
 def _model(tracker: Tracker, run: str, entry: Entry) -> None:
@@ -200,7 +208,7 @@ def _model(tracker: Tracker, run: str, entry: Entry) -> None:
 
     folder = tracker.root / entry.path("out")
     if not folder.is_dir():
-        raise ReflowError(f"{folder.name}: the model is missing; `dvc checkout` brings it back")
+        raise ReflowError(f"{folder.name}: the model is missing; `reflow run` brings it back")
     log_model(tracker.mlflow, run, folder)
 
 
@@ -254,12 +262,11 @@ def _data(tracker: Tracker, run: str, entry: Entry) -> None:
 def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     """Log the comparison: its files, rounds to ship, results of the gates, the table as a note."""
     commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
-    about = describe(whole, partial(read_file, tracker.root), commit)
+    about = describe(whole, reader(tracker.root), commit)
     found = read_comparison(tracker.root, entry)
     folder = tracker.root / entry.path("out")
-    for file in sorted(folder.iterdir()):
-        tracker.client.log_artifact(run, str(file), "comparison")
-    tracker.client.log_dict(run, about.as_dict(), "chain.json")
+    _files(tracker, run, entry.path("out"), "*", "comparison")
+    tracker.client.log_dict(run, about.as_json(), "chain.json")
     points = [(keys.at_floor(found.metric), float(found.floor), 0)]
     for use, choice in found.ship.items():
         points += [(f"{use}/{found.metric}", float(choice.distance), 0)]

@@ -1,17 +1,21 @@
 """The chains that MLflow holds, read back from the runs that `publish` made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from flows.dag.description import Description, Files, Read
 from flows.tracking.client import Tracker, answers
+from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE
 
 
-def published(root: Path) -> Iterator[tuple[str, Description, Read]]:
+def published(
+    root: Path, skipped: Callable[[str], object]
+) -> Iterator[tuple[str, Description, Read]]:
     """Yield (name, description, reader of its files) of every chain in MLflow, newest first.
 
+    A chain whose description is damaged is left out, and told to `skipped` in one line.
     The reader knows the files of the comparison, the pictures and the curves of straightness.
     Raises ReflowError if MLflow does not answer, rather than leave out a chain.
     """
@@ -22,7 +26,11 @@ def published(root: Path) -> Iterator[tuple[str, Description, Read]]:
         content = _artifact(tracker, run.info.run_id, "chain.json")
         if content is not None:  # a chain without a comparison yet has none
             name = str(run.info.run_name)
-            about = Description.read(content, f"MLflow's chain {name}: chain.json")
+            try:
+                about = Description.read(content, f"MLflow's chain {name}: chain.json")
+            except ReflowError as error:
+                skipped(f"left out: {error}")
+                continue
             yield name, about, _reader(tracker, run, about.files)
 
 

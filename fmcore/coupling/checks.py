@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.read import open_coupling, read, readable
 from fmcore.coupling.write import About
 from fmcore.settings import ReflowError
 
@@ -31,7 +31,8 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
     cost = gap = 0.0
     audited = spent = 0
     for file in sorted(folder.glob("part-*.parquet")):
-        rows = pq.read_table(file, page_checksum_verification=True)
+        with readable(file):
+            rows = pq.read_table(file, page_checksum_verification=True)
         source, target = (
             rows[c].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
             for c in ("source", "target")

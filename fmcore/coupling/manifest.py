@@ -1,6 +1,7 @@
 """The manifest of a coupling: its file name, and a reader that does not need torch."""
 
 import json
+from pathlib import Path
 
 MANIFEST = "_manifest.json"
 """The file of a coupling's folder that is written last: a folder without it is incomplete."""
@@ -16,3 +17,12 @@ def pairs_in(content: bytes) -> int | None:
         return int(json.loads(content)["about"]["pairs"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def recorded(manifest: Path) -> dict[str, str]:
+    """Return the sha256 of each shard that a manifest names; none from a damaged manifest."""
+    try:
+        shards = json.loads(manifest.read_bytes())["shards"]
+        return {str(shard["file"]): str(shard["sha256"]) for shard in shards}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

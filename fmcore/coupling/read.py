@@ -1,6 +1,8 @@
 """Reading a coupling: open it, read its pairs into memory, verify every byte."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +17,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from fmcore.checked import MEND, read_json, sha256
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.write import SCHEMA_VERSION, About, sha256
+from fmcore.coupling.write import COLUMNS, SCHEMA_VERSION, About
 from fmcore.settings import ReflowError, derive_seed
 
 Split = Literal["train", "held_out", "all"]
@@ -69,10 +72,21 @@ class Coupling:
         """(file, row group, rows) of every row group, in order."""
         found = []
         for shard in self.shards:
-            metadata = pq.read_metadata(self.path / shard["file"])
+            with readable(self.path / shard["file"]) as file:
+                metadata = pq.read_metadata(file)
             for i in range(metadata.num_row_groups):
                 found.append((shard["file"], i, metadata.row_group(i).num_rows))
         return found
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[Path]:
+    """Raise whatever Arrow says of a file that it cannot read as a ReflowError of one line."""
+    try:
+        yield path
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ReflowError(f"{path}: missing or damaged ({reason}); {MEND}") from error
 
 
 def open_coupling(path: Path | str) -> Coupling:
@@ -80,7 +94,7 @@ def open_coupling(path: Path | str) -> Coupling:
     path = Path(path)
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
+        manifest = read_json(file, required=False)  # earlier versions wrote none; shards have some
         version = manifest["about"].get("schema_version")
         if version != SCHEMA_VERSION:
             raise ReflowError(
@@ -96,12 +110,11 @@ def open_coupling(path: Path | str) -> Coupling:
         return Coupling(path, About(**manifest["about"]), manifest["shards"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ReflowError(
-            f"{path}: not a coupling, {MANIFEST} is missing; run the stage that writes it, or"
-            " `dvc checkout`"
+            f"{path}: not a coupling, {MANIFEST} is missing; `reflow run` makes or restores it"
         ) from error
     except (KeyError, TypeError, AttributeError, ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise ReflowError(f"{file}: not a manifest of a coupling ({reason})") from error
+        raise ReflowError(f"{file}: not a manifest of a coupling ({reason}); {MEND}") from error
 
 
 def _columns(coupling: Coupling) -> set[str]:
@@ -111,24 +124,27 @@ def _columns(coupling: Coupling) -> set[str]:
 def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
     """Open one shard with checksums on; raise ReflowError for a file of another coupling."""
     path = coupling.path / name
-    try:
+    with readable(path):
         file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ReflowError(f"{path}: missing or damaged ({reason}); `dvc checkout` it") from error
-    schema = file.schema_arrow
+        schema = file.schema_arrow
     missing = _columns(coupling) - set(schema.names)
     if missing:
         raise ReflowError(
             f"{path}: a Parquet file of another schema: column {sorted(missing)[0]!r} expected,"
             f" found {', '.join(schema.names)}"
         )
+    if foreign := set(schema.names) - set(COLUMNS):
+        raise ReflowError(
+            f"{path}: column {sorted(foreign)[0]!r} is none of a coupling: damaged, or written by a"
+            f" later version; {MEND}"
+        )
     size = int(np.prod(coupling.about.shape))
     for name in {"target", "source"} & set(schema.names):
         kind = schema.field(name).type
         if not pa.types.is_fixed_size_list(kind) or kind.list_size != size:
             raise ReflowError(f"{path}: column {name!r} is {kind}, expected {size} floats a row")
-    stated = json.loads((schema.metadata or {}).get(b"fm", b"null"))
+    with readable(path):
+        stated = json.loads((schema.metadata or {}).get(b"fm", b"null"))
     if isinstance(stated, dict) and stated.get("pairs") == coupling.about.pairs:
         del stated["pairs"]  # shards of an earlier version hold it
     if stated != coupling.about.in_shard:
@@ -160,14 +176,10 @@ def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Spli
     tables = []
     for name in dict.fromkeys(file for file, _, _ in groups):
         wanted = [i for file, i, _ in groups if file == name]
-        try:
+        with readable(coupling.path / name):
             tables.append(open_shard(coupling, name).read_row_groups(wanted))
-        except OSError as error:
-            raise ReflowError(
-                f"{coupling.path / name}: damaged ({str(error).splitlines()[0][:120]});"
-                " `dvc checkout` it"
-            ) from error
-    rows = pa.concat_tables(tables)
+    with readable(coupling.path):
+        rows = pa.concat_tables(tables)
     return rows if split == "all" else rows.filter(pa.compute.equal(rows["split"], split))
 
 
@@ -192,7 +204,8 @@ def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) 
         tables.append(table_of(coupling, [group], split))
         if sum(t.num_rows for t in tables) >= limit:
             break
-    return decode(coupling, pa.concat_tables(tables).slice(0, limit))
+    with readable(coupling.path):
+        return decode(coupling, pa.concat_tables(tables).slice(0, limit))
 
 
 def verify(path: Path) -> Coupling:
@@ -206,7 +219,7 @@ def verify(path: Path) -> Coupling:
     for shard in coupling.shards:
         file = path / shard["file"]
         if not file.exists():
-            raise ReflowError(f"{file}: shard is missing; `dvc checkout {path}` brings it back")
+            raise ReflowError(f"{file}: shard is missing; {MEND}")
         size = file.stat().st_size
         if size != shard["bytes"]:
             raise ReflowError(
@@ -214,11 +227,11 @@ def verify(path: Path) -> Coupling:
             )
         if sha256(file) != shard["sha256"]:
             raise ReflowError(f"{file}: altered: its sha256 is not the one in the manifest")
-        seen.append(
-            open_shard(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"].to_numpy()
-        )
-    ids = np.concatenate(seen) if seen else np.empty(0, np.int64)
-    if not np.array_equal(ids, np.arange(coupling.about.pairs)):
+        with readable(file):
+            ids = open_shard(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"]
+        seen.append(ids.to_numpy())
+    every = np.concatenate(seen) if seen else np.empty(0, np.int64)
+    if not np.array_equal(every, np.arange(coupling.about.pairs)):
         raise ReflowError(
             f"{path}: pair_id must run from 0 to {coupling.about.pairs - 1} once each"
         )

@@ -1,8 +1,8 @@
 """Writing a coupling: each shard atomically, then the manifest."""
 
-import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.checked import sealed, sha256
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import is_held_out
 from fmcore.scale import Scale
@@ -22,6 +23,8 @@ from fmcore.settings import CONVENTION, ReflowError, Settings
 
 SCHEMA_VERSION = 1
 ROW_GROUP_BYTES = 4 << 20
+COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", "split")
+"""Every column that a coupling may have; a name with a flipped bit is another."""
 
 
 class About(Settings):
@@ -122,7 +125,8 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     """Write shard `index` atomically: temporary name, sync, rename. Returns its path.
 
     Compression, dictionaries and statistics are off: noise does not compress, and the bytes stay
-    a function of the rows. Page checksums are on: without them Parquet detects no flipped bit.
+    a function of the rows. Page checksums are on: without them Parquet detects no flipped bit. They
+    do not cover the footer, so the file's sha256 is written beside it, before it, until `finish`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / shard_name(index)
@@ -140,15 +144,46 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
             row_group_size=max(1, ROW_GROUP_BYTES // width),
         )
         sync(temporary)
+        _record(path).write_text(sha256(temporary))
 
     commit(temporary, path, write)
     return path
 
 
+def adopt(folder: Path, index: int, shard: Path) -> None:
+    """Copy a shard of another coupling into `folder` as shard `index`, as `write_shard` writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / shard_name(index)
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+
+    def copy() -> None:
+        shutil.copyfile(shard, temporary)  # not its mode: files of DVC's cache are read-only
+        sync(temporary)
+        _record(path).write_text(sha256(temporary))
+
+    commit(temporary, path, copy)
+
+
+def _record(shard: Path) -> Path:
+    """Return the file with the sha256 that a shard had when it was written."""
+    return shard.with_name(f".{shard.name}.sha256")
+
+
+def _as_written(shard: Path) -> bool:
+    """Whether the shard has the bytes with which it was written."""
+    try:
+        return _record(shard).read_bytes() == sha256(shard).encode()
+    except OSError:
+        return False
+
+
 def is_whole(path: Path, about: About, ids: range) -> bool:
     """Whether `path` is a complete and undamaged shard of this coupling with the pairs `ids`."""
-    if not path.exists():
-        return False
+    return _as_written(path) and holds(path, about, ids)
+
+
+def holds(path: Path, about: About, ids: range) -> bool:
+    """Whether a file is a shard that states this origin and can be read with the pairs `ids`."""
     try:
         rows = pq.read_table(path, page_checksum_verification=True)
         metadata = rows.schema.metadata or {}
@@ -189,12 +224,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
     """Check that all shards exist, delete all other files, write the manifest last."""
     files = []
@@ -202,6 +231,8 @@ def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
         path = folder / shard_name(index)
         if not path.exists():
             raise ReflowError(f"{path}: shard is missing; run the stage again, it continues there")
+        if not _as_written(path):
+            raise ReflowError(f"{path}: damaged since it was written; run the stage again")
         files.append(
             {
                 "file": path.name,
@@ -221,7 +252,7 @@ def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
     temporary = folder / f".{MANIFEST}.tmp"
 
     def write() -> None:
-        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(sealed(manifest), indent=2, sort_keys=True) + "\n")
         sync(temporary)
 
     commit(temporary, folder / MANIFEST, write)

@@ -196,6 +196,7 @@ def load_extractor(path: Path) -> Features:
             return Inception2015(config["weights"], config["sha256"])
         extractor = Extractor(tuple(config["shape"]), config["classes"], config["width"])
         extractor.load_state_dict(load_file(path / "model.safetensors"))
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ReflowError(f"{path}: damaged ({error}); run the stage calibrate again") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReflowError(f"{path}: damaged ({reason}); run the stage calibrate again") from error
     return extractor.eval().requires_grad_(False)

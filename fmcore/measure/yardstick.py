@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save_file
 from torch import Tensor
 
+from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
 from fmcore.coupling.read import Coupling, Pairs, open_coupling, read
 from fmcore.dataset.densities import EightGaussians
 from fmcore.features.extractor import (
@@ -37,6 +39,9 @@ from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infi
 from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest_train
 from fmcore.measure.transport import energy_distance, sliced_w2, w2
 from fmcore.settings import Log, ReflowError, Settings, SeveralSamples, derive_seed
+
+FILE = "yardstick.json"
+"""The file of a yardstick's folder that describes it, with the hashes of the others."""
 
 PLANE_SAMPLES = 1000
 NEIGHBOURS = 2000
@@ -224,18 +229,22 @@ def save(path: Path, yardstick: Yardstick) -> None:
     save_file(
         {k: v.contiguous().clone() for k, v in tensors.items()}, path / "reference.safetensors"
     )
-    (path / "yardstick.json").write_text(json.dumps(yardstick.about, indent=2) + "\n")
+    about = sealed({**yardstick.about, FILES: hashes(path, besides=FILE)})
+    (path / FILE).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def load(path: Path) -> Yardstick:
-    """Read a yardstick; raise ReflowError if its extractor is not the one it was made with."""
-    try:
-        about = json.loads((path / "yardstick.json").read_text())
-        tensors = load_file(path / "reference.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ReflowError(f"{path}: not a yardstick ({error}); run the stage calibrate") from error
+    """Read a yardstick; raise ReflowError for damage, or for another extractor than its own."""
     folder = path / "extractor"
+    try:
+        about = read_json(path / FILE)
+        tensors = tensors_in(read_checked(path, "reference.safetensors", about))
+        for name in about[FILES]:
+            read_checked(path, name, about)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ReflowError(f"{path}: not a yardstick ({error}); run the stage calibrate") from error
     extractor = load_extractor(folder) if folder.exists() else None
+    del about[FILES]
     if fingerprint(extractor) != about["fingerprint"]:
         raise ReflowError(f"{folder}: not the extractor that {path} was made with; run calibrate")
     count = int(about["splits"])

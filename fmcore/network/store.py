@@ -2,25 +2,32 @@
 
 A model is a directory: `config.json`, `model.safetensors` (EMA weights) and `raw.safetensors` (the
 optimiser's own weights). A network of diffusers keeps its EMA weights in `diffusers/` instead, as
-`from_pretrained` of diffusers reads them. Nothing is ever unpickled.
+`from_pretrained` of diffusers reads them. Nothing is ever unpickled. config.json has the sha256 of
+each of these files and its own, so that a model with a flipped bit is refused.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
+from fmcore.matching.interpolant import Objective
 from fmcore.network.build import Network, VelocityNetwork, build
 from fmcore.network.images import DIFFUSERS, ImageNetwork
 from fmcore.own import read
 from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError
+
+CONFIG = "config.json"
+"""The file of a model's folder that describes it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,12 @@ def save(
     else:
         write_tensors(path / "model.safetensors", _weights(inner))
     write_tensors(path / "raw.safetensors", _weights(raw or inner))
-    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    config[FILES] = hashes(path, besides=CONFIG)
+    (path / CONFIG).write_text(_text(sealed(config)))
+
+
+def _text(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def write_tensors(
@@ -97,29 +109,54 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "cpu") -> Model:
-    """Read a model directory in evaluation mode; `weights` are the averaged or the raw ones."""
-    file = path / ("model.safetensors" if weights == "ema" else "raw.safetensors")
+    """Read a model directory in evaluation mode; `weights` are the averaged or the raw ones.
+
+    Raises ReflowError if it is missing, damaged, or a model of another convention or objective.
+    """
+    name = "model.safetensors" if weights == "ema" else "raw.safetensors"
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = read_config(path)
         place = f"{path}: not a model that can be read: config.json: network"
         settings: Network = read(Network, config["network"], place)
         network = build(settings, tuple(config["shape"]), seed=0)
         whole: nn.Module = network
         if isinstance(network, ImageNetwork) and weights == "ema":
-            file, whole = path / DIFFUSERS / "diffusion_pytorch_model.safetensors", network.net
-        whole.load_state_dict(load_file(file))
+            name, whole = f"{DIFFUSERS}/diffusion_pytorch_model.safetensors", network.net
+        content = read_checked(path, name, config)
+        whole.load_state_dict(tensors_in(content))
     except FileNotFoundError as error:
         raise ReflowError(
-            f"{path}: expected a model (config.json and {file.name}), {error.filename} is missing;"
+            f"{path}: expected a model (config.json and {name}), {error.filename} is missing;"
             " run the stage that trains it"
         ) from error
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ReflowError(
-            f"{file}: not a model of this version ({reason}); train it again"
+            f"{path / name}: not a model of this version ({reason}); train it again"
         ) from error
-    except SafetensorError as error:
-        raise ReflowError(f"{file}: damaged ({error}); `dvc checkout` or train it again") from error
-    digest = hashlib.sha256((path / "config.json").read_bytes() + file.read_bytes()).hexdigest()
+    rest = {key: value for key, value in config.items() if key != FILES}
+    digest = hashlib.sha256(_text(rest).encode() + content).hexdigest()
     network.eval().requires_grad_(False)
-    return Model(network.to(device), config, digest)
+    return Model(network.to(device), rest, digest)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config of the model in the folder `path`, with the hashes of its files.
+
+    Raises ReflowError if it is damaged, or the model is of another convention or objective, and
+    FileNotFoundError if it is missing.
+    """
+    file = path / CONFIG
+    config = read_json(file)
+    if config.get("convention") != CONVENTION:
+        raise ReflowError(
+            f"{file}: convention {config.get('convention')!r}, this program has {CONVENTION!r};"
+            " turn the model's time and sign (docs/library.md), or train it again"
+        )
+    objective = config.get("objective", "velocity")
+    if objective not in get_args(Objective):
+        raise ReflowError(
+            f"{file}: objective {objective!r}, expected one of {', '.join(get_args(Objective))};"
+            " train it again, or use the version that wrote it"
+        )
+    return config

@@ -12,7 +12,7 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 
-from fmcore.coupling.read import Coupling, Pairs, decode, open_shard, table_of
+from fmcore.coupling.read import Coupling, Pairs, decode, open_shard, readable, table_of
 from fmcore.settings import ReflowError, derive_seed
 
 Group = tuple[str, int, int]
@@ -117,7 +117,9 @@ def _train_rows(coupling: Coupling, groups: list[Group], shorter_than: float | N
     rows = 0
     for name in dict.fromkeys(file for file, _, _ in groups):
         wanted = [i for file, i, _ in groups if file == name]
-        split = open_shard(coupling, name).read_row_groups(wanted, columns=["split"])["split"]
+        with readable(coupling.path / name):
+            shard = open_shard(coupling, name)
+            split = shard.read_row_groups(wanted, columns=["split"])["split"]
         rows += pa.compute.sum(pa.compute.equal(split, "train")).as_py() or 0
     return rows
 

@@ -3,7 +3,11 @@
 Draws are functions of (seed, step), so the generators need no state beyond the step.
 """
 
+import contextlib
+import hashlib
 import json
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,10 +38,15 @@ class State:
 
 
 FILE = "checkpoint.safetensors"
+EARLIER = "earlier.safetensors"
+"""The checkpoint before `FILE`, for the case that `FILE` is damaged."""
 
 
 def save_state(folder: Path, state: State) -> None:
-    """Write the state to `folder` atomically: temporary name, then rename."""
+    """Write the state to `folder` atomically: temporary name, then rename.
+
+    The checkpoint before it is kept, as `EARLIER`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for key, value in state.network.state_dict().items():
@@ -50,26 +59,56 @@ def save_state(folder: Path, state: State) -> None:
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     note = {"step": str(state.step), "history": json.dumps(state.history)}
     temporary = folder / f".{FILE}.tmp"
-    write_tensors(temporary, tensors, about=note)
+    write_tensors(temporary, tensors, about={**note, "sha256": _digest(tensors, note)})
+    with contextlib.suppress(OSError):  # a file system may know no links: then none is kept
+        if (folder / FILE).exists():
+            (folder / EARLIER).unlink(missing_ok=True)
+            os.link(folder / FILE, folder / EARLIER)
     temporary.replace(folder / FILE)
 
 
-def load_state(folder: Path, state: State) -> bool:
+def load_state(folder: Path, state: State, say: Callable[[str], object] = print) -> bool:
     """Fill `state` from the checkpoint in `folder`; False if there is none.
 
-    A checkpoint that cannot be read (a truncated file, say) counts as none: training starts over
-    rather than from a damaged state.
+    A damaged checkpoint is removed and told to `say` in one line: training continues from the one
+    before it, or starts over, rather than from a damaged state.
     """
-    path = folder / FILE
+    for name, then in ((FILE, "the checkpoint before it is tried"), (EARLIER, "it starts over")):
+        try:
+            found = _read(folder / name)
+        except (SafetensorError, OSError, ValueError) as error:
+            (folder / name).unlink(missing_ok=True)
+            reason = str(error).splitlines()[0]
+            say(f"warning: {folder / name}: damaged and removed ({reason}); {then}")
+            continue
+        if found is not None:
+            _fill(state, *found)
+            return True
+    return False
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return tensors and note of a checkpoint, None if there is none; ValueError for damage."""
     if not path.exists():
-        return False
-    try:
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata()
-    except SafetensorError:
-        path.unlink()
-        return False
+        return None
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        note = dict(file.metadata() or {})
+    if note.pop("sha256", None) != _digest(tensors, note):
+        raise ValueError("its content is not that of its sha256")
+    return tensors, note
+
+
+def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
+    """Return the sha256 of the tensors, with their names, types and shapes, and of the note."""
+    found = hashlib.sha256(json.dumps(sorted(note.items())).encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> None:
     state.network.load_state_dict(_part(tensors, "network."))
     state.ema.load_state_dict(_part(tensors, "ema."))
     slots: dict[int, dict[str, Tensor]] = {}
@@ -83,7 +122,6 @@ def load_state(folder: Path, state: State) -> bool:
     state.schedule.last_epoch = state.step
     for group, factor in zip(state.optimizer.param_groups, state.schedule.lr_lambdas, strict=True):
         group["lr"] = group["initial_lr"] * factor(state.step)
-    return True
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

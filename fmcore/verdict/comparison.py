@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
+from fmcore.checked import MEND, opened, sealed
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.gates import Verdict
@@ -172,8 +173,8 @@ class Comparison:
         }
 
     def text(self) -> str:
-        """Return the content of rounds.json."""
-        return json.dumps(self.as_dict(), indent=2) + "\n"
+        """Return the content of rounds.json, with its hash."""
+        return json.dumps(sealed(self.as_dict()), indent=2) + "\n"
 
     @classmethod
     def read(cls, content: str | bytes, where: str) -> "Comparison":
@@ -182,7 +183,8 @@ class Comparison:
         Raises ReflowError for one that is damaged, or is no comparison.
         """
         try:
-            return _WHOLE.validate_python(_named(json.loads(content)))
+            # Earlier versions wrote no hash, and their comparisons are still compared.
+            return _WHOLE.validate_python(_named(opened(content, where, required=False)))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -190,8 +192,7 @@ class Comparison:
         except ValueError as error:
             reason = str(error)
         raise ReflowError(
-            f"{where}: no comparison of rounds ({reason}); `dvc checkout --force` brings it back,"
-            " or run the stage compare again"
+            f"{where}: no comparison of rounds ({reason}); run the stage compare again, or {MEND}"
         )
 
 

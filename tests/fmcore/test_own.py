@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from flows.params.load import load as load_params
 from fmcore import own
 from fmcore.calibrate import calibrate
+from fmcore.checked import read_json, sealed
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
 from fmcore.choices.losses import LossOfRound
@@ -350,8 +351,8 @@ def test_a_models_config_imports_nothing(project, harm, key, path):
     own.trust(project, ["my_flows:Tiny"])
     save(project / "model", build(parse(Network, custom("Tiny")), (2,), seed=0), about={})
     file = project / "model" / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, key: {"name": "custom", "path": path}}))
+    config = {**read_json(file), key: {"name": "custom", "path": path}}
+    file.write_text(json.dumps(sealed(config)))
     with pytest.raises(ReflowError, match="named only by a model's config.json") as error:
         Flow.of(load(project / "model"))
     assert "\n" not in str(error.value) and f"config.json: {key}" in str(error.value)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fmcore.checked import read_json, sealed
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.densities import EightGaussians
@@ -94,8 +95,9 @@ def test_a_yardstick_survives_the_disk_and_refuses_another_extractor(tmp_path, f
     x = torch.rand(fitted.samples, 1, 8, 8)
     assert again.measure(x) == fitted.measure(x)
     assert again.name == "fd_clf"
-    about = json.loads((tmp_path / "y" / "yardstick.json").read_text())
-    (tmp_path / "y" / "yardstick.json").write_text(json.dumps({**about, "fingerprint": "x"}))
+    about = read_json(tmp_path / "y" / "yardstick.json")
+    text = json.dumps(sealed({**about, "fingerprint": "x"}))
+    (tmp_path / "y" / "yardstick.json").write_text(text)
     with pytest.raises(ReflowError, match="not the extractor"):
         yardstick.load(tmp_path / "y")
     (tmp_path / "y" / "extractor" / "model.safetensors").write_bytes(b"")

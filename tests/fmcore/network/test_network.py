@@ -1,14 +1,18 @@
 """Networks and models on disk."""
 
+import hashlib
+import json
 import pickle
 
 import pytest
 import torch
 
+from fmcore.checked import read_json, sealed
 from fmcore.network.build import build
 from fmcore.network.ema import averaged
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
+from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from tests.chains import SMALL, scratch_model
 
@@ -77,5 +81,43 @@ def test_a_damaged_or_pickled_weights_file_is_refused_and_never_run(tmp_path, co
 def test_a_bad_config_is_one_clear_error(tmp_path, text):
     folder = scratch_model(tmp_path / "m", dim=2)
     (folder / "config.json").write_text(text)
-    with pytest.raises(ReflowError, match="not a model"):
+    with pytest.raises(ReflowError, match=r"config\.json: (damaged|has no sha256)"):
         load(folder)
+
+
+def rewritten(folder, **changes):
+    """Change the config of a model as a version of the program would that writes it so."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(sealed({**read_json(file), **changes})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"convention": "t=0 noise, t=1 data"}, "convention 't=0 noise, t=1 data', this program"),
+        ({"objective": "zz"}, "objective 'zz', expected one of velocity, noise, target, mean_flow"),
+        ({"network": {"name": "residual_mlp", "width": -1}}, "not a model that can be read"),
+        ({"files": {}}, "model.safetensors: damaged"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(tmp_path, changes, words):
+    with pytest.raises(ReflowError, match=words) as error:
+        load(rewritten(scratch_model(tmp_path / "m", dim=2), **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_an_interpolant_that_is_none_is_refused_in_one_line(tmp_path):
+    folder = rewritten(scratch_model(tmp_path / "m", dim=2), interpolant={"name": "crooked"})
+    with pytest.raises(ReflowError, match=r"config\.json: interpolant") as error:
+        Flow.of(load(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_the_digest_of_a_model_is_that_of_its_settings_and_weights(tmp_path):
+    """Couplings record it: new keys with hashes must not change the bytes of couplings."""
+    folder = scratch_model(tmp_path / "m", dim=2)
+    config = {k: v for k, v in read_json(folder / "config.json").items() if k != "files"}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    weights = (folder / "model.safetensors").read_bytes()
+    assert load(folder).digest == hashlib.sha256(text.encode() + weights).hexdigest()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fmcore.network.store import load
 from fmcore.settings import ReflowError
 from fmcore.train import Train, train
 from fmcore.training.batches import batches
+from fmcore.training.checkpoint import load_state
 from fmcore.training.fit import fit, new_state
 from fmcore.training.held_out import held_out_losses
 from fmcore.work.work import Work
@@ -153,6 +155,28 @@ def test_a_torn_checkpoint_counts_as_none(start):
     scratch.mkdir(parents=True)
     (scratch / "checkpoint.safetensors").write_bytes(b"half a file")
     assert run(start, "torn", settings) == whole
+
+
+def test_a_checkpoint_with_a_flipped_bit_gives_way_to_the_one_before(start, capsys):
+    """The damage is in the averaged weights: it would go on into the model unseen."""
+    settings = Train(steps=60, batch=32, log_every=10, checkpoint_every=20)
+    whole = run(start, "whole", settings)
+    shutil.rmtree(start / "whole" / "model")
+    file = start / "whole" / "scratch" / "checkpoint.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert run(start, "whole", settings) == whole
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "damaged and removed" in said
+    state = new_state(load(start / "init").network, settings)
+    for name in ("checkpoint", "earlier"):
+        whole_file = start / "whole" / "scratch" / f"{name}.safetensors"
+        whole_file.write_bytes(whole_file.read_bytes()[:-9])
+    lines = []
+    assert not load_state(start / "whole" / "scratch", state, lines.append)
+    assert ["checkpoint before" in line for line in lines] == [True, False]
+    assert state.step == 0
 
 
 def test_the_seed_decides(start):
