@@ -5,6 +5,8 @@ t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,9 +27,10 @@ SHARDS = "shards"
 def couple(model: Path, data: Path, out: Path, metrics: Path, settings: Couple, work: Work) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
-    Shards are collected in the scratch folder and moved to `out` when all are complete and their
+    Shards are collected in the scratch folder and linked into `out` when all are complete and their
     metrics are accepted. A complete shard is not sampled again, so a killed run continues where it
-    stopped. The executor samples, only this process writes: every executor gives the same bytes.
+    stopped, even if `out` was deleted after it. The executor samples, only this process writes:
+    every executor gives the same bytes.
     """
     sampler = sampler_of(model, data, settings, work)
     about, folder = sampler.about, work.scratch / SHARDS
@@ -37,10 +40,26 @@ def couple(model: Path, data: Path, out: Path, metrics: Path, settings: Couple, 
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
     work.accept(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder.replace(out)
+    _put(folder, out)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _put(folder: Path, out: Path) -> None:
+    """Put the files of a folder into the new folder `out`: all of them or none, as hard links.
+
+    On a file system without hard links the folder itself is moved.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    linked = folder.with_name("linked")
+    shutil.rmtree(linked, ignore_errors=True)
+    try:
+        linked.mkdir()
+        for file in folder.iterdir():
+            os.link(file, linked / file.name)
+    except OSError:
+        linked = folder
+    linked.replace(out)
 
 
 def couple_shards(

@@ -26,11 +26,15 @@ from fmcore.settings import ReflowError
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a stage's result depends on: command, md5 by dependency, parameters."""
+    """Everything that a stage's result depends on: command, md5 by dependency, parameters.
+
+    Also the paths of its outputs, which are no part of the fingerprint.
+    """
 
     cmd: str
     deps: dict[str, str]
     params: Params
+    outs: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +113,30 @@ def _inputs(stage: Any, computed: Mapping[str, str]) -> Inputs:
     for dep in data_deps(stage):
         text = computed.get(dep.def_path)
         deps[dep.def_path] = md5(dep, stage.name) if text is None else meanings.md5(text)
-    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True))
+    outs = tuple(out.def_path for out in stage.outs)
+    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True), outs)
+
+
+def recorded(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the fingerprints of those stages whose results DVC keeps: dvc.lock has the entry, and
+    the cache has every output that it shall hold.
+
+    Such a result is restored, not made again. Stages without one are left out.
+    """
+    found = {}
+    with opened(root) as project:
+        for name in set(names) & project.stages.keys():
+            entry = Entry.of(project.locked(name))
+            outs = [out for out in project.stages[name].outs if out.use_cache]
+            if entry and all(_cached(out, entry.outs.get(out.def_path)) for out in outs):
+                deps = {path: file.md5 or "" for path, file in entry.deps.items()}
+                found[name] = Inputs(command(entry.cmd), deps, entry.params).fingerprint
+    return found
+
+
+def _cached(out: Any, file: File | None) -> bool:
+    """Whether DVC's cache has an output as dvc.lock names it; DVC stores a folder's list last."""
+    return bool(file and file.md5 and Path(out.cache.oid_to_path(file.md5)).exists())
 
 
 def entries(root: Path) -> dict[str, Entry]:

@@ -1,5 +1,6 @@
 """What a run of the chain shares, with or without Prefect: stages, listeners and results."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from flows.dag import graph
 from flows.project.events import OnEvent
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
+from flows.stage import guard
 from fmcore.settings import ReflowError
 
 Observer = Callable[[str, Outcome], None]
@@ -127,12 +129,17 @@ class ChainRun:
         return any(up in self.results and self.results[up].state == "done" for up in above)
 
     def close(self) -> None:
-        """Sort dvc.lock, then call `closing` once; `closing` catches its own errors."""
+        """Sort dvc.lock, remove the scratch of what it records, then call `closing` once.
+
+        `closing` catches its own errors.
+        """
         if any(result.state == "done" for result in self.results.values()):
             try:
                 graph.sort_lock(self.root)
             except ReflowError as error:  # another DVC holds its lock: the records still come first
                 self.listeners.say(f"dvc.lock was not sorted: {error}")
+            with contextlib.suppress(ReflowError):  # the next stage that runs does it
+                guard.sweep(self.root)
         if self.listeners.closing and not self.closed:
             self.closed = True
             self.listeners.closing(self.result())

@@ -3,17 +3,28 @@
 import sys
 from pathlib import Path
 
-from flows.dag import inputs
-from flows.project.environment import find_root
-from fmcore.settings import ReflowError
+from flows.project.process_group import die_with_starter
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; `inputs` without importing torch, because it runs before every other stage."""
-    if arguments != [inputs.STAGE, f"out={inputs.FOLDER}"]:
-        from flows.stage import verbs
+    """Run one stage; `inputs` without importing torch, because it runs before every other stage.
 
-        return verbs.main(arguments)
+    All other imports come after `die_with_starter`: importing torch takes seconds, and the parent
+    may be killed meanwhile.
+    """
+    die_with_starter()
+    if arguments == ["inputs", "out=inputs"]:  # STAGE and FOLDER of flows.dag.inputs
+        return _record_inputs()
+    from flows.stage import verbs
+
+    return verbs.main(arguments)
+
+
+def _record_inputs() -> int:
+    from flows.dag import inputs
+    from flows.project.environment import find_root
+    from fmcore.settings import ReflowError
+
     try:
         inputs.write(find_root(Path.cwd()))
     except (ReflowError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The guard around the work of a stage: a correct record, one process at a time, no orphans.
+"""The guard around the work of a stage: a correct record, one process at a time, no lost work.
 
 DVC writes the inputs into dvc.lock as they are when a command ends (treeverse/dvc#11058). So if
 params.yaml is edited while a model trains, dvc.lock says that it was trained with the new values.
@@ -6,13 +6,14 @@ params.yaml is edited while a model trains, dvc.lock says that it was trained wi
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from flows.dag import lineage
 from flows.project import events
-from flows.project.locks import stage_locked
-from flows.project.process_group import die_with_parent
+from flows.project.locks import Busy, stage_locked
+from flows.stage import finished
 from fmcore.settings import ReflowError
 
 
@@ -20,13 +21,14 @@ from fmcore.settings import ReflowError
 def guarded(root: Path, name: str) -> Iterator[Path]:
     """Yield the scratch folder of the stage `name`; afterwards check that its inputs are the same.
 
-    The folder `.reflow/scratch/<name>/<fingerprint>/` stays if the process is killed, so that the
-    next one resumes from it; it belongs to exactly these inputs, and is removed when the stage
-    succeeds. Raises ReflowError if the stage runs already, or if its inputs changed meanwhile: the
-    stage then fails and DVC records nothing.
+    The folder `.reflow/scratch/<name>/<fingerprint>/` belongs to exactly these inputs. It stays
+    until DVC has recorded the result (`sweep`), with links to the outputs of a finished stage: the
+    next process resumes from it or adopts them, whenever this one or DVC is killed.
+
+    Raises ReflowError if the stage runs already, or if its inputs changed meanwhile: the stage then
+    fails and DVC records nothing.
     """
     root = root.resolve()
-    die_with_parent()
     with stage_locked(root, name):
         before = lineage.inputs(root, name)
         if stale := lineage.stale(root, before):
@@ -34,6 +36,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
                 f"stage {name}: its record of code and files is out of date"
                 f" ({'; '.join(stale)}); `reflow run` or `dvc repro` brings it up to date first"
             )
+        sweep(root, own=name)
         scratch = _scratch(root, name, before)
         _keep_only(scratch)
         yield scratch
@@ -43,7 +46,26 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
                 f"stage {name}: its inputs changed while it ran ({'; '.join(changes)}), so nothing"
                 " was recorded; leave them alone while it runs, and run it again"
             )
-        shutil.rmtree(scratch, ignore_errors=True)
+        finished.keep(root, scratch, before.outs)
+
+
+def sweep(root: Path, own: str | None = None) -> None:
+    """Remove the scratch folders of the results that DVC has recorded: no run needs them any more.
+
+    Those of a stage that is running stay, unless it is `own`: DVC runs a recorded stage again only
+    if it is told to, and then the stage shall not find its result.
+    """
+    root = root.resolve()
+    kept = {f for f in (root / ".reflow" / "scratch").glob("*/*") if f.is_dir()}
+    if not kept:
+        return
+    names = {folder: unquote(folder.parent.name) for folder in kept}
+    recorded = lineage.recorded(root, names.values())
+    for folder, name in names.items():
+        if recorded.get(name) != folder.name:
+            continue
+        with suppress(Busy), nullcontext() if name == own else stage_locked(root, name, patience=0):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -60,8 +82,12 @@ def shared(root: Path, name: str) -> Iterator[Path]:
 
 
 def scratch_of(root: Path, name: str) -> Path:
-    """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are."""
+    """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are.
+
+    For the processes that train together with the one that holds the guard.
+    """
     root = root.resolve()
+    sweep(root, own=name)
     return _scratch(root, name, lineage.inputs(root, name))
 
 

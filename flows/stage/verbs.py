@@ -11,7 +11,7 @@ from pathlib import Path
 from flows.params.load import FILE, Params, load, maker
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_TEMPFAIL, Busy
-from flows.project.process_group import die_with_parent
+from flows.stage import finished
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
@@ -113,11 +113,12 @@ def main(arguments: list[str]) -> int:
         if count > 1 and not started():
             return launch(count, arguments, params.compute.threads)
         if rank():  # only the process of rank 0 holds the guard
-            die_with_parent()
             VERBS[verb](params, key, paths, scratch_of(root, name))
             return 0
         with guarded(root, name) as scratch:
-            VERBS[verb](params, key, paths, scratch)
+            # Processes that train together must all do the same: they resume from the checkpoint.
+            if count > 1 or not finished.adopted(root, scratch, name):
+                VERBS[verb](params, key, paths, scratch)
     except Busy as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EX_TEMPFAIL
