@@ -44,12 +44,13 @@ def die_with_starter() -> None:
     if not sys.platform.startswith("linux"):
         return
     _kill_with_parent()
-    parent, mark = os.getppid(), os.environ.get(STARTER, "")
-    if not _lives(mark) or _adopted(parent):
+    mark, shell, starter = os.environ.get(STARTER, ""), 0, os.getppid()
+    while (found := _process(starter))[0] in SHELLS and starter > 1:
+        shell, starter = starter, found[1]
+    if not _lives(mark) or _adopted(starter):
         os.kill(os.getpid(), signal.SIGKILL)
-    name, above = _process(parent)
-    if name in SHELLS and above > 1:  # a shell does not die with DVC
-        _die_unless(lambda: _process(parent)[1] == above)
+    if shell and starter > 1:  # a shell does not die with DVC
+        _die_unless(lambda: _process(shell)[1] == starter)
     if mark:
         _die_unless(lambda: _lives(mark))
 
@@ -95,18 +96,18 @@ def _kill_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _adopted(parent: int) -> bool:
-    """Whether a stage that DVC started has lost its parent, so that `parent` only adopted it.
+def _adopted(starter: int) -> bool:
+    """Whether a stage that DVC started has lost it, so that `starter` only adopted the stage.
 
     DVC's children stay in its process group. A process that leads a group of its own, as those of
     torchrun and srun do, was started by them; one that DVC did not start may have any parent.
     """
     if "DVC_STAGE" not in os.environ or os.getpgrp() == os.getpid():
         return False
-    if parent == 1:  # in a container DVC itself may be process 1
+    if starter == 1:  # in a container DVC itself may be process 1
         return not _process(1)[0].startswith(("dvc", "python"))
     try:
-        return os.getpgid(parent) != os.getpgrp()
+        return os.getpgid(starter) != os.getpgrp()
     except ProcessLookupError:
         return True
 
