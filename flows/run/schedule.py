@@ -9,6 +9,7 @@ from typing import Literal
 
 from flows.dag import graph
 from flows.project.events import OnEvent
+from flows.project.process_group import exists
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
 from flows.stage import guard
@@ -101,15 +102,11 @@ class ChainRun:
                 told.on_line(name, line)
 
         start = time.monotonic()
-        room = self.cores.take(wanted(self.stages[name]))
         try:
             if name in self.unchanged and not self._ran_above(name):
                 outcome = Outcome(name, "cached", 0.0)
             else:
-                outcome = update_stage(
-                    self.root, name, tell, self.processes, room,
-                    on_event=told.on_event, pull=self.pull,
-                )  # fmt: skip
+                outcome = self._update_when_free(name, tell)
         except Exception as error:
             seconds = time.monotonic() - start
             text = str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
@@ -122,6 +119,33 @@ class ChainRun:
             except Exception as error:  # a record of the stage must not fail the stage
                 tell(f"warning: {name} is done, but reporting it failed: {error}")
         return outcome
+
+    def _update_when_free(self, name: str, tell: Callable[[str], None]) -> Outcome:
+        """Bring one stage up to date; wait while another DVC works on its files, and say so once.
+
+        DVC is asked again when that process has ended, and now and then before: it may go on to
+        another stage.
+        """
+        said, delay = "", 2.0
+        while True:
+            room = self.cores.take(wanted(self.stages[name]))
+            try:
+                return update_stage(
+                    self.root, name, tell, self.processes, room,
+                    on_event=self.listeners.on_event, pull=self.pull,
+                )  # fmt: skip
+            except StageFailed as error:
+                if not error.holders:
+                    raise
+                if error.reason != said:
+                    said = error.reason
+                    self.listeners.say(f"{name} waits: {said}")
+                deadline = time.monotonic() + delay
+                while any(map(exists, error.holders)) and time.monotonic() < deadline:
+                    if self.processes.stopped:
+                        raise
+                    time.sleep(0.2)
+            delay = min(2 * delay, 60.0)
 
     def _ran_above(self, name: str) -> bool:
         """Whether a stage ran on which this one depends: then DVC is asked again."""
