@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fmcore.coupling.read import Coupling, Pairs, open_coupling, read
@@ -36,6 +36,7 @@ from fmcore.features.extractor import (
 from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infinity
 from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest_train
 from fmcore.measure.transport import energy_distance, sliced_w2, w2
+from fmcore.network.store import write_tensors
 from fmcore.settings import Log, ReflowError, Settings, derive_seed
 
 PLANE_SAMPLES = 1000
@@ -220,8 +221,8 @@ def save(path: Path, yardstick: Yardstick) -> None:
         tensors[f"class.{key}.mean"], tensors[f"class.{key}.m2"] = stats.mean, stats.m2
         tensors[f"class.{key}.n"] = torch.tensor(stats.n)
     tensors["real"] = yardstick.real
-    save_file(
-        {k: v.contiguous().clone() for k, v in tensors.items()}, path / "reference.safetensors"
+    write_tensors(
+        path / "reference.safetensors", {k: v.contiguous().clone() for k, v in tensors.items()}
     )
     (path / "yardstick.json").write_text(json.dumps(yardstick.about, indent=2) + "\n")
 

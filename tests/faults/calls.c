@@ -56,6 +56,8 @@ static int opened(int file, char *found) {
     return below(found);
 }
 
+static int there(const char *path) { return !faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW); }
+
 static void end(void) {
     syscall(SYS_kill, getpid(), SIGKILL);
     for (;;) pause();
@@ -140,16 +142,18 @@ FILE_CALL(fdatasync, "fsync", , )
 FILE_CALL(ftruncate, "truncate", COMMA off_t size, COMMA size)
 FILE_CALL(ftruncate64, "truncate", COMMA off_t size, COMMA size)
 
-#define PATH_CALL(function, name, grows, more_parameters, more_arguments) \
+/* A call that changes nothing, because there is something already or nothing, does not count. */
+#define PATH_CALL(function, name, grows, needs, more_parameters, more_arguments) \
     int function(const char *path more_parameters) { \
         char found[8192]; \
         REAL(int, #function, const char * more_parameters); \
-        if (named(AT_FDCWD, path, found)) PASS(name, grows); \
+        if (named(AT_FDCWD, path, found) && there(found) == needs) \
+            PASS(name, grows); \
         return real(path more_arguments); \
     }
-PATH_CALL(unlink, "unlink", 0, , )
-PATH_CALL(rmdir, "rmdir", 0, , )
-PATH_CALL(mkdir, "mkdir", 1, COMMA mode_t mode, COMMA mode)
+PATH_CALL(unlink, "unlink", 0, 1, , )
+PATH_CALL(rmdir, "rmdir", 0, 1, , )
+PATH_CALL(mkdir, "mkdir", 1, 0, COMMA mode_t mode, COMMA mode)
 
 int unlinkat(int folder, const char *path, int flags) {
     char found[8192];
