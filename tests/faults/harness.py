@@ -75,7 +75,7 @@ class Harness:
         log, out = self.folder / "log", self.folder / "out"
         told = {
             "root": str(self.root), "stage": stage, "kind": kind, "at": at, "whole": self.whole,
-            "log": str(log), "out": str(out),
+            "log": str(log), "out": str(out), "modules": str(self.folder / "modules"),
         }  # fmt: skip
         assert self.server.stdin and self.server.stdout
         self.server.stdin.write(json.dumps(told) + "\n")
@@ -205,6 +205,7 @@ def main(stages: list[str], every: int = 1, *, whole: bool = False) -> int:
             for kind in KINDS:
                 chosen = points(calls, kind)[::every]
                 bad = {at: wrong for at in chosen if (wrong := harness.trial(stage, kind, at))}
+                print(f"{stage} {kind}: {len(chosen)} trials", file=sys.stderr, flush=True)
                 for at, wrong in bad.items():
                     print(f"{stage} {kind} {at} ({calls[at - 1]}): {wrong}", file=sys.stderr)
                 failed += len(bad)
