@@ -11,6 +11,7 @@ from dvc.stage import PipelineStage, create_stage
 from flows.dag import inputs as meanings
 from flows.dag.graph import (
     Params,
+    Project,
     command,
     data_deps,
     known,
@@ -123,14 +124,26 @@ def recorded(root: Path, names: Iterable[str]) -> dict[str, str]:
 
     Such a result is restored, not made again. Stages without one are left out.
     """
-    found = {}
     with opened(root) as project:
-        for name in set(names) & project.stages.keys():
-            entry = Entry.of(project.locked(name))
-            outs = [out for out in project.stages[name].outs if out.use_cache]
-            if entry and all(_cached(out, entry.outs.get(out.def_path)) for out in outs):
-                deps = {path: file.md5 or "" for path, file in entry.deps.items()}
-                found[name] = Inputs(command(entry.cmd), deps, entry.params).fingerprint
+        return _recorded(project, names)
+
+
+def inputs_and_recorded(
+    root: Path, name: str, others: Iterable[str]
+) -> tuple[Inputs, dict[str, str]]:
+    """Return what `inputs` and `recorded` do, opening the project once."""
+    with opened(root) as project:
+        return _inputs(project.stage(name), project.inputs), _recorded(project, others)
+
+
+def _recorded(project: Project, names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in set(names) & project.stages.keys():
+        entry = Entry.of(project.locked(name))
+        outs = [out for out in project.stages[name].outs if out.use_cache]
+        if entry and all(_cached(out, entry.outs.get(out.def_path)) for out in outs):
+            deps = {path: file.md5 or "" for path, file in entry.deps.items()}
+            found[name] = Inputs(command(entry.cmd), deps, entry.params).fingerprint
     return found
 
 

@@ -5,7 +5,7 @@ params.yaml is edited while a model trains, dvc.lock says that it was trained wi
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import unquote
@@ -30,13 +30,12 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     with stage_locked(root, name):
-        before = lineage.inputs(root, name)
+        before = _looked_at(root, name)
         if stale := lineage.stale(root, before):
             raise ReflowError(
                 f"stage {name}: its record of code and files is out of date"
                 f" ({'; '.join(stale)}); `reflow run` or `dvc repro` brings it up to date first"
             )
-        sweep(root, own=name)
         scratch = _scratch(root, name, before)
         _keep_only(scratch)
         yield scratch
@@ -49,19 +48,38 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
         finished.keep(root, scratch, before.outs)
 
 
-def sweep(root: Path, own: str | None = None) -> None:
+def sweep(root: Path) -> None:
     """Remove the scratch folders of the results that DVC has recorded: no run needs them any more.
 
-    Those of a stage that is running stay, unless it is `own`: DVC runs a recorded stage again only
-    if it is told to, and then the stage shall not find its result.
+    Those of a stage that is running stay.
     """
     root = root.resolve()
-    kept = {f for f in (root / ".reflow" / "scratch").glob("*/*") if f.is_dir()}
-    if not kept:
-        return
-    names = {folder: unquote(folder.parent.name) for folder in kept}
-    recorded = lineage.recorded(root, names.values())
-    for folder, name in names.items():
+    if kept := _kept(root):
+        _remove(root, kept, lineage.recorded(root, kept.values()))
+
+
+def _looked_at(root: Path, name: str) -> lineage.Inputs:
+    """Return the inputs of the stage `name`, after a `sweep`.
+
+    The stage's own folder goes too, if its result is recorded: then DVC runs it because it was told
+    to, and it shall not find that result.
+    """
+    kept = _kept(root)
+    found, recorded = lineage.inputs_and_recorded(root, name, kept.values())
+    _remove(root, kept, recorded, own=name)
+    return found
+
+
+def _kept(root: Path) -> dict[Path, str]:
+    """Return the scratch folders, each with the name of its stage."""
+    folders = (root / ".reflow" / "scratch").glob("*/*")
+    return {folder: unquote(folder.parent.name) for folder in folders if folder.is_dir()}
+
+
+def _remove(
+    root: Path, kept: Mapping[Path, str], recorded: Mapping[str, str], own: str = ""
+) -> None:
+    for folder, name in kept.items():
         if recorded.get(name) != folder.name:
             continue
         with suppress(Busy), nullcontext() if name == own else stage_locked(root, name, patience=0):
@@ -87,8 +105,7 @@ def scratch_of(root: Path, name: str) -> Path:
     For the processes that train together with the one that holds the guard.
     """
     root = root.resolve()
-    sweep(root, own=name)
-    return _scratch(root, name, lineage.inputs(root, name))
+    return _scratch(root, name, _looked_at(root, name))
 
 
 def _scratch(root: Path, name: str, inputs: lineage.Inputs) -> Path:
