@@ -107,7 +107,9 @@ class Harness:
         if stage == "shards":
             outs = [self.scratch(stage) / "shards"]
         files = [f for out in outs for f in ([out] if out.is_file() else out.rglob("*"))]
-        return {str(f.relative_to(self.root)): f.read_bytes() for f in files if f.is_file()}
+        # `couple` removes what a killed job left half-written beside the shards.
+        files = [f for f in files if f.is_file() and not f.name.endswith(".tmp")]
+        return {str(f.relative_to(self.root)): f.read_bytes() for f in files}
 
     def scratch(self, stage: str) -> Path:
         """Return the scratch folder of a stage."""
