@@ -5,6 +5,8 @@ t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,9 +41,10 @@ def couple(
 ) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
 
-    Shards are collected in the scratch folder and moved to `out` when all are complete and their
+    Shards are collected in the scratch folder and linked into `out` when all are complete and their
     metrics are accepted. A complete shard is not sampled again, so a killed run continues where it
-    stopped. The executor samples, only this process writes: every executor gives the same bytes.
+    stopped, even if `out` was deleted after it. The executor samples, only this process writes:
+    every executor gives the same bytes.
 
     A shard is a function of (model, settings, index), not of the number of pairs, so shards of the
     `earlier` couplings are kept if they are whole, hold the same pairs and state the same origin.
@@ -51,14 +54,32 @@ def couple(
     about, folder = sampler.about, work.scratch / SHARDS
     count = shard_count(settings)
     _fill(sampler, folder, range(count), work, earlier)
-    manifest = finish(folder, about, count)
+    manifest = finish(folder, about, count, keep_hashes=True)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
     work.accept(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder.replace(out)
+    _put(folder, out)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _put(folder: Path, out: Path) -> None:
+    """Put the shards and the manifest into the new folder `out`: all or none, as hard links.
+
+    On a file system without hard links the folder itself is moved.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    linked = folder.with_name("linked")
+    shutil.rmtree(linked, ignore_errors=True)
+    try:
+        linked.mkdir()
+        for file in folder.glob("[!.]*"):
+            os.link(file, linked / file.name)
+    except OSError:
+        for file in folder.glob(".*"):
+            file.unlink()
+        linked = folder
+    linked.replace(out)
 
 
 def couple_shards(

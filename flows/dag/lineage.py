@@ -12,6 +12,7 @@ from flows.dag import inputs as meanings
 from flows.dag.content import unlike
 from flows.dag.graph import (
     Params,
+    Project,
     command,
     data_deps,
     known,
@@ -29,13 +30,15 @@ from fmcore.settings import ReflowError
 class Inputs:
     """Everything that a stage's result depends on: command, md5 by dependency, parameters.
 
-    `damaged` names files that are not what dvc.lock records, whatever DVC remembers of them.
+    `damaged` names files that are not what dvc.lock records, whatever DVC remembers of them. It and
+    `outs`, the paths of the outputs, are no part of the fingerprint.
     """
 
     cmd: str
     deps: dict[str, str]
     params: Params
     damaged: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -51,15 +54,7 @@ def inputs(root: Path, name: str, *, read: bool = False) -> Inputs:
     others is read too, to find the damaged ones.
     """
     with opened(root) as project:
-        stage = project.stage(name)
-        found = _inputs(stage, project.inputs)
-        if not read:
-            return found
-        damaged: list[str] = []
-        for dep in data_deps(stage):
-            if dep.def_path not in project.inputs:
-                damaged += unlike(project, dep, found.deps[dep.def_path])
-        return replace(found, damaged=tuple(dict.fromkeys(damaged)))
+        return _read(project, name, read)
 
 
 def again(root: Path, earlier: Inputs) -> Inputs:
@@ -123,7 +118,54 @@ def _inputs(stage: Any, computed: Mapping[str, str]) -> Inputs:
     for dep in data_deps(stage):
         text = computed.get(dep.def_path)
         deps[dep.def_path] = md5(dep, stage.name) if text is None else meanings.md5(text)
-    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True))
+    outs = tuple(out.def_path for out in stage.outs)
+    return Inputs(command(stage.cmd), deps, params_of(stage, strict=True), outs=outs)
+
+
+def recorded(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the fingerprints of those stages whose results DVC keeps: dvc.lock has the entry, and
+    the cache has every output that it shall hold.
+
+    Such a result is restored, not made again. Stages without one are left out.
+    """
+    with opened(root) as project:
+        return _recorded(project, names)
+
+
+def inputs_and_recorded(
+    root: Path, name: str, others: Iterable[str], *, read: bool = False
+) -> tuple[Inputs, dict[str, str]]:
+    """Return what `inputs` and `recorded` do, opening the project once."""
+    with opened(root) as project:
+        return _read(project, name, read), _recorded(project, others)
+
+
+def _read(project: Project, name: str, read: bool) -> Inputs:
+    stage = project.stage(name)
+    found = _inputs(stage, project.inputs)
+    if not read:
+        return found
+    damaged: list[str] = []
+    for dep in data_deps(stage):
+        if dep.def_path not in project.inputs:
+            damaged += unlike(project, dep, found.deps[dep.def_path])
+    return replace(found, damaged=tuple(dict.fromkeys(damaged)))
+
+
+def _recorded(project: Project, names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in set(names) & project.stages.keys():
+        entry = Entry.of(project.locked(name))
+        outs = [out for out in project.stages[name].outs if out.use_cache]
+        if entry and all(_cached(out, entry.outs.get(out.def_path)) for out in outs):
+            deps = {path: file.md5 or "" for path, file in entry.deps.items()}
+            found[name] = Inputs(command(entry.cmd), deps, entry.params).fingerprint
+    return found
+
+
+def _cached(out: Any, file: File | None) -> bool:
+    """Whether DVC's cache has an output as dvc.lock names it; DVC stores a folder's list last."""
+    return bool(file and file.md5 and Path(out.cache.oid_to_path(file.md5)).exists())
 
 
 def entries(root: Path) -> dict[str, Entry]:

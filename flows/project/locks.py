@@ -56,11 +56,13 @@ def locked(
         yield
 
 
-def stage_locked(root: Path, stage: str, *, exclusive: bool = True) -> AbstractContextManager[None]:
+def stage_locked(
+    root: Path, stage: str, *, exclusive: bool = True, patience: float = 2.0
+) -> AbstractContextManager[None]:
     """Hold the lock of a stage; no other lock of the project can have its name."""
     held = f"stage {stage} is already running"
     mend = "wait for it to end, or end it"
-    return locked(root, f"stage.{stage}", held, mend, exclusive=exclusive)
+    return locked(root, f"stage.{stage}", held, mend, exclusive=exclusive, patience=patience)
 
 
 def _acquired(file: IO[str], patience: float, kind: int) -> bool:

@@ -2,7 +2,8 @@
 
 As a script, `python -P flows/project/process_group.py PARENT MODULE ARGUMENTS...`, it runs a module
 that is killed when the process PARENT dies; with `--group` before MODULE, all processes that the
-module starts are killed too. Uses only the standard library, so that it starts at once.
+module starts are killed too. A stage below the module finds its process in `REFLOW_STARTER`. Uses
+only the standard library, so that it starts at once.
 """
 
 import contextlib
@@ -13,28 +14,51 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+STARTER = "REFLOW_STARTER"
+"""The environment variable with the mark of the process that a stage must not outlive."""
 
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when `parent` (now its parent) dies; Linux only.
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, the process `parent`, dies; Linux only."""
+    if not sys.platform.startswith("linux"):
+        return
+    _kill_with_parent()
+    if os.getppid() != parent:  # it died before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    A shell between DVC and the stage does not die with DVC: if the parent is a shell, a thread
-    checks that the shell still has its parent.
+
+def die_with_starter() -> None:
+    """Have this stage die with the process that started it, or at once if that is dead; Linux only.
+
+    Called before anything slow is imported. The parent may have died earlier still, while Python
+    started, so what is left of it is looked at: the mark in the environment, which this process
+    hands on, and whether the present parent merely adopted this process.
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid() if parent is None else parent
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was told
+    _kill_with_parent()
+    mark, shell, starter = os.environ.get(STARTER, ""), 0, os.getppid()
+    while (found := _process(starter))[0] in SHELLS and starter > 1:
+        shell, starter = starter, found[1]
+    if not _lives(mark) or _adopted(starter):
         os.kill(os.getpid(), signal.SIGKILL)
-    name, above = _process(parent)
-    if name in SHELLS and above > 1:
-        threading.Thread(target=_watch, args=(parent, above), daemon=True).start()
+    if shell and starter > 1:  # a shell does not die with DVC
+        _die_unless(lambda: _process(shell)[1] == starter)
+    if mark:
+        _die_unless(lambda: _lives(mark))
+
+
+def mark_as_starter() -> None:
+    """Let the stages that this process and its children start find it in their environment."""
+    if mark := _mark(os.getpid()):
+        os.environ[STARTER] = mark
 
 
 def hold_group(parent: int, command: list[str], grace: int = 10) -> int:
@@ -68,10 +92,63 @@ def hold_group(parent: int, command: list[str], grace: int = 10) -> int:
     return code
 
 
-def _watch(shell: int, above: int) -> None:
-    while _process(shell)[1] == above:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
+def exists(pid: int) -> bool:
+    """Whether there is a process with this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _kill_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _adopted(starter: int) -> bool:
+    """Whether a stage that DVC started has lost it, so that `starter` only adopted the stage.
+
+    DVC's children stay in its process group. A process that leads a group of its own, as those of
+    torchrun and srun do, was started by them; one that DVC did not start may have any parent.
+    """
+    if "DVC_STAGE" not in os.environ or os.getpgrp() == os.getpid():
+        return False
+    if starter == 1:  # in a container DVC itself may be process 1
+        return not _process(1)[0].startswith(("dvc", "python"))
+    try:
+        return os.getpgid(starter) != os.getpgrp()
+    except ProcessLookupError:
+        return True
+
+
+def _mark(pid: int) -> str:
+    """Return what names a process among all machines, boots and containers; "" without /proc."""
+    with contextlib.suppress(OSError, IndexError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()} {pid} {began}"
+    return ""
+
+
+def _lives(mark: str) -> bool:
+    """Whether the process of a mark lives; True if it is none of this machine or container."""
+    here, given = _mark(os.getpid()).split(), mark.split()
+    if len(given) != 4 or given[:2] != here[:2]:
+        return True
+    return _mark(int(given[2])) == mark and _state(int(given[2])) not in ("Z", "X")
+
+
+def _die_unless(lives: Callable[[], bool]) -> None:
+    """Kill this process as soon as `lives` says no; a thread asks twice a second."""
+
+    def watch() -> None:
+        while lives():
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _process(pid: int) -> tuple[str, int]:
@@ -82,9 +159,17 @@ def _process(pid: int) -> tuple[str, int]:
     return "", 0
 
 
+def _state(pid: int) -> str:
+    """Return the letter of a process's state; "" when there is none."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
 if __name__ == "__main__":
     if sys.argv[2] == "--group":
         sys.exit(hold_group(int(sys.argv[1]), [sys.executable, "-P", "-m", *sys.argv[3:]]))
     die_with_parent(int(sys.argv[1]))
+    mark_as_starter()
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

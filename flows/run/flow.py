@@ -5,6 +5,7 @@ as Cached. Set the environment (`environment.configure`) before importing this f
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -122,6 +123,9 @@ def _run(chain_run: ChainRun) -> bool:
                 " without it"
             )
             return False
+        except BaseException:  # interrupted: the server stops with unsent lines, about which its
+            logging.raiseExceptions = False  # client would print several of its own
+            raise
     if chain_run.result().ok or chain_run.result().errors:
         return True
     if not servers.answers(f"{url}/health"):

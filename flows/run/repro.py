@@ -30,6 +30,9 @@ MAY_PASS = re.compile(
 )
 """What torch or DVC prints if the same stage may succeed later; our errors use an exit status."""
 
+BLOCKED = re.compile(r"('[^'\n]*') is busy, it is being blocked by:((?:\n\s+\(PID \d+\): .*)+)")
+"""What DVC prints, over some lines, if another DVC works on a file of the stage."""
+
 KILLED = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 """Signals that come from outside; a process that crashes by itself will do so again."""
 
@@ -49,11 +52,21 @@ class Outcome:
 class StageFailed(ReflowError):
     """A stage failed; `retryable` says whether the same command may succeed a little later.
 
-    `damaged` says that a file which it reads is damaged.
+    `damaged` says that a file which it reads is damaged; `holders` are the processes that work on
+    the same files: when they have ended, it may succeed.
     """
 
-    def __init__(self, stage: str, reason: str, *, retryable: bool, damaged: bool = False) -> None:
+    def __init__(
+        self,
+        stage: str,
+        reason: str,
+        *,
+        retryable: bool,
+        damaged: bool = False,
+        holders: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(f"{stage}: {reason}")
+        self.holders = holders
         self.stage = stage
         self.reason = reason
         self.retryable = retryable
@@ -188,6 +201,11 @@ def _restored(name: str, process: subprocess.Popen[str], emit: Emit, processes: 
 def failure(name: str, code: int, lines: list[str]) -> StageFailed:
     """Say in one line why a stage failed, from what it and DVC printed."""
     text = "\n".join(lines)
+    if blocked := BLOCKED.search(text):
+        held = re.findall(r"\(PID (\d+)\): (.*)", blocked[2])
+        who = ", ".join(f"process {pid} (`{_shortened(cmd)}`)" for pid, cmd in held)
+        reason = f"{blocked[1]} is in use by {who}; wait for it to end, or end it"
+        return StageFailed(name, reason, retryable=True, holders=tuple(int(p) for p, _ in held))
     exits = re.findall(r"exited with (-?\d+)", text)
     stage_code = int(exits[-1]) if exits else code
     number = -stage_code if stage_code < 0 else stage_code - 128
@@ -207,6 +225,15 @@ def failure(name: str, code: int, lines: list[str]) -> StageFailed:
     retryable = may_pass or (killed and not own)
     damaged = stage_code == EX_DATAERR
     return StageFailed(name, reason, retryable=retryable, damaged=damaged)
+
+
+def _shortened(command: str) -> str:
+    """Return a command of DVC as one types it.
+
+    >>> _shortened("/usr/lib/dvc/__main__.py --wait-for-lock repro --single-item train@rf1")
+    'dvc repro --single-item train@rf1'
+    """
+    return re.sub(r"^\S*/(dvc|__main__\.py)(?= )", "dvc", command).replace(" --wait-for-lock", "")
 
 
 def _skipped(line: str, name: str) -> bool:

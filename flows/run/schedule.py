@@ -1,5 +1,6 @@
 """What a run of the chain shares, with or without Prefect: stages, listeners and results."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,8 +9,10 @@ from typing import Literal
 
 from flows.dag import graph
 from flows.project.events import OnEvent
+from flows.project.process_group import exists
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
+from flows.stage import guard
 from fmcore.settings import ReflowError
 
 Observer = Callable[[str, Outcome], None]
@@ -99,15 +102,11 @@ class ChainRun:
                 told.on_line(name, line)
 
         start = time.monotonic()
-        room = self.cores.take(wanted(self.stages[name]))
         try:
             if name in self.unchanged and not self._ran_above(name):
                 outcome = Outcome(name, "cached", 0.0)
             else:
-                outcome = update_stage(
-                    self.root, name, tell, self.processes, room,
-                    on_event=told.on_event, pull=self.pull,
-                )  # fmt: skip
+                outcome = self._update_when_free(name, tell)
         except Exception as error:
             seconds = time.monotonic() - start
             text = str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
@@ -121,18 +120,50 @@ class ChainRun:
                 tell(f"warning: {name} is done, but reporting it failed: {error}")
         return outcome
 
+    def _update_when_free(self, name: str, tell: Callable[[str], None]) -> Outcome:
+        """Bring one stage up to date; wait while another DVC works on its files, and say so once.
+
+        DVC is asked again when that process has ended, and now and then before: it may go on to
+        another stage.
+        """
+        said, delay = "", 2.0
+        while True:
+            room = self.cores.take(wanted(self.stages[name]))
+            try:
+                return update_stage(
+                    self.root, name, tell, self.processes, room,
+                    on_event=self.listeners.on_event, pull=self.pull,
+                )  # fmt: skip
+            except StageFailed as error:
+                if not error.holders:
+                    raise
+                if error.reason != said:
+                    said = error.reason
+                    self.listeners.say(f"{name} waits: {said}")
+                deadline = time.monotonic() + delay
+                while any(map(exists, error.holders)) and time.monotonic() < deadline:
+                    if self.processes.stopped:
+                        raise
+                    time.sleep(0.2)
+            delay = min(2 * delay, 60.0)
+
     def _ran_above(self, name: str) -> bool:
         """Whether a stage ran on which this one depends: then DVC is asked again."""
         above = self.stages[name].upstream
         return any(up in self.results and self.results[up].state == "done" for up in above)
 
     def close(self) -> None:
-        """Sort dvc.lock, then call `closing` once; `closing` catches its own errors."""
+        """Sort dvc.lock, remove the scratch of what it records, then call `closing` once.
+
+        `closing` catches its own errors.
+        """
         if any(result.state == "done" for result in self.results.values()):
             try:
                 graph.sort_lock(self.root)
             except ReflowError as error:  # another DVC holds its lock: the records still come first
                 self.listeners.say(f"dvc.lock was not sorted: {error}")
+            with contextlib.suppress(ReflowError):  # the next stage that runs does it
+                guard.sweep(self.root)
         if self.listeners.closing and not self.closed:
             self.closed = True
             self.listeners.closing(self.result())

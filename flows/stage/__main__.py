@@ -3,23 +3,36 @@
 import sys
 from pathlib import Path
 
-from flows.dag import inputs
-from flows.project.environment import check_own_code, find_root
-from fmcore.settings import ReflowError
+from flows.project.process_group import die_with_starter
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; `inputs` without importing torch, because it runs before every other stage."""
+    """Run one stage; `inputs` without importing torch, because it runs before every other stage.
+
+    All other imports come after `die_with_starter`: importing torch takes seconds, and the parent
+    may be killed meanwhile.
+    """
+    die_with_starter()
+    from flows.project.environment import check_own_code, find_root
+    from fmcore.settings import ReflowError
+
     try:
         root = find_root(Path.cwd())
         check_own_code(root)
     except ReflowError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    if arguments != [inputs.STAGE, f"out={inputs.FOLDER}"]:
-        from flows.stage import verbs
+    if arguments == ["inputs", "out=inputs"]:  # STAGE and FOLDER of flows.dag.inputs
+        return _record_inputs(root)
+    from flows.stage import verbs
 
-        return verbs.main(arguments)
+    return verbs.main(arguments)
+
+
+def _record_inputs(root: Path) -> int:
+    from flows.dag import inputs
+    from fmcore.settings import ReflowError
+
     try:
         inputs.write(root)
     except (ReflowError, OSError) as error:

@@ -1,18 +1,19 @@
-"""The guard around the work of a stage: a correct record, one process at a time, no orphans.
+"""The guard around the work of a stage: a correct record, one process at a time, no lost work.
 
 DVC writes the inputs into dvc.lock as they are when a command ends (treeverse/dvc#11058). So if
 params.yaml is edited while a model trains, dvc.lock says that it was trained with the new values.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from flows.dag import lineage
 from flows.project import events
-from flows.project.locks import Damaged, stage_locked
-from flows.project.process_group import die_with_parent
+from flows.project.locks import Busy, Damaged, stage_locked
+from flows.stage import finished
 from fmcore.settings import ReflowError
 
 
@@ -20,40 +21,84 @@ from fmcore.settings import ReflowError
 def guarded(root: Path, name: str) -> Iterator[Path]:
     """Yield the scratch folder of the stage `name`; afterwards check that its inputs are the same.
 
-    The folder `.reflow/scratch/<name>/<fingerprint>/` stays if the process is killed, so that the
-    next one resumes from it; it belongs to exactly these inputs, and is removed when the stage
-    succeeds. Raises ReflowError if the stage runs already, if a file that it reads is damaged, or
-    if its inputs changed meanwhile: the stage then fails and DVC records nothing.
+    The folder `.reflow/scratch/<name>/<fingerprint>/` belongs to exactly these inputs. It stays
+    until DVC has recorded the result (`sweep`), with links to the outputs of a finished stage: the
+    next process resumes from it or adopts them, whenever this one or DVC is killed.
+
+    Raises ReflowError if the stage runs already, if a file that it reads is damaged, or if its
+    inputs changed meanwhile: the stage then fails and DVC records nothing.
     """
     root = root.resolve()
-    die_with_parent()
     with held(root, name) as before:
         scratch = _scratch(root, name, before)
         _keep_only(scratch)
         yield scratch
-    shutil.rmtree(scratch, ignore_errors=True)
+        check_unchanged(root, name, before)
+        finished.keep(root, scratch, before.outs)
 
 
 @contextmanager
 def held(root: Path, name: str) -> Iterator[lineage.Inputs]:
-    """Yield the inputs of the stage `name` under its lock; afterwards check that they are the same.
+    """Yield the inputs of the stage `name`, all of their bytes read, under its lock.
 
-    Raises ReflowError as `guarded` does.
+    Raises ReflowError if the stage runs already, or if a file that it reads is damaged.
     """
     with stage_locked(root, name):
-        before = _whole(root, name)
+        before = _looked_at(root, name, read=True)
         if stale := lineage.stale(root, before):
             raise ReflowError(
                 f"stage {name}: its record of code and files is out of date"
                 f" ({'; '.join(stale)}); `reflow run` or `dvc repro` brings it up to date first"
             )
         yield before
-        changes = _changes(before, lineage.again(root, before))
-        if changes:
-            raise ReflowError(
-                f"stage {name}: its inputs changed while it ran ({'; '.join(changes)}), so nothing"
-                " was recorded; leave them alone while it runs, and run it again"
-            )
+
+
+def check_unchanged(root: Path, name: str, before: lineage.Inputs) -> None:
+    """Raise ReflowError if the inputs of a stage are no longer what they were when it began."""
+    changes = _changes(before, lineage.again(root, before))
+    if changes:
+        raise ReflowError(
+            f"stage {name}: its inputs changed while it ran ({'; '.join(changes)}), so nothing"
+            " was recorded; leave them alone while it runs, and run it again"
+        )
+
+
+def sweep(root: Path) -> None:
+    """Remove the scratch folders of the results that DVC has recorded: no run needs them any more.
+
+    Those of a stage that is running stay.
+    """
+    root = root.resolve()
+    if kept := _kept(root):
+        _remove(root, kept, lineage.recorded(root, kept.values()))
+
+
+def _looked_at(root: Path, name: str, *, read: bool = False) -> lineage.Inputs:
+    """Return the inputs of the stage `name`, after a `sweep`. Raises Damaged if they are `read`.
+
+    The stage's own folder goes too, if its result is recorded: then DVC runs it because it was told
+    to, and it shall not find that result.
+    """
+    kept = _kept(root)
+    found, recorded = lineage.inputs_and_recorded(root, name, kept.values(), read=read)
+    _remove(root, kept, recorded, own=name)
+    return _whole(name, found)
+
+
+def _kept(root: Path) -> dict[Path, str]:
+    """Return the scratch folders, each with the name of its stage."""
+    folders = (root / ".reflow" / "scratch").glob("*/*")
+    return {folder: unquote(folder.parent.name) for folder in folders if folder.is_dir()}
+
+
+def _remove(
+    root: Path, kept: Mapping[Path, str], recorded: Mapping[str, str], own: str = ""
+) -> None:
+    for folder, name in kept.items():
+        if recorded.get(name) != folder.name:
+            continue
+        with suppress(Busy), nullcontext() if name == own else stage_locked(root, name, patience=0):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -64,20 +109,22 @@ def shared(root: Path, name: str) -> Iterator[Path]:
     """
     root = root.resolve()
     with stage_locked(root, name, exclusive=False):
-        scratch = _scratch(root, name, _whole(root, name))
+        scratch = _scratch(root, name, _whole(name, lineage.inputs(root, name, read=True)))
         scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
 
 
 def scratch_of(root: Path, name: str) -> Path:
-    """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are."""
+    """Return the scratch folder that `guarded` yields to the stage `name`, as its inputs are.
+
+    For the processes that train together with the one that holds the guard.
+    """
     root = root.resolve()
-    return _scratch(root, name, lineage.inputs(root, name))
+    return _scratch(root, name, _looked_at(root, name))
 
 
-def _whole(root: Path, name: str) -> lineage.Inputs:
-    """Return the inputs of a stage, all of their bytes read. Raises Damaged where they differ."""
-    found = lineage.inputs(root, name, read=True)
+def _whole(name: str, found: lineage.Inputs) -> lineage.Inputs:
+    """Return the inputs of a stage. Raises Damaged where their bytes are not those recorded."""
     if found.damaged:
         raise Damaged(
             f"stage {name}: {', '.join(found.damaged)}: damaged, not the content that dvc.lock"

@@ -5,7 +5,7 @@ from pathlib import Path
 from flows.dag import lineage, store
 from flows.dag.earlier import VERBS, entry_of, moved, other_names, other_sizes
 from flows.dag.lock import Entry
-from flows.stage.guard import held
+from flows.stage.guard import check_unchanged, held
 
 
 def shards(root: Path, name: str) -> list[dict[str, Path]]:
@@ -34,6 +34,7 @@ def take(root: Path, name: str) -> bool:
             return False  # they changed just now
         for path, md5 in moved(now, entry).items():
             store.put(root, md5, root / path)
+        check_unchanged(root, name, inputs)
         print(f"taken from {entry.verb}@{entry.key}: same inputs", flush=True)
         return True
 

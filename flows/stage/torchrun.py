@@ -3,7 +3,7 @@
 import os
 import sys
 
-from flows.project.process_group import die_with_parent
+from flows.project.process_group import mark_as_starter
 from fmcore.settings import ReflowError
 
 
@@ -17,7 +17,7 @@ def launch(processes: int, arguments: list[str], threads: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    die_with_parent()
+    mark_as_starter()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         min_nodes=1,

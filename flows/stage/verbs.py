@@ -13,8 +13,7 @@ from flows.params.load import FILE, Params, load, maker
 from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
-from flows.project.process_group import die_with_parent
-from flows.stage import taken
+from flows.stage import finished, taken
 from flows.stage.guard import guarded, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
@@ -108,29 +107,13 @@ def main(arguments: list[str]) -> int:
 
     It is 75 if a retry may succeed, 65 if it may when a damaged input is mended.
     """
+    return reported(partial(_run, arguments))
+
+
+def reported(work: Callable[[], int | None]) -> int:
+    """Call `work` and return its exit status, 0 if it gives none; say in one line why it failed."""
     try:
-        command = read_words(arguments)
-        verb, key = command.verb, command.key
-        paths = {name: Path(path) for name, path in command.paths.items()}
-        root = find_root(Path.cwd())
-        configure(root)
-        params = load(root / FILE)
-        name = f"{verb}@{key}" if key else verb
-        known = list(params.couplings if verb == "couple" else params.rounds)
-        if key and key not in known:
-            has = ", ".join(known) or "none"
-            raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
-        if not started() and taken.take(root, name):
-            return 0
-        count = params.rounds[key].train.processes if verb == "train" else 1
-        if count > 1 and not started():
-            return launch(count, arguments, params.compute.threads)
-        if rank():  # only the process of rank 0 holds the guard
-            die_with_parent()
-            VERBS[verb](params, key, paths, scratch_of(root, name))
-            return 0
-        with guarded(root, name) as scratch:
-            VERBS[verb](params, key, paths, scratch)
+        return work() or 0
     except Busy as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EX_TEMPFAIL
@@ -144,10 +127,35 @@ def main(arguments: list[str]) -> int:
         print("error: out of memory; lower batch or memory_mb", file=sys.stderr, flush=True)
         return 137
     except OSError as error:
-        print(
-            f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr, flush=True
-        )
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr, flush=True)
         return 2
+
+
+def _run(arguments: list[str]) -> int | None:
+    command = read_words(arguments)
+    verb, key = command.verb, command.key
+    paths = {name: Path(path) for name, path in command.paths.items()}
+    root = find_root(Path.cwd())
+    configure(root)
+    params = load(root / FILE)
+    name = f"{verb}@{key}" if key else verb
+    known = list(params.couplings if verb == "couple" else params.rounds)
+    if key and key not in known:
+        has = ", ".join(known) or "none"
+        raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
+    if not started() and taken.take(root, name):
+        return 0
+    count = params.rounds[key].train.processes if verb == "train" else 1
+    if count > 1 and not started():
+        return launch(count, arguments, params.compute.threads)
+    if rank():  # only the process of rank 0 holds the guard
+        VERBS[verb](params, key, paths, scratch_of(root, name))
+        return 0
+    with guarded(root, name) as scratch:
+        # Processes that train together must all do the same: they resume from the checkpoint.
+        if count > 1 or not finished.adopted(root, scratch, name):
+            VERBS[verb](params, key, paths, scratch)
     return 0
 
 

@@ -224,8 +224,11 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
-    """Check that all shards exist, delete all other files, write the manifest last."""
+def finish(folder: Path, about: About, shards: int, *, keep_hashes: bool = False) -> dict[str, Any]:
+    """Check that all shards exist, delete all other files, write the manifest last.
+
+    With `keep_hashes` the hashes beside the shards stay, so that a later run may start from them.
+    """
     files = []
     for index in range(shards):
         path = folder / shard_name(index)
@@ -242,6 +245,8 @@ def finish(folder: Path, about: About, shards: int) -> dict[str, Any]:
             }
         )
     wanted = {str(f["file"]) for f in files}
+    if keep_hashes:
+        wanted |= {_record(folder / name).name for name in wanted}
     for path in folder.iterdir():
         if path.name not in wanted:
             path.unlink()

@@ -180,7 +180,13 @@ def save_extractor(path: Path, extractor: Features) -> None:
     path.mkdir(parents=True, exist_ok=True)
     if isinstance(extractor, Extractor):
         weights = {k: v.contiguous() for k, v in extractor.state_dict().items()}
-        save_file(weights, path / "model.safetensors")
+        file = path / "model.safetensors"
+        try:
+            save_file(weights, file)
+        except (SafetensorError, OSError) as error:
+            raise ReflowError(
+                f"{file}: cannot be written ({error}); free some space and start again"
+            ) from error
     (path / "config.json").write_text(json.dumps(extractor.config, sort_keys=True) + "\n")
 
 

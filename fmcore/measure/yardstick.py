@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
@@ -38,6 +37,7 @@ from fmcore.features.extractor import (
 from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infinity
 from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest_train
 from fmcore.measure.transport import energy_distance, sliced_w2, w2
+from fmcore.network.store import write_tensors
 from fmcore.settings import Log, ReflowError, Settings, SeveralSamples, derive_seed
 
 FILE = "yardstick.json"
@@ -226,8 +226,8 @@ def save(path: Path, yardstick: Yardstick) -> None:
         tensors[f"class.{key}.mean"], tensors[f"class.{key}.m2"] = stats.mean, stats.m2
         tensors[f"class.{key}.n"] = torch.tensor(stats.n)
     tensors["real"] = yardstick.real
-    save_file(
-        {k: v.contiguous().clone() for k, v in tensors.items()}, path / "reference.safetensors"
+    write_tensors(
+        path / "reference.safetensors", {k: v.contiguous().clone() for k, v in tensors.items()}
     )
     about = sealed({**yardstick.about, FILES: hashes(path, besides=FILE)})
     (path / FILE).write_text(json.dumps(about, indent=2) + "\n")

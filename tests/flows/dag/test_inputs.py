@@ -353,7 +353,6 @@ def test_a_run_with_nothing_to_do_imports_nothing_heavy(chain):
 
 @pytest.mark.slow
 def test_code_or_data_that_change_while_a_stage_runs_fail_it(chain, monkeypatch):
-    monkeypatch.setattr("flows.stage.guard.die_with_parent", lambda: None)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(chain.root / ".reflow" / "dvc"))
     fit = (SOURCE / "fmcore/training/fit.py").read_text()
     with guarded(chain.root, "train@rf1"):

@@ -176,7 +176,12 @@ def test_an_observer_that_fails_does_not_fail_the_stage(project: Project) -> Non
         (1, ["step 7", "ERROR: ..., exited with -11"], "step 7 (exit -11)", False),
         (1, ["ValueError: no", "ERROR: ..., exited with 1"], "ValueError: no (exit 1)", False),
         (255, ["ERROR: Unable to acquire lock. Most likely"], "Unable to acquire", True),
-        (255, ["ERROR: 'm1' is busy, it is being blocked by:"], "is busy", True),
+        (
+            255,
+            ["ERROR: 'm1' is busy, it is being blocked by:", "  (PID 7): /x/dvc repro a", "If"],
+            "'m1' is in use by process 7 (`dvc repro a`); wait for it to end, or end it",
+            True,
+        ),
         (1, ["error: a is busy", "ERROR: ..., exited with 75"], "a is busy", True),
         (1, ["error: a is already running", "ERROR: ..., exited with 2"], "running", False),
         (255, ["ERROR: dependency 'x' does not exist"], "'x' does not exist", False),
@@ -188,6 +193,26 @@ def test_what_is_said_of_a_failure_and_whether_it_may_pass(
     failed = repro.failure("train@rf1", code, ["Running stage 'train@rf1':", *lines])
     assert reason in str(failed)
     assert failed.retryable == retryable
+
+
+def test_a_run_waits_for_another_dvc_and_says_for_whom(empty: Project) -> None:
+    empty.write(
+        "dvc.yaml",
+        "stages:\n"
+        "  a: {cmd: 'echo x >> a.log; touch began; sleep 6; cp one a', deps: [one], outs: [a]}\n"
+        "  b: {cmd: 'cp a b', deps: [a], outs: [b]}\n",
+    )
+    empty.write("one", "1\n")
+    other = empty.start("dvc", "repro", "a")
+    until((empty.root / "began").exists, 60)
+    said: list[str] = []
+    result = update_chain(empty.root, prefect=False, listeners=Listeners(say=said.append))
+    assert other.wait() == 0
+    assert result.ok and (empty.root / "a.log").read_text() == "x\n"
+    assert said == [
+        f"a waits: '{empty.root}/a' is in use by process {other.pid} (`dvc repro a`);"
+        " wait for it to end, or end it"
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from flows.dag import lineage, plan
-from flows.stage.guard import guarded
+from flows.project.locks import stage_locked
+from flows.stage.finished import adopted
+from flows.stage.guard import guarded, sweep
 from fmcore.settings import ReflowError
 from tests.conftest import Project, until
 
 WORK = """
 import contextlib, pathlib, sys, time
+from flows.project.process_group import die_with_starter
 from flows.stage.guard import guarded
 guard, seconds = sys.argv[1:]
 root = pathlib.Path.cwd()
+if guard == "guarded":
+    die_with_starter()
 try:
     with guarded(root, "work") if guard == "guarded" else contextlib.nullcontext(root) as scratch:
         data = pathlib.Path("data").read_text()
@@ -45,12 +50,6 @@ def work(empty: Project) -> Callable[[str], Project]:
         return empty
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _off_the_leash(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process of the tests itself shall not die with its parent."""
-    monkeypatch.setattr("flows.stage.guard.die_with_parent", lambda: None)
 
 
 def started(project: Project) -> None:
@@ -132,7 +131,7 @@ def test_a_stage_runs_once_at_a_time(work: Callable[[str], Project]) -> None:
     assert project.sh("python", "work.py", "guarded", "0").returncode == 0
 
 
-def test_scratch_outlives_a_kill_and_goes_with_success_or_other_inputs(
+def test_scratch_outlives_a_kill_and_goes_with_other_inputs(
     work: Callable[[str], Project],
 ) -> None:
     project = work("guarded 0")
@@ -149,7 +148,54 @@ def test_scratch_outlives_a_kill_and_goes_with_success_or_other_inputs(
     with guarded(project.root, "work") as other:
         assert list(other.iterdir()) == []
         assert not scratch.exists()
-    assert not other.exists()
+
+
+def test_scratch_of_a_result_stays_until_dvc_keeps_it(work: Callable[[str], Project]) -> None:
+    project = work("guarded 0")
+    project.sh("dvc", "repro", "--no-commit")  # dvc.lock has it, the cache does not
+    (scratch,) = (project.root / ".reflow/scratch/work").iterdir()
+    sweep(project.root)
+    assert scratch.exists()
+    project.sh("dvc", "commit", "-f")
+    with stage_locked(project.root, "work"):  # it runs again: `dvc repro --force`
+        sweep(project.root)
+        assert scratch.exists()
+    sweep(project.root)
+    assert not scratch.exists()
+    with guarded(project.root, "work") as forced:
+        assert list(forced.iterdir()) == []
+
+
+def test_a_result_that_dvc_did_not_record_is_adopted(
+    work: Callable[[str], Project], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = work("guarded 0")
+    root, out = project.root, project.root / "out"
+    project.sh("python", "work.py", "guarded", "0")
+    before = out.stat()
+    out.unlink()  # as DVC does before it runs the stage again
+    with guarded(root, "work") as scratch:
+        assert adopted(root, scratch, "work")
+    assert out.read_text() == "old" and out.stat().st_ino == before.st_ino
+    assert "work: finished before DVC was stopped" in capsys.readouterr().out
+    out.write_text("altered in place, so its link is, too")
+    with guarded(root, "work") as scratch:
+        assert not adopted(root, scratch, "work")
+    project.write("data", "new")
+    with guarded(root, "work") as scratch:
+        assert not adopted(root, scratch, "work")
+
+
+def test_a_result_with_other_inputs_at_its_end_is_not_adopted(
+    work: Callable[[str], Project],
+) -> None:
+    project = work("guarded 0")
+    project.write("out", "made of both")
+    with pytest.raises(ReflowError, match="changed"), guarded(project.root, "work"):
+        project.write("data", "new")
+    project.write("data", "old")
+    with guarded(project.root, "work") as scratch:
+        assert not adopted(project.root, scratch, "work")
 
 
 def test_leash_checks_that_the_parent_is_still_there(empty: Project) -> None:
