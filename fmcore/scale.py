@@ -126,7 +126,8 @@ class Range(Settings):
         return Scale(((low + high) / 2,), ((high - low) / 2 or 1.0,))
 
 
-Positive = Annotated[float, Field(gt=0)]
+Centre = Annotated[float, Field(ge=-1e12, le=1e12)]
+Positive = Annotated[float, Field(gt=0, le=1e12)]
 
 
 def _listed(value: Any) -> Any:
@@ -139,7 +140,7 @@ class Affine(Settings):
 
     name: Literal["affine"] = "affine"
     mean: Annotated[
-        list[float], BeforeValidator(_listed, json_schema_input_type=float | list[float])
+        list[Centre], BeforeValidator(_listed, json_schema_input_type=Centre | list[Centre])
     ] = Field(min_length=1)
     """What is subtracted: one number for all, or a list with one for each feature (of images, each
     channel)."""

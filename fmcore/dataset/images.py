@@ -48,7 +48,7 @@ class Images(Data):
     mode: Literal["rgb", "gray", "as_is"] = "as_is"
     """Colours of all images. `as_is` keeps those of the files, which must then be all gray or all
     RGB."""
-    frame: int | None = Field(default=None, ge=0)
+    frame: int | None = Field(default=None, ge=0, le=10**6)
     """Which frame of an animation or of a file with several pages is read, from 0. null leaves such
     files, and all GIF files, out."""
     background: Literal["white", "black"] = "white"

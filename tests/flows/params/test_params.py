@@ -59,12 +59,12 @@ CASES = [
     (
         "network: {width: 320",
         "network: {classes: 9, width: 320",
-        r"params.yaml:\d+: network.classes: data digits has 10 classes, not 9; set classes: 10",
+        r"params.yaml:\d+: network.classes: 9 is below the 10 classes of this data; raise it",
     ),
     (
         "data: {name: digits}\nnetwork: {width: 320",
         "data: {name: checkerboard}\nnetwork: {classes: 2, width: 320",
-        r"network.classes: data checkerboard has 0 classes, not 2; set classes: 0",
+        r"network.classes: this data has no labels; set it to 0",
     ),
     (
         "data: {name: digits}",
