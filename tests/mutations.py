@@ -333,7 +333,7 @@ MUTATIONS = [
         "fmcore/measure/harness.py",
         "drift = real - own",
         "drift = own - real",
-        "tests/fmcore/measure/test_evaluate.py",
+        "tests/fmcore/measure/test_reconstruction.py",
     ),
     Mutation(
         "the fail level of a gate ignored",
