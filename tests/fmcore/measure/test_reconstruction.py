@@ -27,7 +27,6 @@ def test_real_samples_that_come_back_worse_than_generated_ones_are_a_drift_upwar
     assert found["recon_fake"] == 0
     assert found["drift"] == found["recon_real"]
     assert found["drift_rel"] == pytest.approx(found["drift"] / 0.1**2, rel=0.5)
-    back = reconstruction(
-        harness, gaussian_data(tmp_path / "near", mu=[0.0], s=[0.1]), torch.full((40, 1), 20.0)
-    )
+    near = gaussian_data(tmp_path / "near", mu=[0.0], s=[0.1])
+    found = reconstruction(harness, near, torch.full((40, 1), 20.0))
     assert found["drift"] == pytest.approx(-400, rel=0.01)
