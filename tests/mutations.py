@@ -359,8 +359,8 @@ MUTATIONS = [
     Mutation(
         "the guard lets changed inputs pass",
         "flows/stage/guard.py",
-        "        if changes:\n",
-        "        if False:\n",
+        "    if changes:\n",
+        "    if False:\n",
         "tests/flows/stage/test_guard.py::test_the_error_names_what_changed",
     ),
     Mutation(

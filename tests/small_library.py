@@ -14,7 +14,7 @@ from tests.real_chain import Chain
 DAG = """
 stages:
   prepare:
-    cmd: python -m flows.stage prepare out=couplings/independent
+    cmd: python -m flows.stage prepare out=couplings/independent metrics=metrics/prepare.json
     params: [seed, data]
     outs: [couplings/independent]
   couple:

@@ -129,3 +129,15 @@ def test_links_between_documents_lead_somewhere():
     for page in [SOURCE / "README.md", *(SOURCE / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_guarantee_names_a_test_that_exists():
+    rows = [
+        line
+        for line in (SOURCE / "docs/guarantees.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| promise")
+    ]
+    assert len(rows) > 20
+    for row in rows:
+        files = re.findall(r"`(tests/[\w/]+\.py)`", row)
+        assert files and all((SOURCE / file).is_file() for file in files), row

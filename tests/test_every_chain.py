@@ -38,7 +38,7 @@ def shrunk(params: Params, tmp_path) -> Params:
     data = params.data
     if data.name in {"images", "cifar10"}:  # the user's own, here a folder of noise
         data = load(ROOT / "params" / "images.yaml").data.model_copy(
-            update={"root": str(tmp_path / "images")}
+            update={"root": str(tmp_path / "images"), "resize": 16}
         )
     data = small(data, samples=80, size=8, path=str(tmp_path / "x.npy"))
     kind = "identity" if data.name == "images" else params.yardstick.features.kind

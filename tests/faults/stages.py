@@ -33,7 +33,10 @@ class Stage:
 
 
 STAGES = {
-    "prepare": Stage("prepare out=couplings/independent", ("couplings/independent",)),
+    "prepare": Stage(
+        "prepare out=couplings/independent metrics=metrics/prepare.json",
+        ("couplings/independent", "metrics/prepare.json"),
+    ),
     "initialise": Stage(
         "initialise data=couplings/independent out=models/scratch", ("models/scratch",)
     ),

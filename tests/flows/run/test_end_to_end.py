@@ -235,7 +235,6 @@ def test_a_change_reruns_what_depends_on_it_and_no_more(chain):
     chain.sh("git", "checkout", "-q", "fmcore")
 
 
-@pytest.mark.long
 def test_a_third_round_is_two_entries_and_old_couplings_come_back(chain):
     first = chain.sh("git", "rev-parse", "HEAD").stdout.strip()
     chain.edit("params.yaml", "\ncouplings:", THIRD)

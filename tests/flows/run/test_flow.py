@@ -222,6 +222,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_goes_on(
     empty.write("one", "1\n")
     empty.write(
         "work.py",
+        "from flows.project.process_group import die_with_starter\ndie_with_starter()\n"
         "import pathlib, time\nfrom flows.stage.guard import guarded\n"
         "with guarded(pathlib.Path.cwd(), 'work') as scratch:\n"
         "    resumed = (scratch / 'checkpoint').exists()\n"

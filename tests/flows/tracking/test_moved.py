@@ -90,7 +90,8 @@ def test_the_models_of_a_copied_chain_load_and_publish_writes_into_the_copy(fini
     before = _files(finished)
     assert "MLflow: 0 logged" in chain.reflow("publish").stdout
     load = (
-        "m = t.mlflow.pyfunc.load_model('models:/reflow-gaussian@one_step');"
+        "name = t.client.search_registered_models()[0].name;"
+        "m = t.mlflow.pyfunc.load_model(f'models:/{name}@one_step');"
         "print(m.metadata.model_uuid, m.predict([], params={'seed': 0, 'count': 3}).shape);"
         "[t.client.delete_run(r.info.run_id) for r in t.find(reflow__kind='chain')]"
     )

@@ -77,7 +77,7 @@ def test_torchrun_of_ones_own_is_joined(chain):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"batch": 63, "processes": 2}, "train.batch 63 has no 2 equal parts; make it a multiple"),
+        ({"batch": 63, "processes": 2}, "train.batch: 63 has no 2 equal parts; make it a multiple"),
         ({"flip": True, "processes": 2}, "train.flip: mirrors images"),
     ],
 )
