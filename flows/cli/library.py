@@ -99,6 +99,7 @@ def _finalize(root: Path, key: str) -> str:
     """Check that all shards are there, then run the stage, which only combines them."""
     from flows.dag import inputs
     from flows.run.repro import update_stage
+    from flows.stage.guard import sweep
     from flows.stage.shards import state
 
     found = state(root, key)
@@ -108,7 +109,9 @@ def _finalize(root: Path, key: str) -> str:
             f" `reflow run couple@{key}`"
         )
     update_stage(root, inputs.STAGE, say)
-    return update_stage(root, f"couple@{key}", say).state
+    done = update_stage(root, f"couple@{key}", say)
+    sweep(root)
+    return done.state
 
 
 def estimate(

@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 
 from flows.params.load import load
+from flows.params.seeds import seed_of
 from flows.stage import finished, shards, verbs
 from flows.stage.words import read_words
 from flows.stage.work import work_of
+from fmcore.couple import couple, couple_shards
 from tests.faults.stages import STAGES
 
 
@@ -33,15 +35,16 @@ def bare(root: Path, stage: str) -> None:
     arm()
     scratch.mkdir(parents=True, exist_ok=True)
     if stage == "shards":
-        from fmcore.couple import couple_shards
-
-        settings = params.couplings["rf1"]
         wanted = shards.parse("1:3", 3)
-        work = work_of(params, scratch, "couple", "rf1")
-        couple_shards(paths["model"], paths["data"], settings, wanted, work)
+        work = work_of(params, scratch, seed=seed_of(params, "couple", "rf1"))
+        couple_shards(paths["model"], paths["data"], params.couplings["rf1"], wanted, work)
         return
     if not finished.adopted(root, scratch, stage):
-        verbs.VERBS[command.verb](params, command.key, paths, scratch)
+        if command.verb == "couple":  # the verb's adapter asks DVC for shards of other sizes
+            work = work_of(params, scratch, seed=seed_of(params, "couple", "rf1"))
+            couple(**paths, settings=params.couplings["rf1"], work=work)
+        else:
+            verbs.VERBS[command.verb](params, command.key, paths, scratch)
     finished.keep(root, scratch, STAGES[stage].outs)
 
 
