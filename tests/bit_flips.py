@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from flows.dag import inputs, lineage, plan, verify
+from flows.dag import inputs, lineage, plan
 from flows.dag.chain import chain
-from flows.dag.content import reader
 from flows.dag.description import Description, describe
+from flows.dag.outputs import verify
+from flows.dag.outputs.content import reader
 from flows.dag.receipts import curve, metrics, note_timings, timings
 from flows.project.events import Reader, Writer
 from flows.tracking import marker

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import mend, plan, verify
-from flows.dag.content import md5_of
+from flows.dag import plan
+from flows.dag.outputs import mend, verify
+from flows.dag.outputs.content import md5_of
 from flows.project import environment
 from flows.project.locks import EX_DATAERR
 from flows.stage.__main__ import main

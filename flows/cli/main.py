@@ -118,7 +118,7 @@ def ship(
 @app.command()
 def push() -> None:
     """Send the results of all runs to the default DVC remote, for `reflow run --pull` elsewhere."""
-    from flows.dag import store
+    from flows.dag.outputs import store
 
     with one_line_errors():
         root = project()

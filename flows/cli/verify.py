@@ -10,7 +10,7 @@ from flows.project.environment import configure, find_root
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
-    from flows.dag.verify import Report
+    from flows.dag.outputs.verify import Report
 
 
 def verify(
@@ -78,7 +78,7 @@ def _chain(root: Path, cache: bool, remotes: list[str], heal: bool) -> bool:
 def _checked(root: Path, cache: bool, remotes: list[str]) -> "Report":
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from flows.dag.verify import check
+    from flows.dag.outputs.verify import check
 
     columns = (
         TextColumn("{task.description}"),
@@ -99,7 +99,7 @@ def _checked(root: Path, cache: bool, remotes: list[str]) -> "Report":
 
 
 def _heal(root: Path, report: "Report", remotes: list[str]) -> bool:
-    from flows.dag import mend
+    from flows.dag.outputs import mend
 
     mend.mend_cache(root, report, say)
     for remote in remotes:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.dag import lineage, store
+from flows.dag import lineage
 from flows.dag.chain import chain, trained
-from flows.dag.content import reader
 from flows.dag.description import Description, Read, describe
+from flows.dag.outputs import store
+from flows.dag.outputs.content import reader
 from flows.library.history import resolve
 from flows.project.git import git
 from fmcore.settings import ReflowError

@@ -9,7 +9,7 @@ from typing import Any
 from flows.dag.chain import Chain, Round
 from flows.dag.inputs import FOLDER
 from flows.dag.lock import Entry, digest
-from flows.dag.store import cached_object
+from flows.dag.outputs.store import cached_object
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Comparison
 

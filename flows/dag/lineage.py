@@ -9,7 +9,6 @@ from typing import Any
 from dvc.stage import PipelineStage, create_stage
 
 from flows.dag import inputs as meanings
-from flows.dag.content import unlike
 from flows.dag.graph import (
     Params,
     Project,
@@ -22,6 +21,7 @@ from flows.dag.graph import (
     params_of,
 )
 from flows.dag.lock import Entry, File, digest
+from flows.dag.outputs.content import unlike
 from flows.dag.repo import in_one_line, open_repo
 from fmcore.settings import ReflowError
 

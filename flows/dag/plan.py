@@ -16,7 +16,6 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
 from flows.dag import inputs
-from flows.dag.earlier import entry_of, moved, other_names
 from flows.dag.graph import (
     Command,
     Project,
@@ -29,6 +28,7 @@ from flows.dag.graph import (
     params_of,
     remember,
 )
+from flows.dag.outputs.earlier import entry_of, moved, other_names
 
 Future = dict[str, tuple[str, Any, bool]]
 """The outputs that will change on the disk: {path: (stage, hash, differs)}.

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.dag import store
+from flows.dag.outputs import store
 from flows.library.history import Version, lock_at, resolve, versions, versions_in
 from fmcore.coupling.read import verify
 from fmcore.settings import ReflowError

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.dag import store
 from flows.dag.description import read_file
 from flows.dag.lock import Entry, File, read_lock
+from flows.dag.outputs import store
 from flows.project.git import file_at, git
 from fmcore.coupling.manifest import MANIFEST, pairs_in
 from fmcore.settings import ReflowError

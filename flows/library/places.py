@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from flows.dag import store
+from flows.dag.outputs import store
 from flows.library.history import Version
 from fmcore.settings import ReflowError
 

@@ -64,7 +64,7 @@ def update_chain(
 
 def _ask_the_remote(root: Path) -> None:
     """Raise ReflowError now, not in each stage, if there is no remote or it does not answer."""
-    from flows.dag import store
+    from flows.dag.outputs import store
 
     nothing = "0" * 32 + ".dir"  # a hash that nothing has
     store.held(root, store.default_remote(root), [nothing])

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.dag import graph, mend, plan
+from flows.dag import graph, plan
+from flows.dag.outputs import mend
 from flows.project import process_group
 from flows.project.events import OnEvent, followed, path_of
 from flows.project.locks import EX_DATAERR, EX_TEMPFAIL

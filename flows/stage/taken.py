@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from flows.dag import lineage, store
-from flows.dag.earlier import VERBS, entry_of, moved, other_names, other_sizes
+from flows.dag import lineage
 from flows.dag.lock import Entry
+from flows.dag.outputs import store
+from flows.dag.outputs.earlier import VERBS, entry_of, moved, other_names, other_sizes
 from flows.stage.guard import check_unchanged, held
 
 

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from flows.dag.chain import Chain, Round, chain, trained
-from flows.dag.content import reader
 from flows.dag.description import describe
 from flows.dag.lineage import lock_entries
 from flows.dag.lock import Entry, digest
+from flows.dag.outputs.content import reader
 from flows.dag.receipts import curve, metrics, read_comparison, spent
 from flows.project.locks import locked
 from flows.tracking import marker

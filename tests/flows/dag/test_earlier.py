@@ -3,7 +3,7 @@
 import pytest
 from ruamel.yaml import YAML
 
-from flows.dag.earlier import entry_of, moved, other_names, other_sizes
+from flows.dag.outputs.earlier import entry_of, moved, other_names, other_sizes
 
 SETTINGS = {"pairs": 100, "shard": 64}
 

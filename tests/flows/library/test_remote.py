@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import lineage, store
+from flows.dag import lineage
+from flows.dag.outputs import store
 from flows.library import history, places
 from flows.library.fetch import fetch
 from fmcore.coupling.read import verify

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dag import store
+from flows.dag.outputs import store
 from flows.library import history, places
 from flows.library.fetch import fetch
 from fmcore.coupling.read import open_coupling, verify

@@ -15,8 +15,8 @@ from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 
 from flows.dag.graph import Project, known, overlap
+from flows.dag.outputs.store import WORKSPACE
 from flows.dag.repo import in_one_line, open_repo
-from flows.dag.store import WORKSPACE
 from fmcore.settings import ReflowError
 
 TEXT = "not the content that dvc.lock records"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.dag.content import Content, is_good, listing, object_path, outs_of, recorded
 from flows.dag.graph import Project, opened
-from flows.dag.store import CACHE, answers, exists, odb_of, remotes
-from flows.dag.verify import Report, workspace_faults
+from flows.dag.outputs.content import Content, is_good, listing, object_path, outs_of, recorded
+from flows.dag.outputs.store import CACHE, answers, exists, odb_of, remotes
+from flows.dag.outputs.verify import Report, workspace_faults
 from flows.project.git import file_at
 from flows.project.locks import locked
 from fmcore.settings import ReflowError

@@ -7,9 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.dag.content import Content, Fault, differences, is_good, listing, outs_of, recorded
 from flows.dag.graph import Project, opened, overlap
-from flows.dag.store import CACHE, WORKSPACE, answers, exists, odb_of
+from flows.dag.outputs.content import (
+    Content,
+    Fault,
+    differences,
+    is_good,
+    listing,
+    outs_of,
+    recorded,
+)
+from flows.dag.outputs.store import CACHE, WORKSPACE, answers, exists, odb_of
 
 OBJECT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 Tell = Callable[[str, int, int], object]
