@@ -29,6 +29,7 @@ def table(chain):
     return json.loads(chain.reflow("compare", "--json").stdout)
 
 
+@pytest.mark.long
 def test_aliases_follow_what_the_comparison_says_to_ship(chain):
     code = (
         "import json; m = t.client.search_registered_models()[0];"
@@ -48,6 +49,7 @@ def test_aliases_follow_what_the_comparison_says_to_ship(chain):
     assert json.loads(chain.mlflow(code))[1] == found
 
 
+@pytest.mark.long
 def test_the_alias_gives_the_samples_of_reflow_sample(chain):
     code = (
         "import mlflow, json; m = t.client.search_registered_models()[0].name;"

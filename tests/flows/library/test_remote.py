@@ -91,6 +91,7 @@ def test_a_bucket_that_does_not_exist_is_not_taken_for_an_empty_one(library, ser
         store.held(library.root, "typo", ["0" * 32 + ".dir"])
 
 
+@pytest.mark.long
 def test_a_remote_that_is_away_is_a_note_in_the_list_and_an_error_in_get(library, server):
     library.sh("dvc", "remote", "modify", "--local", "bucket", "endpointurl", "http://127.0.0.1:9")
     env = ["env", *words(server), "python", "-m", "flows.cli", "couplings"]
@@ -152,6 +153,7 @@ def test_what_anyone_ran_is_not_run_again_on_another_machine(lab, finished, serv
     assert lineage.lock_entries(clone.root) == lineage.lock_entries(finished)
 
 
+@pytest.mark.long
 def test_pulling_without_an_answer_is_one_line_before_anything_runs(library, server):
     library.sh("dvc", "remote", "default", "-q", "bucket", "--local")
     library.sh("dvc", "remote", "modify", "--local", "bucket", "endpointurl", "http://127.0.0.1:9")
@@ -167,6 +169,7 @@ def test_pulling_without_an_answer_is_one_line_before_anything_runs(library, ser
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_clone_on_a_second_machine_evaluates_without_training(lab, finished, server, tmp_path):
     clone = second_machine(lab, server, tmp_path / "second")
     clone.sh("dvc", "pull", "-q")

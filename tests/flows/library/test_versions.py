@@ -60,6 +60,7 @@ def test_every_version_is_listed_with_what_is_known_of_it(library):
         assert word in shown
 
 
+@pytest.mark.long
 def test_versions_of_branches_experiments_and_the_workspace_are_listed(library):
     library.sh("git", "checkout", "-q", "-b", "side", "first")
     library.edit("params.yaml", "pairs: 300", "pairs: 150")

@@ -201,6 +201,7 @@ def test_an_interrupted_run_says_one_line_and_goes_on_later(chain, number):
     assert "cached train@rf2" in chain.reflow("run", "--no-prefect", "--no-mlflow").stdout
 
 
+@pytest.mark.long
 def test_everything_deleted_and_run_again_gives_the_same_bytes(chain):
     """By DVC alone, with no Prefect and no cache: the lock file must not change."""
     before = chain.lock()

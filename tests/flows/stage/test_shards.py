@@ -88,6 +88,7 @@ def test_two_jobs_and_a_finalize_are_one_process(chain):
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_a_damaged_shard_is_named_and_sampled_again(chain):
     expected = one_process(chain)
     reflow(chain, "couple", "rf1", "--shards", ":4")

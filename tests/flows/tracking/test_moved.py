@@ -84,6 +84,7 @@ def test_a_copy_never_writes_into_the_original(tracker, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_models_of_a_copied_chain_load_and_publish_writes_into_the_copy(finished):
     chain = Chain(finished.parent / "copied")
     shutil.copytree(finished, chain.root, symlinks=True)

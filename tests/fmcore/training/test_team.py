@@ -63,6 +63,7 @@ def test_two_processes_train_as_one(chain):
     assert found.stdout.count("train@rf1 40/40") == 1  # one of them speaks
 
 
+@pytest.mark.long
 def test_torchrun_of_ones_own_is_joined(chain):
     """As on several machines: the user starts torchrun, the stage finds its rank."""
     settings(chain, processes=2)
