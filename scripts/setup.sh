@@ -13,6 +13,8 @@ say() { printf '%s\n' "$*" >&2; }
     exit 2
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# Compiled to bytecode when it is imported: most of it never is, and compiling it takes a minute.
+export PIP_NO_COMPILE=1
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 torch=$(grep -E '^torch==' requirements.lock)
 

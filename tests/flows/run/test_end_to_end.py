@@ -236,6 +236,7 @@ def test_a_change_reruns_what_depends_on_it_and_no_more(chain):
     chain.sh("git", "checkout", "-q", "fmcore")
 
 
+@pytest.mark.long
 def test_a_third_round_is_two_entries_and_old_couplings_come_back(chain):
     first = chain.sh("git", "rev-parse", "HEAD").stdout.strip()
     chain.edit("params.yaml", "\ncouplings:", THIRD)
@@ -256,7 +257,7 @@ def test_a_third_round_is_two_entries_and_old_couplings_come_back(chain):
 
 
 WRONG = [
-    (("sample", "rf9", "a.png"), "no 'rf9' among the rounds; params.yaml has: rf1, rf2, rf3"),
+    (("sample", "rf9", "a.png"), "no 'rf9' among the rounds; params.yaml has: rf1, rf2"),
     (("sample", "rf1", "a.gif"), "expected a name that ends in .png or .npy"),
     (("run", "nothing"), "no stage 'nothing'"),
     (("verify", "models"), "not a coupling"),
@@ -274,14 +275,14 @@ def test_wrong_input_gets_one_line_and_exit_code_2(chain, words, message):
 
 def test_bad_settings_stop_every_command_before_anything_runs(chain):
     good = (chain.root / "params.yaml").read_text()
-    chain.edit("params.yaml", "steps: 20,", "steps: -1,")
+    chain.edit("params.yaml", "steps: 200,", "steps: -1,")
     done = chain.reflow("run", check=False)
     chain.write("params.yaml", good)
     assert done.returncode == 2
-    assert "rounds.rf3.train.steps" in done.stderr and "greater than 0, got -1" in done.stderr
+    assert "rounds.rf2.train.steps" in done.stderr and "greater than 0, got -1" in done.stderr
 
 
 def test_doctor_finds_the_project_in_order(chain):
     done = chain.reflow("doctor")
-    assert "rounds rf1, rf2, rf3 on gaussian" in done.stdout
+    assert "rounds rf1, rf2" in done.stdout
     assert "chain: up to date" in done.stdout

@@ -31,7 +31,7 @@ from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.conftest import SOURCE
 
 SETTINGS = Couple(pairs=1200, shard=100, solver=Solver(name="heun", steps=2), audit_every=10)
-ELSEWHERE = ["processes:2", "ray:2", "dask:2"]
+ELSEWHERE = ["processes:2", pytest.param("ray:2", marks=pytest.mark.long), "dask:2"]
 
 
 @pytest.fixture(autouse=True)
