@@ -13,9 +13,8 @@ say() { printf '%s\n' "$*" >&2; }
     exit 2
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# Compiled to bytecode when it is imported: most of it never is, and compiling it takes a minute.
-export PIP_NO_COMPILE=1
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+# `install` without bytecode: most of it is never imported, and compiling it all takes a minute.
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$1" --no-compile "${@:2}"; }
 torch=$(grep -E '^torch==' requirements.lock)
 
 # Would pip's default index bring CUDA packages with torch? Ask it before it downloads them.
