@@ -27,6 +27,7 @@ from ruamel.yaml.error import YAMLError
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
 from flows.project.seen import Seen
+from fmcore.checked import sha256
 from fmcore.own import named
 from fmcore.settings import ReflowError
 
@@ -263,7 +264,7 @@ def content(path: Path, seen: Seen) -> dict[str, Any]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 name = os.fsencode(file.relative_to(path).as_posix())
-                digest = seen.text(file, "sha256", _sha256).encode()
+                digest = seen.text(file, "sha256", sha256).encode()
                 whole.update(name + b"\0" + digest + b"\n")
                 size, count = size + file.stat().st_size, count + 1
     except OSError as error:
@@ -272,11 +273,6 @@ def content(path: Path, seen: Seen) -> dict[str, Any]:
             " so let it be readable"
         ) from None
     return {"sha256": whole.hexdigest(), "files": count, "bytes": size}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _package(root: Path) -> Path:

@@ -5,13 +5,16 @@ large coupling; if it is killed there, it deletes them and runs the stage again.
 links: they take no room.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from fmcore import checked
+from fmcore.checked import sha256
+from fmcore.settings import ReflowError
 
 FOLDER = "finished"
 LIST = "files.json"
@@ -34,10 +37,11 @@ def keep(root: Path, scratch: Path, outs: Iterable[str]) -> None:
             copy = folder / "outs" / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, copy)
-            files[name] = _sha256(copy)
+            files[name] = sha256(copy)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{LIST}.part"
-        part.write_text(json.dumps({"outs": list(outs), "files": files}, indent=1) + "\n")
+        told = checked.sealed({"outs": list(outs), "files": files})
+        part.write_text(json.dumps(told, indent=1) + "\n")
         part.replace(folder / LIST)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,11 +54,11 @@ def adopted(root: Path, scratch: Path, name: str) -> bool:
     """
     folder = scratch / FOLDER
     try:
-        told = json.loads((folder / LIST).read_text())
+        told = checked.read_json(folder / LIST)
         copies = {root / file: folder / "outs" / file for file in told["files"]}
-        if any(_sha256(folder / "outs" / f) != digest for f, digest in told["files"].items()):
+        if any(sha256(folder / "outs" / f) != digest for f, digest in told["files"].items()):
             return False
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ReflowError):
         return False
     for out in told["outs"]:
         _remove(root / out)
@@ -78,8 +82,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -118,7 +118,7 @@ class Registered:
         )
         if not models:
             raise ReflowError(
-                f"{round_}: its model is not in MLflow yet; `dvc checkout`, then `reflow publish`"
+                f"{round_}: its model is not in MLflow yet; `reflow run` restores and publishes it"
             )
         model, run = models[0], found[0]
         for number, version in self.versions.items():

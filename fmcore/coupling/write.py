@@ -128,40 +128,40 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     a function of the rows. Page checksums are on: without them Parquet detects no flipped bit. They
     do not cover the footer, so the file's sha256 is written beside it, before it, until `finish`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / shard_name(index)
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     width = max(1, rows.nbytes // max(1, rows.num_rows))
 
-    def write() -> None:
+    def fill(file: Path) -> None:
         pq.write_table(
             rows,
-            temporary,
+            file,
             compression="none",
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
             row_group_size=max(1, ROW_GROUP_BYTES // width),
         )
+
+    return _put(folder, index, fill)
+
+
+def adopt(folder: Path, index: int, shard: Path) -> None:
+    """Copy a shard of another coupling into `folder` as shard `index`, as `write_shard` writes."""
+    # Not its mode: files of DVC's cache are read-only.
+    _put(folder, index, lambda file: shutil.copyfile(shard, file))
+
+
+def _put(folder: Path, index: int, fill: Callable[[Path], object]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / shard_name(index)
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+
+    def write() -> None:
+        fill(temporary)
         sync(temporary)
         _record(path).write_text(sha256(temporary))
 
     commit(temporary, path, write)
     return path
-
-
-def adopt(folder: Path, index: int, shard: Path) -> None:
-    """Copy a shard of another coupling into `folder` as shard `index`, as `write_shard` writes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / shard_name(index)
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-
-    def copy() -> None:
-        shutil.copyfile(shard, temporary)  # not its mode: files of DVC's cache are read-only
-        sync(temporary)
-        _record(path).write_text(sha256(temporary))
-
-    commit(temporary, path, copy)
 
 
 def _record(shard: Path) -> Path:
