@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from tests.conftest import SOURCE, Project
 
 PARAMS = """
@@ -30,6 +32,16 @@ couplings:
 """
 PROXY = "http://127.0.0.1:9"
 OUTPUTS = ("models", "couplings", "curves", "metrics", "pictures", "yardstick", "comparison")
+
+
+def real_stages(project: Project, *names: str) -> None:
+    """Give a project the code of this repository, and some stages of its dvc.yaml."""
+    for package in ("fmcore", "flows"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(SOURCE / package, project.root / package, ignore=ignored)
+    stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
+    with (project.root / "dvc.yaml").open("w") as file:
+        YAML(typ="safe").dump({"stages": {name: stages[name] for name in names}}, file)
 
 
 class Chain(Project):

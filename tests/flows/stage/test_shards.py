@@ -2,13 +2,11 @@
 
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from flows.dag import inputs, plan
 from flows.params.load import load
@@ -19,19 +17,13 @@ from fmcore.coupling.read import verify
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.work.work import Work
 from tests.chains import gaussian_data, scratch_model
-from tests.conftest import SOURCE
-from tests.real_chain import PARAMS
+from tests.real_chain import PARAMS, real_stages
 
 
 @pytest.fixture
 def chain(empty):
     """A project whose data and first model are there, with the real stage `couple`."""
-    for package in ("fmcore", "flows"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
-    stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
-    with (empty.root / "dvc.yaml").open("w") as file:
-        YAML(typ="safe").dump({"stages": {k: stages[k] for k in ("inputs", "couple")}}, file)
+    real_stages(empty, "inputs", "couple")
     text = PARAMS.replace("pairs: 2000, shard: 512", "pairs: 700, shard: 200")
     untrained = "gates: {endpoint_shift: {warn: null, fail: null}}"
     empty.write("params.yaml", text.replace("gates: {}", untrained))

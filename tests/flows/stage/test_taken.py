@@ -1,15 +1,13 @@
 """A round or coupling that was renamed takes what its inputs gave under the other name."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from flows.dag import inputs, plan
 from tests.chains import gaussian_data, scratch_model
-from tests.conftest import SOURCE
+from tests.real_chain import real_stages
 
 PARAMS = """
 seed: 0
@@ -35,13 +33,7 @@ RENAMED = (
 @pytest.fixture
 def chain(empty):
     """A project with the real stages of two rounds, and data and first weights that git keeps."""
-    for package in ("fmcore", "flows"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
-    stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
-    kept = {k: stages[k] for k in ("inputs", "train", "couple")}
-    with (empty.root / "dvc.yaml").open("w") as file:
-        YAML(typ="safe").dump({"stages": kept}, file)
+    real_stages(empty, "inputs", "train", "couple")
     empty.write("params.yaml", PARAMS)
     torch.set_num_threads(1)
     gaussian_data(empty.root / "couplings/independent", mu=[1.0, 0.0], s=[1.0, 2.0], pairs=100)

@@ -1,7 +1,6 @@
 """Two processes that train together are one process with the whole batch."""
 
 import csv
-import shutil
 import subprocess
 import sys
 
@@ -12,20 +11,13 @@ from ruamel.yaml import YAML
 from flows.dag import inputs
 from fmcore.network.store import load
 from tests.chains import gaussian_data, scratch_model
-from tests.conftest import SOURCE
-from tests.real_chain import PARAMS
+from tests.real_chain import PARAMS, real_stages
 
 
 @pytest.fixture
 def chain(empty):
     """A project whose data and first model are there, with the real stage `train`."""
-    for package in ("fmcore", "flows"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(SOURCE / package, empty.root / package, ignore=ignored)
-    stages = YAML(typ="safe").load(SOURCE / "dvc.yaml")["stages"]
-    with (empty.root / "dvc.yaml").open("w") as file:
-        kept = {name: stages[name] for name in ("inputs", "train")}
-        YAML(typ="safe").dump({"stages": kept}, file)
+    real_stages(empty, "inputs", "train")
     torch.set_num_threads(1)
     gaussian_data(empty.root / "couplings/independent", mu=[2.0, -1.0], s=[1.0, 1.0], pairs=400)
     scratch_model(empty.root / "models/scratch", dim=2)
