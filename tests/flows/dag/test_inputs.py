@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     def refuse(*_: object) -> str:
         raise PermissionError(13, "Permission denied", str(tmp_path / "f"))
 
-    monkeypatch.setattr(inputs, "_sha256", refuse)
+    monkeypatch.setattr(inputs, "sha256", refuse)
     with pytest.raises(ReflowError, match=r"/f: cannot be read \(Permission denied\)"):
         inputs.compute(tmp_path)
 
