@@ -39,7 +39,7 @@ settings: setup  ## write docs/settings.md and params.schema.json from the setti
 	$(run) python -m flows.params.schema > params.schema.json
 
 test: setup  ## the tests, one real chain included; two files of them at a time
-	$(run) pytest -m "not servers and not long" -n 2 --dist loadfile
+	$(run) pytest -m "not servers and not long" -n 2 --dist loadgroup
 
 test-all: setup  ## all tests: also real servers, deployments, and their UI in Chromium
 	$(run) pytest

@@ -75,6 +75,14 @@ params = pathlib.Path("params.yaml").read_text().split("couplings:")[1]
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one of several test processes run all files that need the fixture `finished`."""
+    needs = {i.path for i in items if "finished" in getattr(i, "fixturenames", ())}
+    for item in items:
+        group = "finished" if item.path in needs else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @dataclass(frozen=True)
 class Project:
     """A DVC and git repository in a temporary folder."""

@@ -16,8 +16,12 @@ from tests.real_chain import Chain
 README = (SOURCE / "README.md").read_text()
 DOCS = "\n".join(p.read_text() for p in sorted((SOURCE / "docs").rglob("*.md")))
 PAGES = [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md"))]
+SHORT = [SOURCE / "README.md", SOURCE / "docs" / "library.md"]
+"""The pages whose blocks run in `make test`; those of all pages in `make test-all`."""
 BLOCKS = [
-    pytest.param(*block, id=f"{page.stem}-{number}")
+    pytest.param(
+        *block, id=f"{page.stem}-{number}", marks=[] if page in SHORT else pytest.mark.long
+    )
     for page in PAGES
     for number, block in enumerate(
         re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), flags=re.DOTALL)

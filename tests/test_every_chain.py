@@ -20,7 +20,11 @@ from fmcore.work.work import Work
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"fashion_mnist": Path(FASHION_FOLDERS[0]), "emoji": Path(EMOJI_FONT)}
-FILES = sorted(p.name for p in (ROOT / "params").glob("*.yaml"))
+LARGE = ("mnist_5k.yaml", "cifar10.yaml", "digits_ablation.yaml", "digits_students.yaml")
+FILES = [
+    pytest.param(p.name, marks=pytest.mark.long if p.name in LARGE else [])
+    for p in sorted((ROOT / "params").glob("*.yaml"))
+]
 
 
 def small(settings, **changes):

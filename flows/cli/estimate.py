@@ -25,6 +25,7 @@ from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
 from fmcore.training.fit import fit, new_state
+from fmcore.work.compute import rows_of_call
 from fmcore.work.work import Work
 
 SECONDS = 1.0
@@ -134,7 +135,7 @@ def _coupling(
     work = Work(scratch=model, device=device, compute=params.compute)
     sampler = sampler_of(model, data, settings, work)
     flow: Flow = sampler.flow
-    rows = min(settings.batch, flow.tile if device.type == "cpu" else settings.batch)
+    rows = min(settings.batch, rows_of_call(flow.tile, device))
     noise = gaussian_noise(0, np.arange(rows), tuple(sampler.about.shape))
     label = torch.zeros(rows, dtype=torch.int64) if flow.classes else None
     solver = settings.solver

@@ -66,8 +66,8 @@ class Evaluate(Settings):
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
     batch: BatchSize = 1024
-    """Samples that are drawn at once. Raise it on a large GPU, lower it when memory runs out; on
-    the CPU it changes no result."""
+    """Samples that are drawn at once. Raise it on a large GPU, lower it when memory runs out; it
+    changes no result."""
 
 
 @dataclass(frozen=True)

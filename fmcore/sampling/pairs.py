@@ -31,7 +31,7 @@ Kind = Literal["generated", "inverted"]
 
 
 class Couple(Settings):
-    """How many pairs, by which solver; `batch` does not change the bytes on the CPU.
+    """How many pairs, by which solver; `batch` does not change the bytes.
 
     `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
     changes the pairs of a flow with classes, and is recorded.
@@ -54,8 +54,8 @@ class Couple(Settings):
     """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
     (`raw`)."""
     batch: BatchSize = 1024
-    """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; on the
-    CPU it does not change the bytes."""
+    """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; it
+    does not change the bytes."""
     shard: BatchSize = 4096
     """Pairs in each Parquet file: the unit of work for several workers. A stopped run does not
     repeat finished files."""

@@ -1,5 +1,6 @@
 """Where the arithmetic runs: device, threads, and the fixed size of a network call."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from fmcore.settings import ReflowError, Settings, WorkerCount
 
 TILE = 256
 """Rows of a network call on the CPU, unless the network has a `tile` of its own."""
+GPU_TILES = 4
+"""A call on a GPU has this many tiles: a GPU is filled by more rows."""
 
 
 class Compute(Settings):
@@ -41,6 +44,8 @@ class Compute(Settings):
                 " a CUDA build of torch"
             )
         gpu = self.device != "cpu" and torch.cuda.is_available()
+        if gpu:
+            _in_one_order()
         return torch.device("cuda" if gpu else "cpu")
 
     def running(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -59,35 +64,56 @@ class Compute(Settings):
         return half
 
 
+def _in_one_order() -> None:
+    """Let a GPU give the same bytes each time: sums in one order, float32 products in float32.
+
+    By default torch takes the fastest kernel, whose atomic additions come in any order, and rounds
+    what convolutions multiply to 10 bits (TF32).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def numerics(device: torch.device, compute: Compute, tile: int = TILE) -> dict[str, Any]:
     """Return what decides rounding: results have equal bytes only where these values are equal."""
     where: dict[str, Any] = {"device": device.type, "torch": str(torch.__version__).split("+")[0]}
     where |= {"precision": compute.precision, "compile": compute.compile}
+    rows = rows_of_call(tile, device)
     if device.type == "cuda":
-        return {**where, "gpu": torch.cuda.get_device_name(device)}
+        return {**where, "gpu": torch.cuda.get_device_name(device), "tile": rows}
     return {
         **where,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "tile": tile,
+        "tile": rows,
     }
 
 
+def rows_of_call(tile: int, device: torch.device) -> int:
+    """Return the rows of a network call when sampling, for a network of this tile."""
+    return GPU_TILES * tile if device.type == "cuda" else tile
+
+
 def in_tiles(network: Callable[..., Tensor], tile: int = TILE) -> Callable[..., Tensor]:
-    """Wrap a network so that on the CPU each call has `tile` rows, the last one padded.
+    """Wrap a network so that each call has `tile` rows, 4 tiles on a GPU, the last one padded.
 
     The kernel of a matrix product, and with it the rounding, depends on the number of rows. With
-    tiles of one size a row's result does not depend on the other rows, so a coupling has the same
-    bytes for any batch. On a GPU the batch itself is the tile.
+    calls of one size a row's result does not depend on the other rows, so a coupling has the same
+    bytes for any batch.
     """
 
     def tiled(*inputs: Tensor | None) -> Tensor:
         x = inputs[0]
-        if x is None or x.device.type != "cpu":
+        if x is None:
             return network(*inputs)
-        rows, count = len(x), -(-len(x) // tile)
-        whole = [None if a is None else _padded(a, count * tile) for a in inputs]
-        parts = zip(*([None] * count if a is None else a.split(tile) for a in whole), strict=True)
+        size = rows_of_call(tile, x.device)
+        rows, count = len(x), -(-len(x) // size)
+        whole = [None if a is None else _padded(a, count * size) for a in inputs]
+        parts = zip(*([None] * count if a is None else a.split(size) for a in whole), strict=True)
         return torch.cat([network(*part) for part in parts])[:rows]
 
     return tiled

@@ -114,6 +114,7 @@ def test_a_chain_of_seven_own_classes(project):
     assert flow.classes == 2
 
 
+@pytest.mark.long
 def test_workers_of_other_processes_know_the_classes(project):
     """`spawn` starts an interpreter that knows nothing of the project's folder."""
     run_chain(project)

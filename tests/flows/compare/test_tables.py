@@ -112,6 +112,7 @@ def test_the_page_shows_what_the_comparison_says():
     assert text.count("data:image/png") == 2
 
 
+@pytest.mark.long
 def test_the_table_of_prefect_ends_with_the_floor(prefect_server):
     from flows.run import artifacts
 

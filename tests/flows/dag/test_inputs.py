@@ -254,6 +254,7 @@ def hash_of(chain: Chain, path: str) -> str:
     return found[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_word_reruns_nothing_and_a_function_what_reaches_it(chain):
     before = chain.lock()
@@ -278,6 +279,7 @@ def test_a_word_reruns_nothing_and_a_function_what_reaches_it(chain):
     assert ran(chain.repro().stdout) == {"compare"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_replaced_data_are_other_data_for_plan_and_both_caches(chain):
     old, before = hash_of(chain, "couplings/independent"), chain.lock()
@@ -298,6 +300,7 @@ def test_replaced_data_are_other_data_for_plan_and_both_caches(chain):
     assert sorted(chain.lock().splitlines()) == sorted(before.splitlines())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_machine_uses_what_was_made_of_the_same_data_alone(made, tmp_path):
     made.sh("git", "clone", "-q", str(made.root), str(tmp_path / "there"))
@@ -340,6 +343,7 @@ def test_the_folder_of_inputs_heals_and_dvcs_commands_know_it(chain):
     assert chain.lock() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_with_nothing_to_do_imports_nothing_heavy(chain):
     run = ("-m", "flows.cli", "run", "--no-mlflow")
@@ -351,6 +355,7 @@ def test_a_run_with_nothing_to_do_imports_nothing_heavy(chain):
     assert not imported & {"torch", "pandas", "mlflow", "prefect", "urllib.request"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_code_or_data_that_change_while_a_stage_runs_fail_it(chain, monkeypatch):
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(chain.root / ".reflow" / "dvc"))

@@ -74,6 +74,7 @@ def repository(empty: Project) -> Chain:
     return chain
 
 
+@pytest.mark.long
 def test_the_versions_of_ours_are_listed_beside_foreign_locks(repository):
     found = history.versions(repository.root)
     assert {(v.coupling, v.md5, v.pairs, v.bytes, v.files) for v in found} == {

@@ -52,6 +52,7 @@ def add(library: Chain, name: str, url: str, endpoint: str) -> None:
     library.sh("dvc", "remote", "modify", "-q", "--local", name, "endpointurl", endpoint)
 
 
+@pytest.mark.long
 def test_a_coupling_comes_back_from_s3(library, server, monkeypatch):
     for name, value in server.env().items():
         monkeypatch.setenv(name, value)

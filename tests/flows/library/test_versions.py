@@ -36,6 +36,7 @@ def listed(library: Chain) -> dict[int, dict]:
     return {v["pairs"]: v for v in rows if v["coupling"] == "couplings/rf1"}
 
 
+@pytest.mark.long
 def test_every_version_is_listed_with_what_is_known_of_it(library):
     found = listed(library)
     assert sorted(found) == [200, 300]
@@ -101,6 +102,7 @@ def test_the_cache_has_a_version_only_if_it_has_all_of_its_files(library):
     assert listed(library)[200]["stored"] == ["workspace", "near"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_version_comes_back_from_the_nearest_place_byte_for_byte(library, cache):
     if not cache:
@@ -115,6 +117,7 @@ def test_a_version_comes_back_from_the_nearest_place_byte_for_byte(library, cach
     assert fetch(library.root, "first").place == "there"
 
 
+@pytest.mark.long
 def test_data_of_a_revision_is_chosen_by_name(library):
     done = library.reflow("couplings", "get", "HEAD", "--name", "independent", "-o", "data")
     assert "data: whole; couplings/independent of" in done.stdout
@@ -149,6 +152,7 @@ def test_a_damaged_copy_is_refused_and_leaves_nothing(library):
     assert fetch(library.root, "first", folder=out, remote="near").place == "near"
 
 
+@pytest.mark.long
 def test_wrong_input_says_what_there_is(library):
     for words, said in (
         ({"rev": "nowhere"}, "no revision 'nowhere'; expected a commit, branch, tag or experiment"),

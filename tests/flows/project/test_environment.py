@@ -126,7 +126,12 @@ def test_a_dead_server_is_a_few_words(said, short):
     assert len(servers.reason(OSError(said))) <= 100
 
 
-@pytest.mark.parametrize("words", [["settings"], ["settings", "train.lr"], ["plan"], ["doctor"]])
+WORDS = (["settings"], ["settings", "train.lr"], ["doctor"])
+
+
+@pytest.mark.parametrize(
+    "words", [["plan"], *(pytest.param(w, marks=pytest.mark.long) for w in WORDS)]
+)
 def test_an_ascii_terminal_shows_every_command(project, words):
     env = {**project.env(), "PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX"}
     command = [sys.executable, "-m", "flows.cli", *words]

@@ -97,6 +97,7 @@ def test_dvc_draws_and_diffs_what_the_stages_wrote(chain):
     assert set(pd.read_csv(chain.root / "comparison/straightness.csv")["round"]) == {"rf1", "rf2"}
 
 
+@pytest.mark.long
 def test_dvc_hands_out_a_coupling_and_a_model_by_name(chain, tmp_path):
     for name, path in (("coupling-rf1", "couplings/rf1"), ("rf2", "models/rf2")):
         chain.sh("git", "tag", "-a", f"{name}@v1.0.0", "-m", "kept")
@@ -152,6 +153,7 @@ def test_the_logged_model_turns_noise_into_samples(chain):
     np.testing.assert_allclose(mean, [2.0, -1.0], atol=0.35)
 
 
+@pytest.mark.long
 def test_publishing_twice_does_nothing_and_a_lost_data_base_is_rebuilt(chain):
     again = chain.reflow("publish").stdout
     assert "MLflow: 0 logged" in again
@@ -181,6 +183,7 @@ def living(root):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_one_line_and_goes_on_later(chain, number):
     chain.edit("params.yaml", "steps: 200", "steps: 100000")

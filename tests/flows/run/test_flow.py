@@ -215,6 +215,7 @@ def test_a_run_waits_for_another_dvc_and_says_for_whom(empty: Project) -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_run_leaves_no_process_and_the_next_goes_on(
     empty: Project, number: signal.Signals

@@ -118,6 +118,7 @@ def test_the_stage_dies_with_dvc(work: Callable[..., Project], guard: str, befor
             until((project.root / "out").exists, 5)
 
 
+@pytest.mark.long
 def test_a_stage_runs_once_at_a_time(work: Callable[[str], Project]) -> None:
     project = work("guarded 30")
     first = project.start("python", "work.py", "guarded", "30")

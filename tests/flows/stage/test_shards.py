@@ -53,6 +53,7 @@ def one_process(chain):
     return {p.name: p.read_bytes() for p in (root / "expected/coupling").iterdir()}
 
 
+@pytest.mark.long
 def test_two_jobs_and_a_finalize_are_one_process(chain):
     expected = one_process(chain)
     jobs = [

@@ -68,6 +68,7 @@ def curve(root, round_):
     )
 
 
+@pytest.mark.long
 def test_after_a_live_run_mlflow_is_what_publish_makes_of_nothing(chain):
     live = histories(chain)
     for round_ in ("rf1", "rf2"):
@@ -197,6 +198,7 @@ def test_points_that_no_receipt_has_do_not_stay(chain, data_base, tmp_path):
     assert points(chain.root) == live
 
 
+@pytest.mark.long
 def test_publish_that_was_interrupted_logs_the_rest_and_nothing_twice(
     chain, data_base, monkeypatch
 ):

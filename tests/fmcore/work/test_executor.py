@@ -132,6 +132,7 @@ def test_a_lost_worker_costs_its_item_only_and_a_mistake_is_not_tried_again(tmp_
     assert len((tmp_path / "99").read_text().split()) == 1
 
 
+@pytest.mark.long
 def test_a_worker_that_is_lost_every_time_ends_the_work_in_one_line(tmp_path):
     with (
         pytest.raises(ReflowError, match="lost 3 times over the same work .*: out of memory") as e,
@@ -233,6 +234,7 @@ def test_a_ray_cluster_by_address_gives_the_same_bytes(start, whole, ray_cluster
     assert {p.name: p.read_bytes() for p in (start / "cluster/coupling").iterdir()} == whole
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_dask_cluster_by_address_gives_the_same_bytes(start, whole):
     from distributed import LocalCluster
