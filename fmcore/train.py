@@ -15,7 +15,14 @@ from fmcore.network.store import Model, load, save
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
-from fmcore.training.checkpoint import History, State, load_state, save_state
+from fmcore.training.checkpoint import (
+    CONTINUED,
+    History,
+    State,
+    continue_state,
+    load_state,
+    save_state,
+)
 from fmcore.training.divergence import Watch, watch_of
 from fmcore.training.fit import Train, check_loss, fit, new_state
 from fmcore.training.held_out import constant_loss, held_out_losses
@@ -42,8 +49,9 @@ def train(
     """Train the model `init` on `coupling`; write the model, its curve (csv) and metrics (json).
 
     The scratch folder keeps checkpoints: a killed training continues from there and gives the same
-    bytes. Several processes that torchrun started train together (`train.processes`); only the
-    first writes.
+    bytes. If its subfolder `CONTINUED` has the checkpoint of a training with other settings,
+    training goes on from that one, and the model's config says so. Several processes that torchrun
+    started train together (`train.processes`); only the first writes.
     """
     start = load(init, weights=settings.start_from)
     opened = open_coupling(coupling)
@@ -53,7 +61,8 @@ def train(
         state = new_state(network.to(own), settings)
         some = read(opened, split="train", limit=max(settings.batch, LEAST_ROWS))
         watch = watch_of(state, some, settings, seed=work.seed) if len(some) else None
-        if load_state(work.scratch, state) and group.leads:
+        found = load_state(work.scratch, state) or continue_state(work.scratch / CONTINUED, state)
+        if found and group.leads:
             work.log({}, state.step)
         _run(state, opened, settings, group, work, watch)
         if not group.leads:
@@ -71,6 +80,7 @@ def train(
         "coupling": opened.about.kind,
         "init": start.digest,
         "steps": settings.steps,
+        **({"continued": state.continued} if state.continued else {}),
         **opened.about.carried(),
     }
     save(out, state.ema, raw=state.network, about=about)

@@ -67,7 +67,10 @@ def _sections(cls: type[BaseModel], place: str, kind: str) -> Iterator[Section]:
         place,
         kind,
         cls,
-        tuple(_setting(_join(place, n), kind, hints[n], cls.model_fields[n], said) for n in names),
+        tuple(
+            _setting(_join(place, info.alias or n), kind, hints[n], info, said)
+            for n, info in ((n, cls.model_fields[n]) for n in names)
+        ),
     )
     for name in names:
         inner = [t for t in _types(hints[name]) if isinstance(t, type) and issubclass(t, BaseModel)]
@@ -87,7 +90,8 @@ def descriptions(cls: type[BaseModel]) -> dict[str, str]:
         found |= _written(base.__module__).get(base.__name__, {})
     if "name" in cls.model_fields and "name" not in found:
         found["name"] = _flowing((inspect.getdoc(cls) or "").split("\n\n")[0])
-    return {name: found.get(name, "") for name in cls.model_fields}
+    fields = cls.model_fields.items()
+    return {info.alias or name: found.get(name, "") for name, info in fields}
 
 
 @cache

@@ -42,6 +42,10 @@ class Round(Settings):
     round."""
     train: Train
     """How the round is trained."""
+    continue_: bool = Field(default=False, alias="continue")
+    """Whether a training that was stopped goes on from its last checkpoint although its settings
+    were changed, say the learning rate. config.json of the model says from which step. Such a model
+    cannot be made again from its inputs alone."""
     seed: Seed | None = None
     """Seed of the training itself; `seed` in the model's config.json repeats that model. null
     derives it from the chain's seed and the number of rounds before, so a name does not matter."""

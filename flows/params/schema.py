@@ -34,6 +34,7 @@ class _Described(GenerateJsonSchema):
         found = super().model_schema(schema)
         cls: type[BaseModel] = schema["cls"]
         said, hints = descriptions(cls), get_type_hints(cls, include_extras=True)
+        hints |= {info.alias: hints[n] for n, info in cls.model_fields.items() if info.alias}
         for name, node in found.get("properties", {}).items():
             node["description"] = said[name]
             _shorten(node, hints[name])

@@ -5,7 +5,7 @@ params.yaml is edited while a model trains, dvc.lock says that it was trained wi
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,14 +16,19 @@ from flows.project.locks import Busy, Damaged, stage_locked
 from flows.stage import finished
 from fmcore.settings import ReflowError
 
+CHECKPOINT = "checkpoint.safetensors"
+CONTINUED = "continued"
+"""Names of `fmcore.training.checkpoint`, whose import takes as long as that of torch."""
+
 
 @contextmanager
-def guarded(root: Path, name: str) -> Iterator[Path]:
+def guarded(root: Path, name: str, *, continues: bool = False) -> Iterator[Path]:
     """Yield the scratch folder of the stage `name`; afterwards check that its inputs are the same.
 
     The folder `.reflow/scratch/<name>/<fingerprint>/` belongs to exactly these inputs. It stays
     until DVC has recorded the result (`sweep`), with links to the outputs of a finished stage: the
-    next process resumes from it or adopts them, whenever this one or DVC is killed.
+    next process resumes from it or adopts them, whenever this one or DVC is killed. If the stage
+    `continues`, the checkpoint of other inputs moves to its folder `CONTINUED`.
 
     Raises ReflowError if the stage runs already, if a file that it reads is damaged, or if its
     inputs changed meanwhile: the stage then fails and DVC records nothing.
@@ -31,7 +36,7 @@ def guarded(root: Path, name: str) -> Iterator[Path]:
     root = root.resolve()
     with held(root, name) as before:
         scratch = _scratch(root, name, before)
-        _keep_only(scratch)
+        _keep_only(scratch, continues)
         yield scratch
         check_unchanged(root, name, before)
         finished.keep(root, scratch, before.outs)
@@ -137,12 +142,31 @@ def _scratch(root: Path, name: str, inputs: lineage.Inputs) -> Path:
     return events.scratch_of(root, name) / inputs.fingerprint
 
 
-def _keep_only(scratch: Path) -> None:
+def _keep_only(scratch: Path, continues: bool) -> None:
     """Make the scratch folder; remove those of other inputs, so that nothing resumes from them."""
     scratch.mkdir(parents=True, exist_ok=True)
-    for other in scratch.parent.iterdir():
-        if other != scratch and other.is_dir():  # the events of the last process stay
-            shutil.rmtree(other, ignore_errors=True)
+    others = [f for f in scratch.parent.iterdir() if f != scratch and f.is_dir()]
+    if continues:
+        _hand_over(others, scratch)
+    for other in others:  # the events of the last process stay
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def has_checkpoint(scratch: Path) -> bool:
+    """Say whether a training in this scratch folder has a checkpoint to go on from."""
+    return any((folder / CHECKPOINT).exists() for folder in (scratch, scratch / CONTINUED))
+
+
+def _hand_over(others: Iterable[Path], scratch: Path) -> None:
+    """Move the newest checkpoint of other inputs to the scratch folder, if that has none yet.
+
+    A folder in which nothing was trained yet has the checkpoint that was moved to it.
+    """
+    found = [f for o in others for f in (o / CONTINUED / CHECKPOINT, o / CHECKPOINT) if f.exists()]
+    if found and not (scratch / CHECKPOINT).exists():
+        (scratch / CONTINUED).mkdir(exist_ok=True)
+        newest = max(found, key=lambda file: file.stat().st_mtime_ns)
+        newest.replace(scratch / CONTINUED / CHECKPOINT)
 
 
 def _changes(before: lineage.Inputs, after: lineage.Inputs) -> list[str]:

@@ -14,7 +14,7 @@ from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
 from flows.stage import finished, taken
-from flows.stage.guard import guarded, scratch_of
+from flows.stage.guard import guarded, has_checkpoint, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
 from flows.stage.words import KEYED, read_words
@@ -54,6 +54,10 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.train import train
 
     settings = params.rounds[key].train
+    if params.rounds[key].continue_ and not has_checkpoint(scratch):
+        print(
+            f"continue: no earlier training of {key} is left; it starts from its init", flush=True
+        )
     with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
         work = work_of(params, scratch, log, seed=seed_of(params, "train", key))
         train(**paths, settings=settings, name=key, work=work)
@@ -152,7 +156,8 @@ def _run(arguments: list[str]) -> int | None:
     if rank():  # only the process of rank 0 holds the guard
         VERBS[verb](params, key, paths, scratch_of(root, name))
         return 0
-    with guarded(root, name) as scratch:
+    continues = verb == "train" and params.rounds[key].continue_
+    with guarded(root, name, continues=continues) as scratch:
         # Processes that train together must all do the same: they resume from the checkpoint.
         if count > 1 or not finished.adopted(root, scratch, name):
             VERBS[verb](params, key, paths, scratch)

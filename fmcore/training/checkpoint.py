@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,13 +22,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.store import write_tensors
+from fmcore.settings import ReflowError
 
 History = list[dict[str, float]]
 
 
 @dataclass
 class State:
-    """What a training run keeps from step to step."""
+    """What a training run keeps from step to step.
+
+    `settings` are those it runs with. `continued` has an entry for each training with other
+    settings that it continued: the step, the checkpoint's sha256, the settings that were others.
+    """
 
     network: VelocityNetwork
     ema: AveragedModel
@@ -35,11 +41,15 @@ class State:
     schedule: LambdaLR
     step: int = 0
     history: History = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    continued: list[dict[str, Any]] = field(default_factory=list)
 
 
 FILE = "checkpoint.safetensors"
 EARLIER = "earlier.safetensors"
 """The checkpoint before `FILE`, for the case that `FILE` is damaged."""
+CONTINUED = "continued"
+"""The subfolder for the checkpoint of a training with other settings, which goes on here."""
 
 
 def save_state(folder: Path, state: State) -> None:
@@ -57,7 +67,12 @@ def save_state(folder: Path, state: State) -> None:
         for key, value in slot.items():
             tensors[f"optimizer.{index}.{key}"] = value
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    note = {"step": str(state.step), "history": json.dumps(state.history)}
+    note = {
+        "step": str(state.step),
+        "history": json.dumps(state.history),
+        "settings": json.dumps(state.settings),
+        "continued": json.dumps(state.continued),
+    }
     temporary = folder / f".{FILE}.tmp"
     write_tensors(temporary, tensors, about={**note, "sha256": _digest(tensors, note)})
     with contextlib.suppress(OSError):  # a file system may know no links: then none is kept
@@ -85,6 +100,34 @@ def load_state(folder: Path, state: State, say: Callable[[str], object] = print)
             _fill(state, *found)
             return True
     return False
+
+
+def continue_state(folder: Path, state: State) -> bool:
+    """Fill `state` from the checkpoint of a training with other settings; False if there is none.
+
+    The weights, the moving average, the optimiser's moments and the step are taken over; the
+    learning rate is that of the settings at this step. Raises ReflowError if it does not fit.
+    """
+    own = state.settings
+    if not (folder / FILE).exists():
+        return False
+    try:
+        tensors, note = _read(folder / FILE) or ({}, {})
+        _fill(state, tensors, note)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ReflowError(
+            f"continue: the checkpoint of the earlier training does not fit this round"
+            f" ({str(error).splitlines()[0]}); remove `continue` to start from its init"
+        ) from None
+    if state.step >= own["steps"]:
+        raise ReflowError(
+            f"continue: the earlier training is at step {state.step}, and train.steps is"
+            f" {own['steps']}; raise train.steps, or remove `continue` to start from its init"
+        )
+    before = {k: v for k, v in state.settings.items() if own.get(k) != v}
+    told = {"step": state.step, "checkpoint": _digest(tensors, note), "before": before}
+    state.settings, state.continued = own, [*state.continued, told]
+    return True
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -119,6 +162,8 @@ def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> Non
     state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     state.step = int(note["step"])
     state.history = json.loads(note["history"])
+    state.settings = json.loads(note.get("settings", "{}"))
+    state.continued = json.loads(note.get("continued", "[]"))
     state.schedule.last_epoch = state.step
     for group, factor in zip(state.optimizer.param_groups, state.schedule.lr_lambdas, strict=True):
         group["lr"] = group["initial_lr"] * factor(state.step)

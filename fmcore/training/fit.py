@@ -136,7 +136,13 @@ def new_state(network: VelocityNetwork, settings: Train) -> State:
     optimizer = AdamW(
         network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
     )
-    return State(network, averaged(network, settings.ema), optimizer, LambdaLR(optimizer, factor))
+    return State(
+        network,
+        averaged(network, settings.ema),
+        optimizer,
+        LambdaLR(optimizer, factor),
+        settings=settings.model_dump(mode="json"),
+    )
 
 
 def fit(

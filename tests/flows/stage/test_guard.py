@@ -52,6 +52,28 @@ def work(empty: Project) -> Callable[[str], Project]:
     return make
 
 
+def test_the_checkpoint_of_other_inputs_is_handed_over_only_where_the_stage_continues(work):
+    project = work("guarded 0")
+    checkpoint = "checkpoint.safetensors"
+
+    def scratch(lr: int, continues: bool = True) -> Path:
+        project.write("params.yaml", f"train: {{lr: {lr}}}\n")
+        with guarded(project.root, "work", continues=continues) as folder:
+            return folder
+
+    first = scratch(1)
+    (first / checkpoint).write_text("one")
+    second = scratch(2)
+    assert (second / "continued" / checkpoint).read_text() == "one"
+    assert not first.exists()
+    third = scratch(3)  # nothing was trained with the second settings
+    assert (third / "continued" / checkpoint).read_text() == "one"
+    (third / checkpoint).write_text("three")
+    fourth = scratch(4)
+    assert (fourth / "continued" / checkpoint).read_text() == "three"
+    assert not (scratch(5, continues=False) / "continued").exists()
+
+
 def started(project: Project) -> None:
     until((project.root / "started").exists)
 

@@ -12,6 +12,7 @@ from fmcore.coupling.read import open_coupling, read
 from fmcore.matching.interpolant import Linear
 from fmcore.matching.loss import Batch, flow_matching_loss
 from fmcore.network.field import Field
+from fmcore.network.mlp import MLP
 from fmcore.network.store import load
 from fmcore.settings import ReflowError
 from fmcore.train import Train, train
@@ -28,8 +29,10 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the code under test may catch it."""
 
 
-def run(tmp_path, name, settings, *, log=silent, data="data", seed=5):
+def run(tmp_path, name, settings, *, log=silent, data="data", seed=5, continued=None):
     out = tmp_path / name
+    if continued:
+        shutil.copytree(continued, out / "scratch" / "continued", dirs_exist_ok=True)
     train(
         tmp_path / data,
         tmp_path / "init",
@@ -95,6 +98,65 @@ def test_a_killed_training_resumes_bit_for_bit(start, kill_at):
     again = run(start, "killed", settings, log=lambda v, s: None if v else resumed_at.append(s))
     assert again == whole
     assert resumed_at == ([kill_at // 50 * 50] if kill_at >= 50 else [])
+
+
+@pytest.fixture
+def stopped(start):
+    """The checkpoint at step 50 of a training that was stopped."""
+
+    def kill(values, step):
+        if step >= 60 and "loss" in values:
+            raise Killed
+
+    settings = Train(steps=160, batch=32, log_every=10, checkpoint_every=50, warmup=20)
+    with pytest.raises(Killed):
+        run(start, "stopped", settings, log=kill)
+    return settings, start / "stopped" / "scratch"
+
+
+def test_a_training_continues_with_another_learning_rate_and_says_so(start, stopped):
+    settings, folder = stopped
+    lower = settings.model_copy(update={"lr": settings.lr / 10})
+    found = run(start, "a", lower, continued=folder)
+    (told,) = load(start / "a" / "model").config["continued"]
+    assert (told["step"], told["before"]) == (50, {"lr": settings.lr})
+    rows = list(csv.DictReader(found["curve"].decode().splitlines()))
+    before = [float(r["lr"]) for r in rows if int(float(r["step"])) == 50]
+    after = [float(r["lr"]) for r in rows if int(float(r["step"])) == 60]
+    assert 0.08 * before[0] < after[0] < 0.1 * before[0]
+    assert run(start, "b", lower, continued=folder) == found
+    assert run(start, "fresh", lower) != found
+    same = run(start, "same", settings, continued=folder)  # nothing changed: as if never stopped
+    whole = run(start, "whole", settings)
+    kept = [k for k in whole if str(k).endswith("safetensors") or k == "curve"]
+    assert len(kept) == 3 and [same[k] for k in kept] == [whole[k] for k in kept]
+
+
+def test_a_continued_training_that_is_killed_gives_the_same_bytes(start, stopped):
+    settings, folder = stopped
+    lower = settings.model_copy(update={"lr": settings.lr / 10})
+    whole = run(start, "whole", lower, continued=folder)
+
+    def kill(values, step):
+        if step >= 120 and "loss" in values:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(start, "killed", lower, log=kill, continued=folder)
+    assert run(start, "killed", lower, continued=folder) == whole
+
+
+def test_continuing_what_does_not_fit_is_one_line(start, stopped):
+    settings, folder = stopped
+    short = settings.model_copy(update={"steps": 50})
+    with pytest.raises(ReflowError, match=r"is at step 50, and train\.steps is 50; raise"):
+        run(start, "short", short, continued=folder)
+    scratch_model(start / "init", dim=2, network=MLP(width=16, depth=1, time_features=16))
+    with pytest.raises(ReflowError, match=r"^continue: .* does not fit this round \(.*\); remove"):
+        run(start, "other", settings, continued=folder)
+    (folder / "checkpoint.safetensors").write_bytes(b"no checkpoint")
+    with pytest.raises(ReflowError, match="^continue: .* does not fit"):
+        run(start, "damaged", settings, continued=folder)
 
 
 def test_without_the_optimizer_state_resuming_would_differ(start):
