@@ -75,6 +75,7 @@ params = pathlib.Path("params.yaml").read_text().split("couplings:")[1]
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one of several test processes run all files that need the fixture `finished`."""
     needs = {i.path for i in items if "finished" in getattr(i, "fixturenames", ())}

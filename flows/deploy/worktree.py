@@ -32,23 +32,35 @@ OURS = re.compile(r"python -m flows\.stage( [\w@=./-]+)+")
 def make(root: Path, order: Order, name: str) -> Path:
     """Return the worktree of the run `name` with the parameters of the order; make it if needed.
 
-    A run that continues after a crash finds its worktree again, with all finished stages. Raises
-    ReflowError, and removes the worktree, if the order is not valid.
+    A run that continues after a crash finds its worktree again, with all finished stages; one that
+    crashed before its parameters were written begins anew. Raises ReflowError, and removes the
+    worktree, if the order is not valid.
     """
     folder = environment.local_path(root, "worktrees", slug(name))
-    if (folder / ".git").exists():
+    if (folder / ".git").exists() and _settled(folder).exists():
         checked.check(folder)
         return folder
     commit = resolve(root, order.rev).ref
     with _alone(root):
-        git(root, "worktree", "add", "-q", "-b", branch(name), str(folder), commit)
+        shutil.rmtree(folder, ignore_errors=True)
+        git(root, "worktree", "prune")
+        git(root, "worktree", "add", "-q", "-B", branch(name), str(folder), commit)
     try:
         settle(root, folder, order)
+        _settled(folder).touch()
     except BaseException:
         discard(root, name)
         git(root, "branch", "-q", "-D", branch(name))
         raise
     return folder
+
+
+def _settled(folder: Path) -> Path:
+    """Return the file which says that a worktree has the parameters of its order.
+
+    It lies in git's folder of the worktree, so that it goes with it, and no commit has it.
+    """
+    return Path(git(folder, "rev-parse", "--absolute-git-dir")) / "reflow-settled"
 
 
 def _alone(root: Path) -> contextlib.AbstractContextManager[None]:

@@ -117,7 +117,7 @@ class Tracker:
     def parent(self, chain: Chain) -> str:
         """Return the run of a chain; create it if there is none."""
         if found := self.find(reflow__kind="chain", reflow__chain=chain.key):
-            return str(found[0].info.run_id)
+            return self._with_params(found[0], flat(chain.settings))
         tags = {
             KIND: "chain",
             CHAIN: chain.key,
@@ -128,15 +128,16 @@ class Tracker:
         run = self.client.create_run(
             self.experiment, run_name=f"{chain.name} {chain.key[:7]}", tags=tags
         )
-        self.set_params(run.info.run_id, flat(chain.settings))
-        return str(run.info.run_id)
+        return self._with_params(run, flat(chain.settings))
 
     def child(self, chain: Chain, parent: str, round_: Round, planned: Entry | None) -> str:
         """Return the run of a round in a chain; create it if there is none."""
+        shown = flat(planned.settings if planned else {})
+        short = {k.replace(f"rounds.{round_.name}.", ""): v for k, v in shown.items()}
         if found := self.find(
             reflow__kind="round", reflow__chain=chain.key, reflow__key=round_.key
         ):
-            return str(found[0].info.run_id)
+            return self._with_params(found[0], short)
         tags = {
             KIND: "round",
             CHAIN: chain.key,
@@ -148,10 +149,17 @@ class Tracker:
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
             tags |= {"reflow.reused": "true", "reflow.origin_run": elsewhere[-1].info.run_id}
         run = self.client.create_run(self.experiment, run_name=round_.name, tags=tags)
-        shown = flat(planned.settings if planned else {})
-        short = {k.replace(f"rounds.{round_.name}.", ""): v for k, v in shown.items()}
-        self.set_params(run.info.run_id, short)
-        return str(run.info.run_id)
+        return self._with_params(run, short)
+
+    def _with_params(self, run: Any, values: dict[str, str]) -> str:
+        """Return the number of a run, which gets its parameters unless it has some.
+
+        MLflow creates a run first and takes its parameters later; a kill may lie between the two.
+        """
+        number = str(run.info.run_id)
+        if not run.data.params:
+            self.set_params(number, values)
+        return number
 
     def set_params(self, run: str, values: dict[str, str]) -> None:
         """Log parameters of a run, cut to the length that MLflow allows."""

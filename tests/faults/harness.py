@@ -1,6 +1,7 @@
 """Faults at the calls of a stage, one trial each: what must hold afterwards, and their number.
 
-A whole enumeration, as a table: `python -m tests.faults.harness [STAGES] [every=N] [whole]`.
+A whole enumeration, as a table: `python -m tests.faults.harness [NAMES] [every=N] [whole]`; a name
+is that of a stage or of a command.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +73,13 @@ class Harness:
 
     def run(self, stage: str, kind: int = OFF, at: int = 0) -> Done:
         """Run a stage in a child of the server."""
+        return self.send(stage, self.root, kind, at)
+
+    def send(self, stage: str, root: Path, kind: int = OFF, at: int = 0) -> Done:
+        """Run a stage or a command in a child of the server; calls below `root` count."""
         log, out = self.folder / "log", self.folder / "out"
         told = {
-            "root": str(self.root), "stage": stage, "kind": kind, "at": at, "whole": self.whole,
+            "root": str(root), "stage": stage, "kind": kind, "at": at, "whole": self.whole,
             "log": str(log), "out": str(out), "modules": str(self.folder / "modules"),
         }  # fmt: skip
         assert self.server.stdin and self.server.stdout
@@ -122,7 +127,7 @@ class Harness:
         shutil.rmtree(self.root)
         shutil.copytree(self.folder / f"before {stage}", self.root)
         first = self.run(stage, KINDS[kind], at)
-        wrong = _wrong_end(first, kind)
+        wrong = wrong_end(first, kind)
         if first.code == 0 and self.bytes_of(stage) != self.expected[stage]:
             wrong.append("it said that it had succeeded, with other bytes")
         scratch = self.scratch(stage)
@@ -146,7 +151,7 @@ class Harness:
         return wrong
 
 
-def _wrong_end(done: Done, kind: str) -> list[str]:
+def wrong_end(done: Done, kind: str) -> list[str]:
     """Return what is wrong about how a disturbed stage ended and what it said."""
     if kind in ("kill", "torn"):
         return [] if done.code == -9 else [f"exit status {done.code}, expected a kill: {done.said}"]
@@ -194,33 +199,48 @@ def started(folder: Path, *, whole: bool = False) -> Iterator[Harness | None]:
         server.wait()
 
 
-def main(stages: list[str], every: int = 1, *, whole: bool = False) -> int:
+Trial = Callable[[str, str, int], list[str]]
+
+
+def row(name: str, calls: list[str], trial: Trial, every: int) -> tuple[int, int]:
+    """Try every kind of fault at every `every`-th call, print a row; return trials and failures."""
+    cells, tried, failed = [], 0, 0
+    for kind in KINDS:
+        chosen = points(calls, kind)[::every]
+        bad = {at: wrong for at in chosen if (wrong := trial(name, kind, at))}
+        print(f"{name} {kind}: {len(chosen)} trials", file=sys.stderr, flush=True)
+        for at, wrong in bad.items():
+            print(f"{name} {kind} {at} ({calls[at - 1]}): {wrong}", file=sys.stderr, flush=True)
+        cells.append(f"{len(chosen) - len(bad)} of {len(chosen)}")
+        tried, failed = tried + len(chosen), failed + len(bad)
+    kinds = Counter(call.split()[0] for call in calls)
+    said = ", ".join(f"{n} {what}" for what, n in sorted(kinds.items()))
+    print(f"| {name} | {len(calls)} | {' | '.join(cells)} | {said} |", flush=True)
+    return tried, failed
+
+
+def main(names: list[str], every: int = 1, *, whole: bool = False) -> int:
     """Try every kind of fault at every call, or at each `every`-th; print a table."""
-    began, failed, trials = time.monotonic(), 0, 0
+    from tests.faults.commands import COMMANDS, Commands
+
+    began, counts = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder, started(Path(folder), whole=whole) as harness:
         assert harness, "a C compiler is needed"
         print("| stage | calls | " + " | ".join(KINDS) + " | kinds of call |")
         print("|---|---|" + "---|" * len(KINDS) + "---|")
-        for stage in stages or STAGES:
-            calls = harness.calls[stage]
-            cells = []
-            for kind in KINDS:
-                chosen = points(calls, kind)[::every]
-                bad = {at: wrong for at in chosen if (wrong := harness.trial(stage, kind, at))}
-                print(f"{stage} {kind}: {len(chosen)} trials", file=sys.stderr, flush=True)
-                for at, wrong in bad.items():
-                    print(f"{stage} {kind} {at} ({calls[at - 1]}): {wrong}", file=sys.stderr)
-                failed += len(bad)
-                trials += len(chosen)
-                cells.append(f"{len(chosen) - len(bad)} of {len(chosen)}")
-            kinds = Counter(call.split()[0] for call in calls)
-            said = ", ".join(f"{n} {name}" for name, n in sorted(kinds.items()))
-            print(f"| {stage} | {len(calls)} | {' | '.join(cells)} | {said} |", flush=True)
-    print(f"\n{trials} trials, {failed} failed, {time.monotonic() - began:.0f} s")
+        for stage in [n for n in names or STAGES if n in STAGES]:
+            counts.append(row(stage, harness.calls[stage], harness.trial, every))
+        if wanted := [n for n in names or COMMANDS if n in COMMANDS]:
+            commands = Commands(harness)
+            commands.build()
+            for name in wanted:
+                counts.append(row(name, commands.calls[name], commands.trial, every))
+    tried, failed = (sum(part) for part in zip(*counts, strict=True))
+    print(f"\n{tried} trials, {failed} failed, {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
     numbers = [int(word[6:]) for word in sys.argv if word.startswith("every=")]
-    chosen = [word for word in sys.argv if word in STAGES]
+    chosen = [word for word in sys.argv[1:] if word != "whole" and "=" not in word]
     sys.exit(main(chosen, *numbers, whole="whole" in sys.argv))

@@ -19,6 +19,7 @@ import torch
 
 from flows.params.load import load
 from flows.params.seeds import seed_of
+from flows.project.environment import configure
 from flows.stage import finished, shards, verbs
 from flows.stage.words import read_words
 from flows.stage.work import work_of
@@ -60,6 +61,20 @@ def whole(root: Path, stage: str) -> int:
 arm = partial(print, end="")
 
 
+def command(box: Path, name: str) -> None:
+    """Run one of `COMMANDS` in the project of a box, or print what it made."""
+    from tests.faults.commands import COMMANDS
+
+    root = box / "project"
+    os.chdir(root)
+    chosen = COMMANDS[name.removesuffix(" made")]
+    if name.endswith(" made"):
+        print(chosen.made(root))
+        return
+    arm()
+    chosen.run(root)
+
+
 def child(told: dict) -> int:
     """Run one stage in this process, which was forked for it."""
     global arm
@@ -73,6 +88,11 @@ def child(told: dict) -> int:
     folder = told["root"].encode()
     arm = partial(preloaded.faults_arm, folder, told["kind"], ctypes.c_long(told["at"]), log)
     run = whole if told["whole"] else bare
+    if told["stage"].split()[0] in ("publish", "push", "deployed"):
+        run = command
+        for name in ("DVC_SITE_CACHE_DIR", "MLFLOW_TRACKING_URI", "PREFECT_HOME"):
+            os.environ.pop(name, None)
+        configure(Path(told["root"], "project"))
     try:
         code = verbs.reported(partial(run, Path(told["root"]), told["stage"]))
     except BaseException:

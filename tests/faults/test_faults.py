@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.commands import COMMANDS, Commands
 from tests.faults.harness import KINDS, Harness, points, started
 from tests.faults.stages import STAGES
 
@@ -34,13 +35,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     yield from harness_in(tmp_path_factory, whole=True)
 
 
-def sample(harness: Harness, stage: str, kind: str, count: int) -> list[int]:
+@pytest.fixture(scope="module")
+def commands(bare: Harness) -> Commands:
+    found = Commands(bare)
+    found.build()
+    return found
+
+
+def sample(harness: Harness | Commands, stage: str, kind: str, count: int) -> list[int]:
     """Draw some calls of a stage, the same ones every time."""
     found = points(harness.calls[stage], kind)
     return sorted(random.Random(f"{stage} {kind}").sample(found, min(count, len(found))))
 
 
-def failures(harness: Harness, stage: str, kind: str, calls: list[int]) -> dict[str, list[str]]:
+def failures(
+    harness: Harness | Commands, stage: str, kind: str, calls: list[int]
+) -> dict[str, list[str]]:
     """Return what is wrong, by the call that was disturbed."""
     tried = {f"{n}: {harness.calls[stage][n - 1]}": harness.trial(stage, kind, n) for n in calls}
     return {call: wrong for call, wrong in tried.items() if wrong}
@@ -80,3 +90,21 @@ def test_every_fault(bare: Harness, stage: str, kind: str) -> None:
 def test_a_sample_inside_the_guard(whole: Harness, stage: str, kind: str) -> None:
     """Also at the calls of the lock, of DVC's hashing and of its data base."""
     assert failures(whole, stage, kind, sample(whole, stage, kind, 6)) == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_sample_of_faults_of_commands(commands: Commands, name: str, kind: str) -> None:
+    """MLflow's records, the remote, and the branch of a deployed run are complete afterwards."""
+    assert failures(commands, name, kind, sample(commands, name, kind, 8)) == {}
+
+
+@pytest.mark.long
+def test_a_deployed_run_that_was_killed_before_its_parameters_were_written(
+    commands: Commands,
+) -> None:
+    calls = commands.calls["deployed"]
+    written = [n for n, call in enumerate(calls, 1) if call.endswith("night/params.yaml")]
+    assert written
+    assert failures(commands, "deployed", "kill", written) == {}

@@ -44,6 +44,7 @@ NAMES = ("Rings", "Tiny", "Absolute", "Ralston", "Triangular", "Polar", "Sine")
 def _nothing_is_trusted(monkeypatch):
     monkeypatch.setattr(own, "_trusted", {})
     monkeypatch.setattr(own, "_used", set())
+    monkeypatch.setattr(own, "_used", set())
     monkeypatch.setattr(own, "_imported", {})
 
 

@@ -36,6 +36,7 @@ CLASSES = {
 @pytest.fixture(autouse=True)
 def _nothing_is_trusted(monkeypatch):
     monkeypatch.setattr(own, "_trusted", {})
+    monkeypatch.setattr(own, "_used", set())
 
 
 @pytest.fixture
