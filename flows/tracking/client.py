@@ -11,7 +11,7 @@ from flows.dag.lock import Entry
 from flows.project import servers
 from flows.project.environment import configure
 from flows.project.git import git
-from flows.tracking import moved
+from flows.tracking import data_base, moved
 from fmcore.settings import ReflowError
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
@@ -75,6 +75,8 @@ class Tracker:
         home = moved.own_root(uri)
         if home and (old := moved.correct(home)):
             self.notes.append(f"MLflow: the project was in {old}; its records name {home} now")
+        if home:
+            data_base.create(home)
         mlflow.set_tracking_uri(uri)
         self.client = mlflow.MlflowClient()
         self.experiment_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)

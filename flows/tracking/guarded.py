@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from flows.project import environment, servers
+from flows.tracking import data_base, moved
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -129,6 +130,8 @@ def run(root: Path, port: int) -> None:
     store, place = os.environ["MLFLOW_TRACKING_URI"], artifacts.as_uri()
     # Runs store the paths of their artifacts: these can be read with the server and without it.
     os.environ |= {BACKEND_STORE_URI_ENV_VAR: store, ARTIFACT_ROOT_ENV_VAR: place}
+    if home := moved.own_root(store):
+        data_base.create(home)
     initialize_backend_stores(store, store, place)
     guarded = Guarded(app, servers.auth_string(root), artifacts)
     uvicorn.run(guarded, host=HOST, port=port, log_level="warning")

@@ -18,6 +18,13 @@ NIGHT = "night"
 STEPS = 44
 
 
+def records(root: Path) -> None:
+    """Make MLflow's data base and the project's experiment."""
+    from flows.tracking.client import Tracker
+
+    Tracker(root)
+
+
 def publish(root: Path) -> None:
     """Write the records of MLflow, the models left out: they take ten times as long."""
     from flows.tracking.publish import publish as publish_
@@ -89,6 +96,7 @@ class Command:
 
 
 COMMANDS = {
+    "records": Command(records, published),
     "publish": Command(publish, published),
     "push": Command(push, pushed),
     "deployed": Command(deployed, kept),
@@ -117,17 +125,24 @@ class Commands:
         project.sh("dvc", "remote", "add", "-q", "-d", "near", "../../remote")
         project.sh("git", "add", "-A")
         project.sh("git", "commit", "-qm", "a round")
-        shutil.copytree(self.box, self.harness.folder / "box before", symlinks=True)
+        shutil.copytree(self.box, self._before("records"), symlinks=True)
         for name in COMMANDS:
-            self.restore()
+            if name != "records":
+                self.restore(name)
             done = self.harness.send(name, self.box, 1)
             assert done.code == 0, done.said
             self.calls[name], self.expected[name] = done.calls, self.made(name)
+            if name == "records":  # an empty data base, from which the other commands start
+                shutil.copytree(self.box, self._before("others"), symlinks=True)
 
-    def restore(self) -> None:
-        """Put the project back to where no command has run."""
+    def _before(self, name: str) -> Path:
+        first = name == "records"
+        return self.harness.folder / ("box without records" if first else "box with records")
+
+    def restore(self, name: str) -> None:
+        """Put the project back to where the command has not run."""
         shutil.rmtree(self.box)
-        shutil.copytree(self.harness.folder / "box before", self.box, symlinks=True)
+        shutil.copytree(self._before(name), self.box, symlinks=True)
 
     def made(self, name: str) -> str:
         """Return what a command made, as one text."""
@@ -137,7 +152,7 @@ class Commands:
 
     def trial(self, name: str, kind: str, at: int) -> list[str]:
         """Disturb a command, run it again, and return what is wrong."""
-        self.restore()
+        self.restore(name)
         wrong = wrong_end(self.harness.send(name, self.box, KINDS[kind], at), kind)
         again = self.harness.send(name, self.box)
         if again.code:

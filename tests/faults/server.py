@@ -24,7 +24,7 @@ from flows.stage import finished, shards, verbs
 from flows.stage.words import read_words
 from flows.stage.work import work_of
 from fmcore.couple import couple, couple_shards
-from tests.faults.stages import STAGES
+from tests.faults.stages import COMMANDS, STAGES
 
 
 def bare(root: Path, stage: str) -> None:
@@ -88,7 +88,7 @@ def child(told: dict) -> int:
     folder = told["root"].encode()
     arm = partial(preloaded.faults_arm, folder, told["kind"], ctypes.c_long(told["at"]), log)
     run = whole if told["whole"] else bare
-    if told["stage"].split()[0] in ("publish", "push", "deployed"):
+    if told["stage"].split()[0] in COMMANDS:
         run = command
         for name in ("DVC_SITE_CACHE_DIR", "MLFLOW_TRACKING_URI", "PREFECT_HOME"):
             os.environ.pop(name, None)

@@ -71,3 +71,6 @@ STAGES = {
     ),
 }  # fmt: skip
 """In the order of the chain; the path `shards` is made by the stage itself."""
+
+COMMANDS = ("records", "publish", "push", "deployed")
+"""What writes beside the stages; `tests.faults.commands` has them."""
