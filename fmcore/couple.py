@@ -4,6 +4,7 @@ Generated pairs: source ~ N(0, I) as a function of (seed, pair_id), target the O
 t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t = 1.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,9 @@ __all__ = ["Couple", "couple", "couple_shards", "missing_shards", "shard_count"]
 SHARDS = "shards"
 """The subfolder of a stage's scratch folder that collects finished shards."""
 
+
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""What a file system says that has no hard links, or no more of them."""
 
 Files = Mapping[str, Path]
 """The files of an earlier coupling by their names in its folder, wherever they lie."""
@@ -58,9 +62,9 @@ def couple(
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
     work.accept(found)
-    _put(folder, out)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
+    _put(folder, out)
 
 
 def _put(folder: Path, out: Path) -> None:
@@ -75,7 +79,9 @@ def _put(folder: Path, out: Path) -> None:
         linked.mkdir()
         for file in folder.glob("[!.]*"):
             os.link(file, linked / file.name)
-    except OSError:
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         for file in folder.glob(".*"):
             file.unlink()
         linked = folder

@@ -111,6 +111,21 @@ def answers(url: str, seconds: float = 5.0) -> bool:
         return False
 
 
+def speaks(url: str, seconds: float = 10.0) -> bool:
+    """Say whether anything answers at a URL, whatever it says; a proxy of the user is asked."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(url, timeout=seconds).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    return True
+
+
 def reason(error: BaseException) -> str:
     """Say in a few words why a server or its client failed; never what urllib3 says in full.
 

@@ -49,6 +49,10 @@ def update_chain(
     chain_run = ChainRun(root, select(stages, targets), listeners, pull, unchanged=unchanged)
     if chain_run.nothing_to_do and not _prefect_runs_already(root):
         prefect = False  # do not start a server only to report that nothing ran
+    url = os.environ.get("PREFECT_API_URL", "")
+    if prefect and url and not servers.speaks(f"{url.rstrip('/')}/health"):
+        prefect = False  # Prefect itself would wait a minute for each of many answers
+        listeners.say(f"Prefect: {url} does not answer; the run is not recorded there")
     with _ends_its_processes(chain_run.processes):
         if prefect:
             from flows.run import (

@@ -1,6 +1,5 @@
 """A run on a machine that is not as one would wish: servers that never answer, no home, no room."""
 
-import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -29,10 +28,6 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def long_lines(said: str) -> list[str]:
-    return [line for line in said.splitlines() if len(line) > 200]
-
-
 @pytest.mark.parametrize(
     ("variable", "path"), [("MLFLOW_TRACKING_URI", ""), ("PREFECT_API_URL", "/api")]
 )
@@ -42,8 +37,9 @@ def test_a_server_that_never_answers_costs_a_line_and_not_the_work(chain, silent
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert set(chain.plan().values()) == {"unchanged"}
-    assert "Traceback" not in said and not long_lines(said), said
-    assert ("MLflow" if "MLFLOW" in variable else "Prefect") in said
+    assert "Traceback" not in said
+    told = [line for line in said.splitlines() if "not answer" in line]
+    assert 1 <= len(told) <= 2 and all(len(line) < 200 for line in told), said
 
 
 def homes(folder: Path) -> dict[str, Path]:
@@ -68,9 +64,8 @@ def test_without_a_home_at_all(chain):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs to mount")
 def test_a_full_tmp_is_one_line_or_not_needed(chain):
-    """`/tmp` of one page, as far as the system lets us mount it."""
+    """Temporary files have one page, where the system lets us mount such a folder."""
     script = (
         "mount -t tmpfs -o size=4k tmpfs /var/tmp && export TMPDIR=/var/tmp &&"
         " exec python -m flows.cli run"

@@ -1,6 +1,8 @@
 """Sampling a coupling: the same bytes whatever the batch or an interruption."""
 
+import errno
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -70,6 +72,23 @@ def test_without_tiles_the_batch_would_change_bytes(start):
 
     assert same(in_tiles(network))
     assert torch.allclose(in_tiles(network)(x, t), whole, atol=1e-5)
+
+
+def test_only_a_file_system_without_links_has_its_shards_moved(start, monkeypatch):
+    """On a full disk they stay in the scratch folder: DVC deletes the outputs of a failed stage."""
+    whole, kept = run(start, "whole", SETTINGS), start / "full" / "scratch" / "shards"
+
+    def link(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        run(start, "full", SETTINGS)
+    assert len(list(kept.glob("part-*"))) == 3
+    code = errno.ENOTSUP
+    assert run(start, "full", SETTINGS) == whole
+    assert not kept.exists()
 
 
 def test_the_shard_size_changes_files_but_no_pair(start):
