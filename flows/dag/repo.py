@@ -1,6 +1,7 @@
 """DVC's repository: opened by one thread at a time, errors in one line, parameters read once."""
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,12 @@ def in_one_line(root: Path) -> Iterator[None]:
             cause = cause.__cause__
         mend = f"; {NO_GIT}" if parts and parts[0].endswith(" is not a git repository") else ""
         raise ReflowError(f"DVC: {': '.join(parts)}{mend}") from error
+    except sqlite3.Error as error:
+        place = os.environ.get("DVC_SITE_CACHE_DIR", "its folder")
+        raise ReflowError(
+            f"DVC: its data base of hashes in {place}: {error}; make room there, or remove the"
+            " folder if it is damaged: DVC makes it again"
+        ) from error
 
 
 def read_each_file_once(deps: Iterable[Any]) -> None:

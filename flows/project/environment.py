@@ -112,5 +112,8 @@ def configure(root: Path) -> None:
         # A run without a heartbeat for three of these counts as dead: `flows/servers/crashed.py`.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  Path raises where there is no home
+    if home.exists() and not home.is_dir():  # /dev/null, say: git and DVC would fail below it
+        os.environ["HOME"] = str(local_path(root, "home"))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
