@@ -64,8 +64,9 @@ class Tracker:
         import logging
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        for name in ("mlflow.store.db.utils", "mlflow.pyfunc"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+        # It would print the traceback of an error that is raised as well, and told in one line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         import mlflow
 
         self.root = root

@@ -66,7 +66,7 @@ def published(root: Path) -> str:
         files = [f.path for f in known.list_artifacts(run)]
         tags = {k: names.get(v, v) for k, v in data.tags.items()}
         found.append([name, tags, data.params, sorted(points), sorted(files)])
-    return json.dumps(sorted(found, key=str))
+    return json.dumps(sorted(found, key=lambda row: str(row[0])), sort_keys=True)
 
 
 def pushed(root: Path) -> str:
