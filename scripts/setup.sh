@@ -13,8 +13,9 @@ say() { printf '%s\n' "$*" >&2; }
     exit 2
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# `install` without bytecode: most of it is never imported, and compiling it all takes a minute.
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$1" --no-compile "${@:2}"; }
+# pip compiles bytecode, which takes a minute. Where PYTHONDONTWRITEBYTECODE is set, as in many
+# containers, every process would otherwise compile torch again: three seconds for each stage.
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 torch=$(grep -E '^torch==' requirements.lock)
 
 # Would pip's default index bring CUDA packages with torch? Ask it before it downloads them.
