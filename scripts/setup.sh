@@ -14,7 +14,7 @@ say() { printf '%s\n' "$*" >&2; }
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # pip compiles bytecode, which takes a minute. Where PYTHONDONTWRITEBYTECODE is set, as in many
-# containers, every process would otherwise compile torch again: three seconds for each stage.
+# containers, every process would otherwise compile torch again: about four seconds for each stage.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 torch=$(grep -E '^torch==' requirements.lock)
 

@@ -72,6 +72,7 @@ def trained(start, name, compute, *, kill_at=None, **settings):
         )
     except Killed:
         return trained(start, name, compute, **settings)
+    assert not kill_at, "nothing was killed"
     files = [p for p in (out / "model").rglob("*") if p.is_file()]
     return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
@@ -89,6 +90,7 @@ def sampled(start, name, compute, *, kill_at=None, **settings):
         couple(start / "init", start / "data", out, start / name / "m.json", given, work)
     except Killed:
         return sampled(start, name, compute, **settings)
+    assert not kill_at, "nothing was killed"
     return {p.name: p.read_bytes() for p in out.iterdir()}
 
 
@@ -97,10 +99,11 @@ def apart(a, b):
 
 
 @each
-def test_training_gives_the_same_bytes_again_and_after_a_kill(start, kind):
-    whole = trained(start, "a", GPU)
-    assert trained(start, "b", GPU) == whole
-    assert trained(start, "c", GPU, kill_at=30) == whole
+@pytest.mark.parametrize(("made", "kill_at"), [(trained, 30), (sampled, 300)])
+def test_the_bytes_are_the_same_again_and_after_a_kill(start, kind, made, kill_at):
+    whole = made(start, "a", GPU)
+    assert made(start, "b", GPU) == whole
+    assert made(start, "c", GPU, kill_at=kill_at) == whole
 
 
 @each
@@ -109,13 +112,6 @@ def test_training_equals_that_of_the_cpu(start, kind):
     trained(start, "gpu", GPU)
     a, b = (dict(load(start / n / "model").network.named_parameters()) for n in ("gpu", "cpu"))
     assert max(apart(a[name], b[name]) for name in a) < 1e-3
-
-
-@each
-def test_a_coupling_has_the_same_bytes_again_and_after_a_kill(start, kind):
-    whole = sampled(start, "a", GPU)
-    assert sampled(start, "b", GPU) == whole
-    assert sampled(start, "c", GPU, kill_at=300) == whole
 
 
 @each
