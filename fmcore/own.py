@@ -229,13 +229,16 @@ def _import(module: str, file: Path, folder: Path) -> ModuleType:
             raise ValueError(f"{module} is the name of an installed package; choose another name")
         for key in [k for k in sys.modules if k == module or k.startswith(f"{module}.")]:
             del sys.modules[key]
-    before = set(sys.modules)
+    before, kept = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
+    # Bytecode is known by the second and the size of its file: an edit within it would not be seen.
+    sys.dont_write_bytecode = True
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{file.name} cannot be imported: {_words(error)}") from error
     finally:
+        sys.dont_write_bytecode = kept
         sys.path.remove(str(folder))
         if str(folder) not in sys.path:  # last, for imports inside functions
             sys.path.append(str(folder))
