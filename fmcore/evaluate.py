@@ -108,12 +108,12 @@ def _by_nfe(
             solver = Solver(name="euler", steps=steps)
             found = []
             for one in harness.seeds():
-                x = sampled(run, one.noise, solver, batch=batch, label=harness.label)
-                x = harness.flow.scale.inverse(x)
+                drawn = sampled(run, one.noise, solver, batch=batch, label=harness.label)
+                x = harness.flow.scale.inverse(drawn.x)
                 found.append(measure.measure(x, harness.label))
                 if one is harness:
                     shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
-            rows.append({"nfe": steps, **_over_seeds(found, measure.name)})
+            rows.append({"nfe": drawn.nfe, **_over_seeds(found, measure.name)})
             work.log({measure.name: rows[-1][measure.name]}, done)
     return rows, shown
 

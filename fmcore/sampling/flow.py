@@ -137,3 +137,9 @@ def concatenated(parts: list[Solution], factor: int = 1) -> Solution:
         torch.cat(paths, dim=1) if paths else None,
         torch.cat(counts) if counts else None,
     )
+
+
+def mean_nfe(found: Solution) -> float:
+    """Return the counted evaluations of the network for one sample, the mean over samples."""
+    counted = found.evaluations
+    return float(found.nfe) if counted is None else float(counted.double().mean())

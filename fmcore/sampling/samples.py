@@ -9,11 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
-from fmcore.sampling.flow import Flow
+from fmcore.sampling.flow import Flow, concatenated
+from fmcore.solve.solver import Solution
 from fmcore.work.workers import Run
 
 Part = tuple[int, OdeSolver, NDArray[Any], NDArray[Any] | None]
 """First row, solver, noise [B, *D], labels [B]; arrays: pickle sends a tensor with its base."""
+
+Ends = tuple[NDArray[Any], int, NDArray[Any] | None]
+"""Endpoints [B, *D], the NFE, and the evaluations [B] of an adaptive solver."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,12 @@ class SampleJob:
     guidance: float
     device: torch.device
 
-    def on(self, device: torch.device) -> Callable[[Part], NDArray[Any]]:
+    def on(self, device: torch.device) -> Callable[[Part], Ends]:
         """Return `carry`, computing on `device`."""
         return replace(self, flow=self.flow.on(device), device=device).carry
 
-    def carry(self, part: Part) -> NDArray[Any]:
-        """Integrate from the noise of a part to t = 0 in one batch."""
+    def carry(self, part: Part) -> Ends:
+        """Integrate from the noise of a part to t = 0 in one batch, and count the evaluations."""
         _, solver, noise, label = part
         found = self.flow.sample(
             torch.from_numpy(noise),
@@ -39,26 +43,32 @@ class SampleJob:
             label=None if label is None else torch.from_numpy(label),
             guidance=self.guidance,
         )
-        ends: NDArray[Any] = found.x.numpy()
-        return ends
+        counted = None if found.evaluations is None else found.evaluations.numpy()
+        return found.x.numpy(), found.nfe, counted
 
 
 def sampled(
-    run: Run[Part, NDArray[Any]],
+    run: Run[Part, Ends],
     noise: Tensor,
     solver: OdeSolver,
     *,
     batch: int,
     label: Tensor | None = None,
-) -> Tensor:
+) -> Solution:
     """Integrate from noise [N, *D] to t = 0 with `run`, which start_workers gives for a SampleJob.
 
-    Samples are in model units. Batches and bytes are those of `Flow.sample`, with every executor.
+    Samples are in model units. Batches, bytes and counts are those of `Flow.sample`, with every
+    executor.
     """
     x, own = noise.numpy(), None if label is None else label.numpy()
     parts: list[Part] = [
         (cut, solver, x[cut : cut + batch], None if own is None else own[cut : cut + batch])
         for cut in range(0, len(x), batch)
     ]
-    found = {part[0]: torch.from_numpy(ends) for part, ends in run(parts)}
-    return torch.cat([found[part[0]] for part in parts])
+    found = {part[0]: _solution(*ends) for part, ends in run(parts)}
+    return concatenated([found[part[0]] for part in parts])
+
+
+def _solution(x: NDArray[Any], nfe: int, evaluations: NDArray[Any] | None) -> Solution:
+    counted = None if evaluations is None else torch.from_numpy(evaluations)
+    return Solution(torch.from_numpy(x), nfe, evaluations=counted)

@@ -18,10 +18,11 @@ from fmcore.couple import couple
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import verify
 from fmcore.network.store import load, save
-from fmcore.sampling.flow import Flow
+from fmcore.sampling.flow import Flow, mean_nfe
 from fmcore.sampling.pairs import Couple
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.settings import ReflowError
+from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
 from fmcore.work.executor import IN_PROCESS, Executor
 from fmcore.work.work import Work
@@ -148,7 +149,18 @@ def test_samples_on_an_executor_are_those_of_the_flow(start, batch):
     solver = Solver(name="euler", steps=4)
     with start_workers(IN_PROCESS, SampleJob(flow, 1.0, CPU), CPU) as run_on:
         found = sampled(run_on, noise, solver, batch=batch)
-    assert torch.equal(found, flow.sample(noise, solver, device=CPU, batch=batch).x)
+    assert torch.equal(found.x, flow.sample(noise, solver, device=CPU, batch=batch).x)
+    assert found.nfe == 4
+
+
+def test_samples_on_an_executor_count_the_evaluations_of_each_row(start):
+    flow, noise = Flow.of(load(start / "model")), gaussian_noise(5, torch.arange(60).numpy(), (3,))
+    solver = Adaptive(name="dopri5", rtol=1e-4, atol=1e-4)
+    with start_workers(IN_PROCESS, SampleJob(flow, 1.0, CPU), CPU) as run_on:
+        found = sampled(run_on, noise, solver, batch=25)
+    alone = flow.sample(noise, solver, device=CPU)
+    assert torch.equal(found.evaluations, alone.evaluations) and found.nfe == alone.nfe
+    assert mean_nfe(found) == float(alone.evaluations.double().mean()) <= found.nfe
 
 
 def test_samples_from_two_processes_are_those_of_the_flow(start):
@@ -157,7 +169,7 @@ def test_samples_from_two_processes_are_those_of_the_flow(start):
         for steps in (1, 3):
             solver = Solver(name="euler", steps=steps)
             found = sampled(run_on, noise, solver, batch=100)
-            assert torch.equal(found, flow.sample(noise, solver, device=CPU).x)
+            assert torch.equal(found.x, flow.sample(noise, solver, device=CPU).x)
 
 
 def test_a_worker_with_other_last_bits_refuses(start):
