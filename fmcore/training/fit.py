@@ -161,7 +161,7 @@ def fit(
     step is the mean square error, whichever loss is minimised.
     """
     device = next(state.network.parameters()).device
-    network = (compute or Compute()).running(state.network)
+    network = (compute or Compute()).training(state.network)
     rules = batch_rules(settings, state.network.settings.classes)
     for pairs in islice(stream, max(0, settings.steps - state.step)):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)

@@ -1,11 +1,13 @@
 """Where the arithmetic runs: device, threads, and the fixed size of a network call."""
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmcore.settings import ReflowError, Settings, WorkerCount
 
@@ -50,7 +52,7 @@ class Compute(Settings):
 
     def running(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return the network as it is to be called: compiled, in its precision, float32 out."""
-        call = torch.compile(network) if self.compile else network
+        call = _compiled(network) if self.compile else network
         if self.precision == "fp32":
             return call
 
@@ -62,6 +64,28 @@ class Compute(Settings):
                 return call(*inputs).float()
 
         return half
+
+    def training(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return the network as training calls it: attention whose gradient repeats on a GPU.
+
+        The gradients of torch's faster attention kernels add in any order. Sampling needs no
+        gradient and keeps them.
+        """
+        call = self.running(network)
+
+        def in_one_order(*inputs: Tensor | None) -> Tensor:
+            if inputs[0] is None or inputs[0].device.type != "cuda":
+                return call(*inputs)
+            with sdpa_kernel(SDPBackend.MATH):
+                return call(*inputs)
+
+        return in_one_order
+
+
+def _compiled(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a network, without the advice to multiply in TF32: it is off on purpose."""
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    return torch.compile(network)
 
 
 def _in_one_order() -> None:
