@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from fmcore.checked import MEND, read_json
 from fmcore.settings import ReflowError, Settings
-from fmcore.verdict import keys, pictures
+from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.gates import Gates, judge
@@ -43,20 +43,24 @@ def compare(
     gates: Gates,
     *,
     metrics: Path,
+    fd: Path,
     curves: Path,
     yardstick: Path,
     out: Path,
 ) -> None:
     """Write rounds.json, .csv, .md, the curves and figures of all rounds to the folder `out`.
 
-    `metrics` is the folder of the stages' metrics, `curves` that of the straightness curves; the
-    yardstick has the floor to which every distance is compared. The stage depends on whole
-    folders, so the names inside are fixed: metrics/<verb>/<round or coupling>.json and
-    curves/<round>.csv, as in dvc.yaml.
+    `metrics` is the folder of the stages' metrics, `fd` that of the distances by cut, `curves` that
+    of the straightness curves; the yardstick has the floor to which every distance is compared. The
+    stage depends on whole folders, so the names inside are fixed:
+    metrics/<verb>/<round or coupling>.json, fd/<round>.csv and curves/<round>.csv, as in dvc.yaml.
     """
     about = _about(yardstick / YARDSTICK)
     metric, floor = about["metric"], about["floor"][about["metric"]]
-    results = [_result(r, metrics / "evaluate" / f"{r.name}.json", metric) for r in rounds]
+    results = [
+        _result(r, metrics / "evaluate" / f"{r.name}.json", fd / f"{r.name}.csv", metric)
+        for r in rounds
+    ]
     found = Comparison(
         metric=metric,
         fingerprint=about["fingerprint"],
@@ -65,6 +69,8 @@ def compare(
         ship=ship(results),
         next=next_round(results, floor),
         gates=_judged(gates, rounds, metrics),
+        floor_se=about["floor"].get(keys.error(metric)),
+        resolves=about["resolves"],
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(found.text())
@@ -95,7 +101,7 @@ def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged
     return found
 
 
-def _result(which: RoundName, file: Path, metric: str) -> RoundResult:
+def _result(which: RoundName, file: Path, fd: Path, metric: str) -> RoundResult:
     values = _numbers(file)
     try:
         distances = keys.by_nfe(values, metric)
@@ -112,8 +118,8 @@ def _result(which: RoundName, file: Path, metric: str) -> RoundResult:
         parent=which.parent,
         student=which.student,
         distances=distances,
-        spread=values.get(keys.at_nfe(keys.spread(metric), max(distances)), 0.0),
         metrics=keys.plain(values),
+        cuts=cuts.by_nfe(cuts.read(fd), metric),
     )
 
 

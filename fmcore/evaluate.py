@@ -11,7 +11,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -30,11 +29,13 @@ from fmcore.measure.transport import (
 from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.store import load
-from fmcore.sampling.flow import Flow
+from fmcore.sampling.flow import Flow, mean_nfe
 from fmcore.sampling.samples import SampleJob, sampled
-from fmcore.solve.solver import Solver
+from fmcore.solve.solver import Solution, Solver
 from fmcore.training.held_out import held_out_losses
-from fmcore.verdict import keys, pictures
+from fmcore.verdict import cuts, keys, pictures
+from fmcore.verdict.cuts import SamplerCuts
+from fmcore.verdict.errors import summary
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
@@ -48,8 +49,8 @@ SHOWN = 16
 class EvaluatePaths:
     """Inputs of `evaluate` (model, data, its training coupling, yardstick) and outputs.
 
-    Outputs are `metrics` (json), `fd` and `straightness` (csv: distances over NFE, gap over t), and
-    pictures in the folder `out`.
+    Outputs are `metrics` (json), `fd` and `straightness` (csv: distances by sampler and cut, gap
+    over t), and pictures in the folder `out`.
     """
 
     model: Path
@@ -72,12 +73,12 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     flow = Flow.of(loaded, work.compute)
     harness = harness_of(flow, paths.data, measure.samples, settings, work)
     rows, shown = _by_nfe(harness, measure, work)
+    rows += _by_churn(harness, measure)
     count = min(settings.trajectories, len(harness.noise))
     path = harness.samples(settings.solver, count=count, keep=True).trajectory
     assert path is not None
     result = {
         **_flat(rows, measure),
-        **_by_churn(harness, measure),
         **_paths(path),
         **_known(harness, paths.data, path),
         **reconstruction(harness, paths.data, path[-1]),
@@ -85,7 +86,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
         **_budget(harness, loaded.config, paths.coupling, path),
     }
     t, gap = bend.straightness_curve(path)
-    _csv(paths.fd, rows)
+    cuts.write(paths.fd, rows)
     gaps = [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)]
     _csv(paths.straightness, gaps)
     _draw(paths.out, shown, path, open_coupling(paths.data))
@@ -97,56 +98,44 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
 
 def _by_nfe(
     harness: Harness, measure: Yardstick, work: Work
-) -> tuple[list[dict[str, float]], dict[int, Tensor]]:
-    """Return a row of distances for each NFE, and some samples of each for the pictures."""
-    rows: list[dict[str, float]] = []
+) -> tuple[list[SamplerCuts], dict[int, Tensor]]:
+    """Return what Euler scores at each number of steps, and some samples for the pictures."""
+    rows: list[SamplerCuts] = []
     shown: dict[int, Tensor] = {}
     batch, guidance = harness.settings.batch, harness.settings.guidance
     job = SampleJob(harness.flow, guidance, harness.device)
     with start_workers(work.executor, job, harness.device) as run:
         for done, steps in enumerate(sorted(set(harness.settings.nfe)), start=1):
             solver = Solver(name="euler", steps=steps)
-            found = []
-            for one in harness.seeds():
-                drawn = sampled(run, one.noise, solver, batch=batch, label=harness.label)
-                x = harness.flow.scale.inverse(drawn.x)
-                found.append(measure.measure(x, harness.label))
-                if one is harness:
-                    shown[steps] = x[: SHOWN if x.ndim > 2 else 2000]
-            rows.append({"nfe": drawn.nfe, **_over_seeds(found, measure.name)})
-            work.log({measure.name: rows[-1][measure.name]}, done)
+            found = sampled(run, harness.noise, solver, batch=batch, label=harness.label)
+            row, x = _measured(f"euler_{steps}", found, harness, measure)
+            rows.append(row)
+            shown[found.nfe] = x[: SHOWN if x.ndim > 2 else 2000]
+            work.log({measure.name: summary(row.cuts)[measure.name]}, done)
     return rows, shown
 
 
-def _over_seeds(found: list[dict[str, float]], name: str) -> dict[str, float]:
-    """Return the mean of each metric over the seeds, and the spread of the distance `name`."""
-    if len(found) == 1:
-        return found[0]
-    means = {key: fmean(one[key] for one in found) for key in found[0]}
-    return {**means, keys.seed_spread(name): pstdev(one[name] for one in found)}
+def _by_churn(harness: Harness, measure: Yardstick) -> list[SamplerCuts]:
+    """Return what the reverse SDE scores, for a velocity that is a score."""
+    return [
+        _measured(keys.churned(sde.churn, sde.steps), harness.diffused(sde), harness, measure)[0]
+        for sde in (harness.settings.sde if harness.flow.score else ())
+    ]
 
 
-def _by_churn(harness: Harness, measure: Yardstick) -> dict[str, float]:
-    """Return distances of samples by the reverse SDE, for a velocity that is a score."""
-    found: dict[str, float] = {}
-    for sde in harness.settings.sde if harness.flow.score else ():
-        x = harness.flow.scale.inverse(harness.diffused(sde))
-        values = measure.measure(x, harness.label)
-        found |= {keys.at_churn(k, sde.churn, sde.steps): v for k, v in values.items()}
-    return found
+def _measured(
+    sampler: str, found: Solution, harness: Harness, measure: Yardstick
+) -> tuple[SamplerCuts, Tensor]:
+    """Measure samples on every cut; return the row, and the samples in the data's own units."""
+    x = harness.flow.scale.inverse(found.x)
+    return SamplerCuts(sampler, mean_nfe(found), measure.measure(x, harness.label)), x
 
 
-def _flat(rows: list[dict[str, float]], measure: Yardstick) -> dict[str, float]:
-    flat = {
-        keys.at_nfe(name, int(row["nfe"])): value
-        for row in rows
-        for name, value in row.items()
-        if name != "nfe"
-    }
+def _flat(rows: list[SamplerCuts], measure: Yardstick) -> dict[str, float]:
+    flat = {key: value for row in rows for key, value in row.flat().items()}
+    measured = {key.partition("/")[0] for key in flat}
     floors = {
-        keys.at_floor(name): value
-        for name, value in measure.about["floor"].items()
-        if name in rows[0]
+        keys.at_floor(name): value for name, value in measure.floor.items() if name in measured
     }
     return {**flat, **floors}
 

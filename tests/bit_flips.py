@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,7 @@ class Place:
             torch.manual_seed(0)
             network = Extractor((1, 4, 4), 2, 1).eval()
             about = {**plain.about, "fingerprint": yardstick.fingerprint(network)}
-            made = yardstick.Yardstick(
-                network, plain.references, plain.real, plain.points, plain.classes, about
-            )
-            yardstick.save(folder, made)
+            yardstick.save(folder, replace(plain, extractor=network, about=about))
         names = ("yardstick.json", "reference.safetensors")
         for name in (*names, "extractor/config.json", "extractor/model.safetensors"):
             yield Kind(f"yardstick: {name}", folder / name, partial(_yardstick, folder))
@@ -202,7 +199,8 @@ def _pairs(folder: Path) -> Any:
 
 def _yardstick(folder: Path) -> Any:
     found = yardstick.load(folder)
-    tensors = [t for r in found.references for t in (r.mean, r.m2)] + [found.real, *found.points]
+    tensors = [t for c in found.cuts for t in (c.stats.mean, c.stats.m2, c.features, c.points)]
+    tensors.append(found.train)
     return found.about, [t.tolist() for t in tensors]
 
 

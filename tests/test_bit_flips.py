@@ -85,7 +85,10 @@ def objects(root: Path, file: Path) -> Path:
 
 def test_a_stage_refuses_a_damaged_input_whose_time_is_kept(place, capsys):
     """The numbers of a metrics file have no hash of their own: dvc.lock has it."""
-    words = "compare metrics=metrics curves=curves/straightness yardstick=yardstick out=comparison"
+    words = (
+        "compare metrics=metrics fd=curves/fd curves=curves/straightness yardstick=yardstick"
+        " out=comparison"
+    )
     file = place.root / "metrics/evaluate/rf1.json"
     good = file.read_bytes()
     content = good.replace(b'"straightness_rel": 0.', b'"straightness_rel": 1.')

@@ -117,10 +117,10 @@ METRICS = (
     "straightness", "straightness_per_dim", "straightness_rel", "transport_cost",
     "curvature_angle", "ivd", "npe", "transport_cost_l1", "transport_cost_l4", "budget_defect",
     "held_out_ratio", "solver_gap",
-    "fd_clf", "fd_identity", "w2", "sliced_w2", "energy",
+    "fd_clf", "fd_identity", "w2_n1000", "sliced_w2_n1000", "energy",
     "fid", "fd_lite0", "fd_clf_inf", "kd_clf", "precision", "recall", "density", "coverage",
     "samples", "features", "classes", "skipped", "class_least",
-    "nearest_train", "mode_share", "mode_weights_tv", "nll", "bits_per_dim", "fd_clf_seed_sd",
+    "nearest_train", "mode_share", "mode_weights_tv", "nll", "bits_per_dim", "fd_clf_se",
 )  # fmt: skip
 
 

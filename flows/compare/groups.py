@@ -158,7 +158,7 @@ def frame(groups: Sequence[Group]) -> "pd.DataFrame":
             for name, value in mean.items():
                 row[name] = value
                 if name in group.sd[round_]:
-                    row[keys.spread(name)] = group.sd[round_][name]
+                    row[f"{name}_sd"] = group.sd[round_][name]
             rows.append(row)
     import pandas as pd  # slow, and most commands need none
 

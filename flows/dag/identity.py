@@ -48,7 +48,7 @@ def yardstick_key(root: Path, whole: Chain, round_: Round, found: Comparison) ->
             found.fingerprint,
             whole.settings.get("seed"),
             whole.settings.get("yardstick"),
-            [scored.setting("evaluate", key) for key in ("guidance", "seeds")],
+            scored.setting("evaluate", "guidance"),
             _recorded(root, scored).get("code", {}),
         ]
     )

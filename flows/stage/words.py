@@ -13,7 +13,7 @@ WORDS = {
     "evaluate": (
         "model", "data", "coupling", "yardstick", "metrics", "fd", "straightness", "out",
     ),
-    "compare": ("metrics", "curves", "yardstick", "out"),
+    "compare": ("metrics", "fd", "curves", "yardstick", "out"),
 }  # fmt: skip
 """For each verb, the names of the paths that its command has, each once."""
 

@@ -15,8 +15,8 @@ from fmcore.verdict.comparison import nearest
 USES = ("one_step", "few_step", "best")
 
 Distances = Mapping[int, tuple[float, float]]
-"""Distance and its error by NFE. The error is the standard deviation over the yardstick's splits
-of the data; 0 if there is one split, or where it was not recorded."""
+"""Distance and its error by NFE. The error is the standard error over the yardstick's cuts of
+the data; 0 if there is one cut, or where it was not recorded."""
 
 
 @dataclass(frozen=True)

@@ -183,10 +183,9 @@ def _dataset(tracker: Tracker, run: str, path: str, md5: str, context: str) -> N
 
 
 def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
-    points = [(name, value, 0) for name, value in metrics(tracker.root, entry).items()]
-    for row in curve(tracker.root, entry, "fd"):
-        nfe = int(row["nfe"])
-        points += [(keys.over_nfe(k), v, nfe) for k, v in row.items() if k != "nfe"]
+    values = metrics(tracker.root, entry)
+    points = [(name, value, 0) for name, value in values.items()]
+    points += [(keys.over_nfe(name), v, nfe) for name, nfe, v in keys.measured(values)]
     for row in curve(tracker.root, entry, "straightness"):
         # Steps are integers: t in thousandths.
         points.append(("gap_over_t", row["gap"], round(1000 * row["t"])))

@@ -58,9 +58,9 @@ def offer(root: Path, whole: Chain) -> Offer:
     for name in names:
         entry = scored[name].evaluate
         values = metrics(root, entry) if entry else {}
-        spread = keys.by_nfe(values, keys.spread(found.metric))
+        error = keys.by_nfe(values, keys.error(found.metric))
         by_nfe = keys.by_nfe(values, found.metric)
-        distances[name] = {nfe: (value, spread.get(nfe, 0.0)) for nfe, value in by_nfe.items()}
+        distances[name] = {nfe: (value, error.get(nfe, 0.0)) for nfe, value in by_nfe.items()}
     return Offer(
         best={use: choice.round for use, choice in found.ship.items()},
         yardstick=yardstick_key(root, whole, scored[names[0]], found)[:16],

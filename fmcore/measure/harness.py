@@ -1,7 +1,7 @@
 """The measurements of a flow, with the same noise and labels for every round."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +37,7 @@ class Evaluate(Settings):
     """What is measured: Euler at each NFE, trajectories by a fine solver, the reverse SDE.
 
     `sde` is measured on rounds whose velocity is a score. `guidance` is for flows with classes.
-    With `seeds` above 1 distances are means over that many draws of noise, the same for all rounds.
+    Each cut of the yardstick has noise of its own, the same for all rounds.
     """
 
     nfe: Annotated[tuple[GridSize, ...], Field(min_length=1, max_length=100, strict=False)] = (
@@ -60,9 +60,6 @@ class Evaluate(Settings):
     guidance: Guidance = 1.0
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
     need network.classes and double the NFE."""
-    seeds: int = Field(default=1, gt=0, le=10_000)
-    """Number of noise draws over which distances are averaged; all rounds get the same draws. Raise
-    it when rounds are close."""
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
     batch: BatchSize = 1024
@@ -81,12 +78,6 @@ class Harness:
     seed: int
     device: torch.device
 
-    def seeds(self) -> list["Harness"]:
-        """Return this harness, and one with the noise of each other seed."""
-        ids, shape = np.arange(len(self.noise)), tuple(self.noise.shape[1:])
-        others = [derive_seed(self.seed, "evaluate", i) for i in range(1, self.settings.seeds)]
-        return [self, *(replace(self, noise=gaussian_noise(s, ids, shape)) for s in others)]
-
     def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
         """Integrate from the first `count` noise samples to t = 0."""
         label = None if self.label is None else self.label[:count]
@@ -100,7 +91,7 @@ class Harness:
             keep_trajectory=keep,
         )
 
-    def diffused(self, sde: Sde) -> Tensor:
+    def diffused(self, sde: Sde) -> Solution:
         """Integrate from all noise samples to t = 0 by the reverse SDE."""
         return diffuse(
             self.flow,
@@ -111,7 +102,7 @@ class Harness:
             batch=self.settings.batch,
             label=self.label,
             guidance=self.settings.guidance,
-        ).x
+        )
 
 
 def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:

@@ -58,12 +58,12 @@ def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str
     }
 
 
-def nearest_train(fake: Tensor, real: Tensor) -> float:
-    """Return the mean distance of features [N, d] to the nearest of the training data [M, d].
+def nearest(fake: Tensor, train: Tensor, *, rows: int = 256) -> Tensor:
+    """Return the distances [N] of features [N, d] to the nearest of the training data [M, d].
 
-    Well below its floor (its value for real data not among the M), the flow repeats training data.
+    Well below those of real samples that did not train, the flow repeats its training data.
     """
-    return float(_far(fake, real).min(1).values.mean())
+    return torch.cat([_far(part, train).min(1).values for part in fake.split(rows)])
 
 
 def mode_scores(x: Tensor, modes: Tensor, std: float) -> dict[str, float]:

@@ -1,14 +1,14 @@
 """The yardstick of a chain: features, statistics of real data, and the real-vs-real floor.
 
 Real data is cut `splits` times into two disjoint random halves of n samples. One half is the
-reference, the other gives the floor: what a perfect generator would score at this n. Generated
-samples come in `splits` groups of the same n, so that the sampling bias is the same on both sides.
+reference of that cut: each cut has a group of n generated samples of its own, so the metrics of a
+round are `splits` independent values. The floor is the mean over more such cuts of what the other
+half scores: a perfect generator at this n.
 """
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
 from fmcore.coupling.read import Coupling, Pairs, open_coupling, read
-from fmcore.dataset.densities import EightGaussians
 from fmcore.features.extractor import (
     Features,
     FeatureSettings,
@@ -34,18 +33,19 @@ from fmcore.features.extractor import (
     save_extractor,
     suffix,
 )
-from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infinity
-from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest_train
-from fmcore.measure.transport import energy_distance, sliced_w2, w2
+from fmcore.measure.distances import NEIGHBOURS, WIDE, Group, Measures, Reference, disjoint
+from fmcore.measure.floor import floor_of, modes, nearest_floor, shared
+from fmcore.measure.frechet import GaussianStats
+from fmcore.measure.neighbours import nearest
 from fmcore.network.store import write_tensors
 from fmcore.settings import Log, ReflowError, Settings, SeveralSamples, derive_seed
+from fmcore.verdict import errors
 
 FILE = "yardstick.json"
 """The file of a yardstick's folder that describes it, with the hashes of the others."""
 
-PLANE_SAMPLES = 1000
-NEIGHBOURS = 2000
-"""Number of samples on each side for metrics that compare all pairs of samples."""
+TRAIN = 50_000
+"""Training samples, at most, among which the nearest one to a generated sample is searched."""
 
 
 class YardstickSettings(Settings):
@@ -57,97 +57,71 @@ class YardstickSettings(Settings):
     """Samples in each half of a cut (n); half of the data at most. More samples make distances less
     biased; distances compare at equal n only."""
     splits: int = Field(default=4, gt=0, le=1000)
-    """How many random cuts of the data into two halves. A round is measured with n samples for each
-    cut, so more cuts lower the spread and cost time."""
+    """How many random cuts of the data into two halves (K). A round is measured with n samples for
+    each cut. More cuts give smaller errors and cost time; with one there is no error."""
+    floor_cuts: int = Field(default=64, gt=0, le=10_000)
+    """Over how many cuts the floor is averaged; 8 at most for what is dear to measure (W2,
+    neighbours, features wider than 512)."""
+    w2_samples: int = Field(default=1000, gt=1, le=20_000)
+    """Points on each side for w2 and sliced_w2, whose names end in this number. 1,000 take a fifth
+    of a second, 10,000 half a minute; published values are often of 10,000."""
 
 
 @dataclass(frozen=True)
 class Yardstick:
     """A fitted yardstick; `measure` is what evaluation calls.
 
-    `references` are statistics of one half of each cut; `real` [M, d] features of the first half;
-    `points` the halves themselves where samples are points; `classes` the first half by class.
+    `cuts` are the references, one a cut; `train` [M, d] the features of what rounds train on.
     """
 
     extractor: Features | None
-    references: list[GaussianStats]
-    real: Tensor
-    points: list[Tensor]
-    classes: dict[int, GaussianStats]
+    cuts: list[Reference]
+    train: Tensor
+    measures: Measures
     about: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """Return the metric's name, with the features in it: fd_clf, fd_identity."""
+        """Return the name of the metric that rounds are judged by: fd_clf, energy."""
         return str(self.about["metric"])
 
     @property
     def samples(self) -> int:
         """Return how many generated samples `measure` expects: splits times n."""
-        return int(self.about["n"]) * len(self.references)
+        return int(self.about["n"]) * len(self.cuts)
 
-    def measure(self, x: Tensor, label: Tensor | None = None) -> dict[str, float]:
-        """Return the distances of generated x [samples, *D] to the data, mean and spread.
+    @property
+    def floor(self) -> dict[str, float]:
+        """Return every metric of real against real data, with its standard error."""
+        return dict(self.about["floor"])
 
-        With labels [samples] also the Frechet distance of each class to the real one.
+    def measure(self, x: Tensor, label: Tensor | None = None) -> list[dict[str, float]]:
+        """Return the distances of generated x [samples, *D] to the data, one mapping a cut.
+
+        The metrics of different cuts are independent draws. With labels [samples] also the Frechet
+        distance of each class to the real one. What is dear is in the first cut alone.
         """
         n = int(self.about["n"])
-        return _distances(self, list(x.split(n)), None if label is None else label[:n])
+        labels = [None] * len(self.cuts) if label is None else list(label.split(n))
+        pairs = zip(x.split(n), labels, self.cuts, strict=True)
+        return [self._cut(i, part, own, real) for i, (part, own, real) in enumerate(pairs)]
+
+    def _cut(self, i: int, x: Tensor, label: Tensor | None, real: Reference) -> dict[str, float]:
+        features = _features(self.extractor, x)
+        fake = Group(features, None if real.points is None else x.flatten(1), label)
+        found = {**self.measures.cheap(fake, real), **self.measures.dear(fake, real)}
+        if len(self.train):
+            far = nearest(features[:NEIGHBOURS], self.train)
+            found["nearest_train"] = float(far.mean())
+        if i == 0:
+            found |= self.measures.infinity(fake, real, seed=i)
+        if i == 0 or features.shape[1] <= WIDE:
+            found |= self.measures.classes(fake, real)
+        return {**found, **modes(self.about, x)}
 
 
 def _features(extractor: Features | None, x: Tensor) -> Tensor:
     return extract(extractor, quantise(x) if extractor is not None and x.ndim == 4 else x)
-
-
-def _distances(
-    yardstick: Yardstick, groups: list[Tensor], label: Tensor | None
-) -> dict[str, float]:
-    """Measure each group against its cut; metrics by neighbour or class take the first group."""
-    values: dict[str, list[float]] = {}
-    found: dict[str, float] = {}
-    for i, (group, reference) in enumerate(zip(groups, yardstick.references, strict=True)):
-        features = _features(yardstick.extractor, group)
-        stats = GaussianStats.from_features(features)
-        values.setdefault(yardstick.name, []).append(frechet_distance(stats, reference))
-        if i == 0:
-            found = _first(yardstick, features, reference, label)
-        if yardstick.points:
-            a, b = group[:PLANE_SAMPLES].flatten(1), yardstick.points[i]
-            values.setdefault("w2", []).append(w2(a, b))
-            values.setdefault("sliced_w2", []).append(sliced_w2(a, b, seed=i))
-            values.setdefault("energy", []).append(energy_distance(a, b))
-    means = {name: fmean(v) for name, v in values.items()}
-    spread = {f"{name}_sd": pstdev(v) for name, v in values.items()}
-    return {**means, **spread, **found, **_modes(yardstick, groups)}
-
-
-def _first(
-    yardstick: Yardstick, features: Tensor, reference: GaussianStats, label: Tensor | None
-) -> dict[str, float]:
-    """Measure features [n, d] of the first group by kernel, by neighbours and by class."""
-    some, name = features[:NEIGHBOURS], yardstick.name
-    found = {
-        f"{name}_inf": frechet_infinity(features, reference),
-        f"kd_{yardstick.about['features']}": kernel_distance(some, yardstick.real),
-        **manifold_scores(some, yardstick.real),
-        "nearest_train": nearest_train(some, yardstick.real),
-    }
-    if label is None:
-        return found
-    for key, stats in yardstick.classes.items():
-        own = features[label == key][: yardstick.about["class_n"]]
-        if len(own) > 1:
-            distance = frechet_distance(GaussianStats.from_features(own), stats)
-            found[f"{name}_class_{key}"] = distance
-    return found
-
-
-def _modes(yardstick: Yardstick, groups: list[Tensor]) -> dict[str, float]:
-    data = yardstick.about.get("data") or {}
-    if data.get("name") != "eight_gaussians":
-        return {}
-    law = EightGaussians.model_validate(data)
-    return mode_scores(torch.cat(groups), law.modes(), law.std)
 
 
 def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yardstick:
@@ -159,34 +133,53 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
     if n < 2:
         raise ReflowError(f"{data}: {len(pairs)} samples cannot be cut in two halves; add data")
     extractor = _extractor(coupling, pairs, settings.features, seed=seed, log=log)
+    points = None if coupling.about.image else pairs.target.flatten(1)
+    whole = Group(_features(extractor, pairs.target), points, pairs.label)
+    halves = [
+        disjoint(len(pairs), n, derive_seed(seed, "halves", i))
+        for i in range(max(settings.splits, settings.floor_cuts))
+    ]
+    keys, class_n = shared(pairs.label, halves[: settings.splits])
+    plane = min(settings.w2_samples, n)
+    frechet, word = metric_name(settings.features), suffix(settings.features)
+    measures = Measures(frechet, f"kd_{word}", plane, class_n)
+    cuts = []
+    for i, (reference, _) in enumerate(halves[: settings.splits]):
+        some = keys if i == 0 or whole.features.shape[1] <= WIDE else []
+        cuts.append(Reference.of(whole.rows(reference), plane, some))
     about: dict[str, Any] = {
-        "metric": metric_name(settings.features),
-        "features": suffix(settings.features),
+        "metric": judging(settings.features, image=coupling.about.image),
+        "frechet": frechet,
+        "features": word,
         "fingerprint": fingerprint(extractor),
         "n": n,
         "splits": settings.splits,
+        "floor_cuts": settings.floor_cuts,
+        "w2_samples": plane,
+        "class_n": class_n,
         "data": coupling.about.data,
     }
-    references, points, others = [], [], []
-    for i in range(settings.splits):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "halves", i))
-        order = torch.randperm(len(pairs), generator=generator)
-        reference = pairs.target[order[:n]]
-        features = _features(extractor, reference)
-        references.append(GaussianStats.from_features(features))
-        others.append(pairs.target[order[n : 2 * n]])
-        if i == 0:
-            real, halves = features, order
-        if not coupling.about.image:
-            points.append(reference[:PLANE_SAMPLES].flatten(1))
-    classes: dict[int, GaussianStats] = {}
-    label = None
-    if pairs.label is not None:
-        own, label = pairs.label[halves[:n]], pairs.label[halves[n : 2 * n]]
-        classes, about["class_n"] = _by_class(real, own, label)
-    real = real[:NEIGHBOURS].clone()
-    yardstick = Yardstick(extractor, references, real, points, classes, about)
-    return replace(yardstick, about={**about, "floor": _distances(yardstick, others, label)})
+    train, unseen = _apart(coupling, pairs, whole.features)
+    floor = floor_of(whole, halves[: settings.floor_cuts], measures, pairs.target, about)
+    about["floor"] = {**errors.summary(floor), **nearest_floor(train, unseen)}
+    judged = [cut[about["metric"]] for cut in floor]
+    about["resolves"] = errors.resolvable(judged, settings.splits)
+    return Yardstick(extractor, cuts, train, measures, about)
+
+
+def judging(features: FeaturesOf, *, image: bool) -> str:
+    """Return the metric that rounds are judged by.
+
+    For points as they are it is the energy distance, which is 0 for equal laws alone: a Frechet
+    distance sees mean and covariance, so that a single blob passes for many modes.
+    """
+    return "energy" if features.kind == "identity" and not image else metric_name(features)
+
+
+def _apart(coupling: Coupling, pairs: Pairs, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features of what rounds train on, and of what is held out from them."""
+    held = torch.isin(pairs.pair_id, read(coupling, split="held_out").pair_id)
+    return features[~held][:TRAIN].clone(), features[held]
 
 
 def _extractor(
@@ -205,27 +198,20 @@ def _extractor(
     return fit_classifier(pairs.target, pairs.label, settings, derive_seed(seed, "classifier"), log)
 
 
-def _by_class(real: Tensor, label: Tensor, other: Tensor) -> tuple[dict[int, GaussianStats], int]:
-    """Return the statistics of each class, and how many of each class are compared."""
-    keys = [int(k) for k in label.unique() if int((label == k).sum()) > 1]
-    size = min((int((side == k).sum()) for side in (label, other) for k in keys), default=0)
-    return {k: GaussianStats.from_features(real[label == k]) for k in keys}, size
-
-
 def save(path: Path, yardstick: Yardstick) -> None:
     """Write the yardstick to the folder `path`: safetensors and JSON, no pickle."""
     path.mkdir(parents=True, exist_ok=True)
     if yardstick.extractor is not None:
         save_extractor(path / "extractor", yardstick.extractor)
-    tensors: dict[str, Tensor] = {}
-    for i, stats in enumerate(yardstick.references):
-        tensors[f"mean.{i}"], tensors[f"m2.{i}"] = stats.mean, stats.m2
-    for i, points in enumerate(yardstick.points):
-        tensors[f"points.{i}"] = points
-    for key, stats in yardstick.classes.items():
-        tensors[f"class.{key}.mean"], tensors[f"class.{key}.m2"] = stats.mean, stats.m2
-        tensors[f"class.{key}.n"] = torch.tensor(stats.n)
-    tensors["real"] = yardstick.real
+    tensors: dict[str, Tensor] = {"train": yardstick.train}
+    for i, cut in enumerate(yardstick.cuts):
+        tensors |= {f"mean.{i}": cut.stats.mean, f"m2.{i}": cut.stats.m2}
+        tensors[f"features.{i}"] = cut.features
+        if cut.points is not None:
+            tensors[f"points.{i}"] = cut.points
+        for key, stats in cut.classes.items():
+            tensors |= {f"class.{i}.{key}.mean": stats.mean, f"class.{i}.{key}.m2": stats.m2}
+            tensors[f"class.{i}.{key}.n"] = torch.tensor(stats.n)
     write_tensors(
         path / "reference.safetensors", {k: v.contiguous().clone() for k, v in tensors.items()}
     )
@@ -241,23 +227,28 @@ def load(path: Path) -> Yardstick:
         tensors = tensors_in(read_checked(path, "reference.safetensors", about))
         for name in about[FILES]:
             read_checked(path, name, about)
+        extractor = load_extractor(folder) if folder.exists() else None
+        cuts = [_cut_of(tensors, i, int(about["n"])) for i in range(int(about["splits"]))]
+        measures = Measures(
+            about["frechet"], f"kd_{about['features']}", about["w2_samples"], about["class_n"]
+        )
+        train = tensors["train"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ReflowError(f"{path}: not a yardstick ({error}); run the stage calibrate") from error
-    extractor = load_extractor(folder) if folder.exists() else None
     del about[FILES]
     if fingerprint(extractor) != about["fingerprint"]:
         raise ReflowError(f"{folder}: not the extractor that {path} was made with; run calibrate")
-    count = int(about["splits"])
-    references = [
-        GaussianStats(int(about["n"]), tensors[f"mean.{i}"], tensors[f"m2.{i}"])
-        for i in range(count)
-    ]
-    points = [tensors[f"points.{i}"] for i in range(count) if f"points.{i}" in tensors]
+    return Yardstick(extractor, cuts, train, measures, about)
+
+
+def _cut_of(tensors: dict[str, Tensor], i: int, n: int) -> Reference:
+    own = f"class.{i}."
+    keys = [name.split(".")[2] for name in tensors if name.startswith(own) and name.endswith(".n")]
     classes = {
-        int(key.split(".")[1]): GaussianStats(
-            int(tensors[key]), tensors[f"{key[:-1]}mean"], tensors[f"{key[:-1]}m2"]
+        int(k): GaussianStats(
+            int(tensors[f"{own}{k}.n"]), tensors[f"{own}{k}.mean"], tensors[f"{own}{k}.m2"]
         )
-        for key in tensors
-        if key.startswith("class.") and key.endswith(".n")
+        for k in keys
     }
-    return Yardstick(extractor, references, tensors["real"], points, classes, about)
+    stats = GaussianStats(n, tensors[f"mean.{i}"], tensors[f"m2.{i}"])
+    return Reference(stats, tensors[f"features.{i}"], tensors.get(f"points.{i}"), classes)

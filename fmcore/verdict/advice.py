@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fmcore.verdict.comparison import Choice, RoundResult, nearest
+from fmcore.verdict.errors import paired
 
 STRAIGHT = 0.01
 """Below this relative straightness one Euler step is the flow: another round gains nothing."""
@@ -15,12 +16,12 @@ def ship(rounds: Rounds) -> dict[str, Choice]:
 
     The rule is the least distance; where two rounds tie, the earlier one.
 
-    >>> rf1 = RoundResult("rf1", "independent", None, False, {1: 9.0, 4: 1.0}, 0.0, {})
-    >>> rf2 = RoundResult("rf2", "rf1", "rf1", False, {1: 2.0, 4: 1.5}, 0.0, {})
+    >>> rf1 = RoundResult("rf1", "independent", None, False, {1: 9.0, 4: 1.0}, {})
+    >>> rf2 = RoundResult("rf2", "rf1", "rf1", False, {1: 2.0, 4: 1.5}, {})
     >>> {use: choice.round for use, choice in ship([rf1, rf2]).items()}
     {'one_step': 'rf2', 'few_step': 'rf1', 'best': 'rf1'}
     """
-    every = [Choice(r.name, nfe, d) for r in rounds for nfe, d in r.distances.items()]
+    every = [Choice(r.name, nfe, d, r.error(nfe)) for r in rounds for nfe, d in r.distances.items()]
     if not every:
         return {}
     found = {}
@@ -45,7 +46,8 @@ def next_round(rounds: Rounds, floor: float) -> list[str]:
 def _verdict(own: RoundResult, parent: RoundResult | None, floor: float) -> str:
     most, distances = own.most, own.distances
     before = parent.at(most) if parent else None
-    if before is not None and distances[most] > before + 2 * own.spread + 0.1 * floor:
+    worse = paired(own.cuts[most], parent.cuts[most]) if parent and before is not None else None
+    if before is not None and worse is not None and worse.seen:
         return (
             f"stop; at NFE {most} the distance rose from {before:.3g} to {distances[most]:.3g}:"
             " the rounds drift from the data (more pairs, or inverted real pairs in the mix)"

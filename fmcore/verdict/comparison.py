@@ -5,13 +5,14 @@ Tables, csv, charts, MLflow, Prefect and the page all read it.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
 from fmcore.checked import MEND, opened, sealed
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
+from fmcore.verdict.errors import standard_error
 from fmcore.verdict.gates import Verdict
 
 FILE = "rounds.json"
@@ -28,9 +29,9 @@ Number = int | float
 class RoundResult:
     """The metrics of a round, and the round that made its coupling (`parent`), if one did.
 
-    `distances` are by NFE, `spread` is the standard deviation of the distance at the largest NFE,
-    and `metrics` holds every metric that belongs to no NFE. A `student` is trained for a number of
-    steps, not for a velocity.
+    `distances` are by NFE, `cuts` are the values of each distance on every cut of the yardstick,
+    whose mean it is, and `metrics` holds every metric that belongs to no NFE, with its standard
+    error as `<name>_se`. A `student` is trained for a number of steps, not for a velocity.
     """
 
     name: str
@@ -38,12 +39,16 @@ class RoundResult:
     parent: str | None
     student: bool
     distances: dict[int, Number]
-    spread: Number
     metrics: dict[str, Number]
+    cuts: dict[int, list[Number]] = field(default_factory=dict)
 
     def at(self, nfe: int) -> Number | None:
         """Return the distance at an NFE; None where it was not measured."""
         return self.distances.get(nfe)
+
+    def error(self, nfe: int) -> float | None:
+        """Return the standard error of the distance at an NFE; None where there is no error."""
+        return standard_error(self.cuts.get(nfe, []))
 
     @property
     def most(self) -> int:
@@ -53,17 +58,23 @@ class RoundResult:
     def keyed(self, metric: str) -> dict[str, float]:
         """Return all numbers by their keys; the distance `metric` by NFE comes first."""
         distances = {keys.at_nfe(metric, nfe): float(d) for nfe, d in self.distances.items()}
+        errors = {
+            keys.error(keys.at_nfe(metric, nfe)): error
+            for nfe in self.distances
+            if (error := self.error(nfe)) is not None
+        }
         plain = {name: float(value) for name, value in self.metrics.items()}
-        return {**distances, "spread": float(self.spread), **plain}
+        return {**distances, **errors, **plain}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A round and the NFE at which its distance is the least."""
+    """A round, an NFE, the distance there and its standard error; None where there is no error."""
 
     round: str
     nfe: int
     distance: Number
+    se: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,9 @@ class Comparison:
     """The rounds of a chain side by side, what to ship for which use, and what to do next.
 
     `metric` is the distance that rounds are compared by, `floor` its value for real against real
-    data, `fingerprint` names the yardstick: distances of two yardsticks do not compare.
+    data with the standard error `floor_se`, `fingerprint` names the yardstick: distances of two
+    yardsticks do not compare. `resolves` is the smallest difference of two rounds that their paired
+    test sees.
     """
 
     metric: str
@@ -118,6 +131,8 @@ class Comparison:
     ship: dict[str, Choice]
     next: list[str]
     gates: list[Judged]
+    floor_se: Number | None = None
+    resolves: Number | None = None
 
     @property
     def nfes(self) -> list[int]:
@@ -154,6 +169,8 @@ class Comparison:
             "metric": self.metric,
             "fingerprint": self.fingerprint,
             "floor": self.floor,
+            "floor_se": self.floor_se,
+            "resolves": self.resolves,
             "rounds": [self.row(r) for r in self.rounds],
             "ship": {use: asdict(choice) for use, choice in self.ship.items()},
             "next": self.next,
@@ -168,7 +185,8 @@ class Comparison:
             "parent": r.parent,
             "student": r.student,
             self.metric: {str(nfe): distance for nfe, distance in r.distances.items()},
-            "spread": r.spread,
+            keys.error(self.metric): {str(nfe): r.error(nfe) for nfe in r.distances},
+            "cuts": {str(nfe): values for nfe, values in r.cuts.items()},
             **r.metrics,
         }
 
@@ -196,7 +214,7 @@ class Comparison:
         )
 
 
-FIXED = ("coupling", "parent", "student", "spread")
+FIXED = ("coupling", "parent", "student", "cuts")
 _WHOLE = TypeAdapter(Comparison)
 
 
@@ -206,17 +224,17 @@ def _named(found: object) -> dict[str, object]:
     metric = whole.get("metric")
     if not isinstance(metric, str):
         raise ValueError("metric: expected the name of a distance")
+    derived = ("round", "spread", keys.error(metric))  # earlier versions wrote a spread
     rows = [_mapping(row, "a round") for row in _list(whole.get("rounds"), "rounds")]
     judged = [_mapping(row, "a gate") for row in _list(whole.get("gates", []), "gates")]
     rounds = [
         {
             "parent": None,
             "student": False,
-            "spread": 0.0,
             **{key: row[key] for key in FIXED if key in row},
             **({"name": row["round"]} if "round" in row else {}),
             **({"distances": row[metric]} if metric in row else {}),
-            "metrics": {k: v for k, v in row.items() if k not in (*FIXED, "round", metric)},
+            "metrics": {k: v for k, v in row.items() if k not in (*FIXED, *derived, metric)},
         }
         for row in rows
     ]

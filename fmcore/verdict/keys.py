@@ -1,4 +1,4 @@
-"""The keys of metrics that are measured at an NFE, on real data, or by the reverse SDE.
+"""The keys of metrics that are measured at an NFE, on real data, or by another sampler.
 
 A metric measured at several NFE has a key for each, `fd_clf/nfe_4`; its value on real data is
 `fd_clf/floor`. Keys with an NFE are built and parsed here and nowhere else.
@@ -24,19 +24,28 @@ def at_floor(metric: str) -> str:
     return f"{metric}/floor"
 
 
-def at_churn(metric: str, churn: float, steps: int) -> str:
-    """Return the key of a metric of samples by the reverse SDE."""
-    return f"{metric}/churn_{churn:g}_steps_{steps}"
+def at_sampler(metric: str, sampler: str) -> str:
+    """Return the key of a metric of samples by another sampler than Euler.
+
+    >>> at_sampler("fd_clf", "heun_18")
+    'fd_clf/heun_18'
+    """
+    return f"{metric}/{sampler}"
 
 
-def spread(metric: str) -> str:
-    """Return the name of a metric's standard deviation over the splits of its samples."""
-    return f"{metric}_sd"
+def churned(churn: float, steps: int) -> str:
+    """Return the name of the reverse SDE as a sampler."""
+    return f"churn_{churn:g}_steps_{steps}"
 
 
-def seed_spread(metric: str) -> str:
-    """Return the name of a metric's standard deviation over the seeds of the noise."""
-    return f"{metric}_seed_sd"
+def error(metric: str) -> str:
+    """Return the key of a metric's standard error: it stands before what follows a slash.
+
+    >>> error("fd_clf/nfe_4")
+    'fd_clf_se/nfe_4'
+    """
+    name, slash, rest = metric.partition("/")
+    return f"{name}_se{slash}{rest}"
 
 
 def over_nfe(metric: str) -> str:
@@ -49,14 +58,23 @@ def column(metric: str, nfe: int) -> str:
     return f"{metric}@{nfe}"
 
 
+def measured(values: Mapping[str, float]) -> list[tuple[str, int, float]]:
+    """Return (metric, NFE, value) of every value with an NFE, in the order of `values`.
+
+    >>> measured({"fd/nfe_1": 9.0, "fd/floor": 0.5, "fd_se/nfe_1": 0.1})
+    [('fd', 1, 9.0), ('fd_se', 1, 0.1)]
+    """
+    found = ((NFE.fullmatch(key), value) for key, value in values.items())
+    return [(m["metric"], int(m["nfe"]), value) for m, value in found if m]
+
+
 def by_nfe(values: Mapping[str, float], metric: str) -> dict[int, float]:
     """Return a metric's values by NFE, in the order of `values`.
 
-    >>> by_nfe({"fd/nfe_1": 9.0, "fd/floor": 0.5, "fd_sd/nfe_1": 0.1}, "fd")
+    >>> by_nfe({"fd/nfe_1": 9.0, "fd/floor": 0.5, "fd_se/nfe_1": 0.1}, "fd")
     {1: 9.0}
     """
-    found = ((NFE.fullmatch(key), value) for key, value in values.items())
-    return {int(m["nfe"]): value for m, value in found if m and m["metric"] == metric}
+    return {nfe: value for name, nfe, value in measured(values) if name == metric}
 
 
 def nfes(keys: Iterable[str], metric: str) -> list[int]:
@@ -65,5 +83,5 @@ def nfes(keys: Iterable[str], metric: str) -> list[int]:
 
 
 def plain(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that belong to no NFE, floor or churn: their keys have no slash."""
+    """Return the metrics that belong to no NFE, floor or sampler: their keys have no slash."""
     return {key: value for key, value in values.items() if "/" not in key}

@@ -66,7 +66,8 @@ STAGES = {
         ),
     ),
     "compare": Stage(
-        "compare metrics=metrics curves=curves/straightness yardstick=yardstick out=comparison",
+        "compare metrics=metrics fd=curves/fd curves=curves/straightness yardstick=yardstick"
+        " out=comparison",
         ("comparison",),
     ),
 }  # fmt: skip

@@ -25,7 +25,7 @@ def comparison(shift: float = 0.0) -> Comparison:
     def result(name, parent, distances):
         metrics = {"straightness": 8.0, "straightness_rel": 0.1, "transport_cost": 75.0}
         moved = {nfe: d + shift for nfe, d in distances.items()}
-        return RoundResult(name, parent or "independent", parent, False, moved, 0.25, metrics)
+        return RoundResult(name, parent or "independent", parent, False, moved, metrics)
 
     gates = [Judged("train@rf1", v) for v in judge(Gates(), {"held_out_ratio": 1.5})]
     ship = {"one_step": Choice("rf2", 1, 13.0 + shift), "best": Choice("rf1", 64, 5.0 + shift)}

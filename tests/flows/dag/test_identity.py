@@ -60,7 +60,6 @@ def test_the_place_of_a_file_does_not_matter_and_its_content_does(keys):
         {"settings": {**MEASURED, "seed": 1}},
         {"settings": {**MEASURED, "yardstick": {"samples": 50}}},
         {"evaluate": {"guidance": 2.0}},
-        {"evaluate": {"seeds": 3}},
         {"code": "b"},
         {"features": "g"},
     ],

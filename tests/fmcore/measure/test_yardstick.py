@@ -20,9 +20,11 @@ from fmcore.features.extractor import (
     quantise,
 )
 from fmcore.measure import yardstick
+from fmcore.measure.distances import disjoint
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.prepare import prepare
-from fmcore.settings import ReflowError
+from fmcore.settings import ReflowError, derive_seed
+from fmcore.verdict.errors import summary
 from tests.chains import gaussian_data, silent
 
 
@@ -74,7 +76,7 @@ def test_distances_rank_damage_and_the_floor_is_low(digits, fitted):
     real = pairs.target[order]
     noise = torch.randn(real.shape, generator=generator)
     found = [
-        fitted.measure(x)["fd_clf"]
+        summary(fitted.measure(x))["fd_clf"]
         for x in (real, real + 0.4 * noise, real + noise, 2 * torch.rand_like(real) - 1)
     ]
     assert found == sorted(found)
@@ -125,11 +127,11 @@ def test_vectors_get_transport_distances_with_their_floor(tmp_path):
     settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=1000, splits=2)
     made = yardstick.fit(data, settings, seed=0, log=silent)
     x = torch.randn(made.samples, 2, generator=torch.Generator().manual_seed(5))
-    good = made.measure(torch.tensor([2.0, -1.0]) + torch.tensor([1.0, 0.5]) * x)
-    collapsed = made.measure(torch.tensor([2.0, -1.0]) + 0 * x)
-    assert set(good) >= {"fd_identity", "w2", "sliced_w2", "energy", "w2_sd"}
-    for name, floor in made.about["floor"].items():
-        if name.endswith("_sd"):
+    good = summary(made.measure(torch.tensor([2.0, -1.0]) + torch.tensor([1.0, 0.5]) * x))
+    collapsed = summary(made.measure(torch.tensor([2.0, -1.0]) + 0 * x))
+    assert set(good) >= {"fd_identity", "w2_n1000", "sliced_w2_n1000", "energy", "energy_se"}
+    for name, floor in made.floor.items():
+        if name.endswith("_se"):
             continue
         assert abs(good[name] - floor) < abs(floor) + 0.1
         if name in {"recall", "coverage"}:
@@ -145,14 +147,14 @@ def test_a_class_that_is_wrong_shows_in_its_own_distance(digits, fitted):
     generator = torch.Generator().manual_seed(3)
     order = torch.randperm(len(pairs), generator=generator)[: fitted.samples // 2].repeat(2)
     x, label = pairs.target[order], pairs.label[order]
-    good = fitted.measure(x, label)
+    good = summary(fitted.measure(x, label))
     noisy = torch.where((label == 3)[:, None, None, None], torch.randn(x.shape).clamp(-1, 1), x)
-    bad = fitted.measure(noisy, label)
+    bad = summary(fitted.measure(noisy, label))
     names = [f"fd_clf_class_{k}" for k in range(10)]
     assert set(names) <= set(good) and set(names) <= set(fitted.about["floor"])
     assert bad["fd_clf_class_3"] > 5 * good["fd_clf_class_3"]
     assert all(bad[n] == good[n] for n in names if n != "fd_clf_class_3")
-    assert not any("class" in name for name in fitted.measure(x))
+    assert not any("class" in name for cut in fitted.measure(x) for name in cut)
 
 
 def test_eight_gaussians_have_modes(tmp_path):
@@ -162,24 +164,41 @@ def test_eight_gaussians_have_modes(tmp_path):
     settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=500, splits=1)
     made = yardstick.fit(folder, settings, seed=0, log=silent)
     assert made.about["floor"]["mode_share"] > 0.97
-    one = made.measure(law.modes()[:1].float().repeat(500, 1))
+    (one,) = made.measure(law.modes()[:1].float().repeat(500, 1))
     assert one["mode_weights_tv"] == pytest.approx(7 / 8)
 
 
-def test_reference_and_floor_are_disjoint_halves_of_the_data(tmp_path, monkeypatch):
-    """All of the data is in one of the halves: their statistics together are those of the data."""
+def test_reference_and_floor_are_disjoint_halves_of_the_data(tmp_path):
+    rows, others = disjoint(100, 50, 3)
+    assert sorted([*rows.tolist(), *others.tolist()]) == list(range(100))
+    assert not torch.equal(rows, disjoint(100, 50, 4)[0])
+
+
+def test_a_cut_is_a_random_half_and_what_trained_holds_nothing_back(tmp_path):
     gaussian_data(tmp_path / "data", mu=[1.0, 2.0], s=[1.0, 0.5], pairs=100)
-    seen = {}
-    measured = yardstick._distances
-    monkeypatch.setattr(
-        yardstick,
-        "_distances",
-        lambda y, groups, label: seen.update(it=groups) or measured(y, groups, label),
-    )
     settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=50, splits=3)
     fitted = yardstick.fit(tmp_path / "data", settings, seed=0, log=silent)
-    whole = read(open_coupling(tmp_path / "data")).target.double()
-    for reference, other in zip(fitted.references, seen["it"], strict=True):
-        both = 50 * reference.mean + other.double().sum(0)
-        torch.testing.assert_close(both, whole.sum(0))
-    assert fitted.about["floor"]["nearest_train"] > 0
+    coupling = open_coupling(tmp_path / "data")
+    whole = read(coupling).target
+    for i, cut in enumerate(fitted.cuts):
+        rows, _ = disjoint(100, 50, derive_seed(0, "halves", i))
+        assert torch.equal(cut.features, whole[rows]) and torch.equal(cut.points, whole[rows])
+        torch.testing.assert_close(cut.stats.mean, whole[rows].double().mean(0))
+    assert torch.equal(fitted.train, read(coupling, split="train").target)
+    held = read(coupling, split="held_out").target
+    floor = torch.cdist(held.double(), fitted.train.double()).min(1).values
+    assert fitted.floor["nearest_train"] == pytest.approx(float(floor.mean()))
+
+
+def test_the_metrics_of_the_cuts_are_their_own(tmp_path):
+    """A group that is wrong is wrong in its own cut alone."""
+    gaussian_data(tmp_path / "data", mu=[0.0, 0.0], s=[1.0, 1.0], pairs=400)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=100, splits=3)
+    made = yardstick.fit(tmp_path / "data", settings, seed=0, log=silent)
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    good = made.measure(x)
+    x[100:200] += 5
+    bad = made.measure(x)
+    assert [a == b for a, b in zip(good, bad, strict=True)] == [True, False, True]
+    assert bad[1]["energy"] > 5 and len(good) == 3
+    assert summary(good)["energy_se"] > 0 and "fd_identity_inf_se" not in summary(good)

@@ -6,9 +6,17 @@ from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import RoundResult
 
 
-def row(name, distances, *, rel=0.1, parent=None, student=False, spread=0.0):
+def row(name, distances, *, rel=0.1, parent=None, student=False, cuts=(0.0,)):
     by_nfe = dict(zip((1, 4, 64), distances))
-    return RoundResult(name, "c", parent, student, by_nfe, spread, {"straightness_rel": rel})
+    return RoundResult(
+        name,
+        "c",
+        parent,
+        student,
+        by_nfe,
+        {"straightness_rel": rel},
+        {n: [d + c for c in cuts] for n, d in by_nfe.items()},
+    )
 
 
 def test_each_use_ships_the_round_with_the_least_distance():
@@ -36,9 +44,12 @@ def test_bent_paths_ask_for_another_round_and_straight_ones_for_none():
 
 
 def test_drift_stops_a_branch_before_anything_else():
-    rows = [row("rf1", (600, 40, 5)), row("rf2", (13, 9, 9), parent="rf1", spread=0.5)]
-    assert "stop; at NFE 64 the distance rose from 5 to 9" in next_round(rows, 5.0)[0]
-    noisy = [rows[0], replace(rows[1], spread=2.0)]
+    """Cut by cut, the distances that two rounds of the digits had at NFE 64."""
+    rf1, rf2 = row("rf1", (600, 40, 6.73)), row("rf2", (13, 9, 8.03), parent="rf1")
+    one, two = [8.38, 6.50, 7.95, 4.08], [8.99, 8.40, 9.00, 5.71]
+    rows = [replace(rf1, cuts={64: one}), replace(rf2, cuts={64: two})]
+    assert "stop; at NFE 64 the distance rose from 6.73 to 8.03" in next_round(rows, 5.0)[0]
+    noisy = [rows[0], replace(rows[1], cuts={64: [9.0, 5.4, 9.4, 8.2]})]
     assert "rose" not in next_round(noisy, 5.0)[0]
 
 

@@ -11,23 +11,33 @@ from fmcore.verdict.gates import Gates, judge
 
 
 def result(name, distances, **metrics):
-    return RoundResult(name, "independent", None, False, distances, 0.25, metrics)
+    return RoundResult(
+        name,
+        "independent",
+        None,
+        False,
+        distances,
+        metrics,
+        {1: [8.0, 10.0]} if 64 in distances else {},
+    )
 
 
 def comparison() -> Comparison:
     rounds = [
         result("rf1", {1: 9.0, 4: 2.5, 64: 2}, straightness_rel=0.1, transport_cost=3.0),
-        RoundResult("rf2", "rf1", "rf1", True, {1: 2.0, 8: 1.5}, 0.0, {"transport_cost": 3.5}),
+        RoundResult("rf2", "rf1", "rf1", True, {1: 2.0, 8: 1.5}, {"transport_cost": 3.5}),
     ]
     gates = [Judged("train@rf1", v) for v in judge(Gates(), {"held_out_ratio": 1.5})]
     ship = {"one_step": Choice("rf2", 1, 2.0)}
-    return Comparison("fd_clf", "abc", 0.5, rounds, ship, ["after rf1: stop"], gates)
+    return Comparison("fd_clf", "abc", 0.5, rounds, ship, ["after rf1: stop"], gates, 0.25)
 
 
 FILE = """{
   "metric": "fd_clf",
   "fingerprint": "abc",
   "floor": 0.5,
+  "floor_se": 0.25,
+  "resolves": null,
   "rounds": [
     {
       "round": "rf1",
@@ -39,7 +49,17 @@ FILE = """{
         "4": 2.5,
         "64": 2
       },
-      "spread": 0.25,
+      "fd_clf_se": {
+        "1": 1.0,
+        "4": null,
+        "64": null
+      },
+      "cuts": {
+        "1": [
+          8.0,
+          10.0
+        ]
+      },
       "straightness_rel": 0.1,
       "transport_cost": 3.0
     },
@@ -52,7 +72,11 @@ FILE = """{
         "1": 2.0,
         "8": 1.5
       },
-      "spread": 0.0,
+      "fd_clf_se": {
+        "1": null,
+        "8": null
+      },
+      "cuts": {},
       "transport_cost": 3.5
     }
   ],
@@ -60,7 +84,8 @@ FILE = """{
     "one_step": {
       "round": "rf2",
       "nfe": 1,
-      "distance": 2.0
+      "distance": 2.0,
+      "se": null
     }
   },
   "next": [
@@ -98,7 +123,8 @@ def test_what_older_files_lack_is_empty():
     for key in ("ship", "next", "gates", "fingerprint", "sha256"):
         del old[key]
     for row in old["rounds"]:
-        del row["student"], row["spread"]
+        del row["student"], row["cuts"], row["fd_clf_se"]
+        row["spread"] = 0.25
     found = Comparison.read(json.dumps(old), "rounds.json")
     assert (found.ship, found.next, found.gates) == ({}, [], [])
     assert [r.student for r in found.rounds] == [False, False]
@@ -155,18 +181,17 @@ def test_keys_are_parsed_as_they_are_built():
     values = {
         keys.at_nfe("fd", 16): 1.0,
         keys.at_nfe("fd", 4): 2.0,
-        keys.at_nfe(keys.spread("fd"), 4): 3.0,
-        keys.at_nfe(keys.seed_spread("fd"), 4): 4.0,
+        keys.error(keys.at_nfe("fd", 4)): 3.0,
         keys.at_floor("fd"): 5.0,
-        keys.at_churn("fd", 0.5, 8): 6.0,
+        keys.at_sampler("fd", keys.churned(0.5, 8)): 6.0,
         "fd": 7.0,
     }
     assert list(values) == [
-        "fd/nfe_16", "fd/nfe_4", "fd_sd/nfe_4", "fd_seed_sd/nfe_4", "fd/floor",
+        "fd/nfe_16", "fd/nfe_4", "fd_se/nfe_4", "fd/floor",
         "fd/churn_0.5_steps_8", "fd",
     ]  # fmt: skip
     assert keys.by_nfe(values, "fd") == {16: 1.0, 4: 2.0}
-    assert keys.nfes([*values, keys.spread(keys.at_nfe("fd", 32))], "fd") == [4, 16]
+    assert keys.nfes([*values, keys.error(keys.at_nfe("fd", 32))], "fd") == [4, 16]
     assert keys.plain(values) == {"fd": 7.0}
 
 
