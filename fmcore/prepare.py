@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fmcore.coupling.noise import identities
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.kinds import Dataset
 from fmcore.dataset.samples import Samples
@@ -52,6 +53,7 @@ def prepare(
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
     The result is a coupling without a `source` column: training draws its source at every step.
+    A sample is held out by its content, so by the same rule in every chain and order of the data.
     Targets are written in model units (`settings.scale`), and the map is recorded. `warn` is called
     with a sentence if data without a scale is far from that of the noise. What the data hold is
     told to `say` line by line, and written to `metrics` (json), in the data's own units.
@@ -81,8 +83,9 @@ def prepare(
         rows = order[start : start + starts.step]
         label = None if samples.label is None else samples.label[rows]
         ids = np.arange(start, start + len(rows), dtype=np.int64)
-        target = scale.forward(samples.target[rows])
-        write_shard(out, index, table(about, ids, target, label=label))
+        own = samples.target[rows]  # identified in its own units: a scale may depend on all data
+        target, real_id = scale.forward(own), identities(own)
+        write_shard(out, index, table(about, ids, target, label=label, real_id=real_id))
     finish(out, about, len(starts))
     if metrics is not None:
         metrics.parent.mkdir(parents=True, exist_ok=True)

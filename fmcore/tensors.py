@@ -205,5 +205,7 @@ def write_coupling(
         ids = np.arange(first, min(first + SHARD_ROWS, len(pairs)))
         part = pairs.rows(torch.from_numpy(ids))
         source = None if pairs.independent else part.source
-        write_shard(folder, index, table(about, ids, part.target, source, part.label))
+        real_id = None if part.real_id is None else part.real_id.numpy()
+        rows = table(about, ids, part.target, source, part.label, real_id=real_id)
+        write_shard(folder, index, rows)
     finish(folder, about, len(starts))

@@ -296,8 +296,8 @@ MUTATIONS = [
     Mutation(
         "no pair is held out",
         "fmcore/coupling/noise.py",
-        "pair_ids % HELD_OUT_EVERY == HELD_OUT_EVERY - 1",
-        "pair_ids < 0",
+        "by % HELD_OUT_EVERY == HELD_OUT_EVERY - 1",
+        "by < 0",
         "tests/fmcore/coupling/test_coupling.py",
     ),
     Mutation(

@@ -1,9 +1,13 @@
-"""Noise, and the split into training and held-out pairs, as pure functions of pair_id.
+"""Noise as a function of pair_id; the split into training and held-out pairs.
 
 A counter-based generator (Philox, Salmon et al. 2011) keyed by (seed, pair_id) gives each pair its
 own stream: the noise is the same for any batch size, shard count, worker, device or interruption.
+
+A pair with a real sample is held out by the content of that sample, so that none is held out of one
+coupling and trains in another; a pair without one is held out by its pair_id.
 """
 
+import hashlib
 import math
 
 import numpy as np
@@ -12,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 HELD_OUT_EVERY = 20
-"""One pair in twenty is held out: 5 %, chosen by pair_id, hence the same in every round."""
+"""One identity in twenty is held out: 5 %."""
+
+NOT_REAL = -1
+"""The identity of a pair that has no real sample."""
 
 
 def gaussian_noise(seed: int, pair_ids: NDArray[np.int64], shape: tuple[int, ...]) -> Tensor:
@@ -41,6 +48,26 @@ def uniform(seed: int, pair_ids: NDArray[np.int64], *, draw: int = 0) -> NDArray
     return out
 
 
-def is_held_out(pair_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which pairs [N] are held out from training: every twentieth, by pair_id."""
-    return np.asarray(pair_ids % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
+def identities(samples: Tensor) -> NDArray[np.int64]:
+    """Return a number [N] from 0 for each real sample [N, *D]: a hash of its content alone.
+
+    Copies of a sample have one identity, in whichever order, data set or coupling they are. It has
+    52 bits, so that pandas, which reads a column with nulls as float64, loses none.
+    """
+    rows = samples.detach().float().flatten(1)
+    found = np.empty(len(rows), dtype=np.int64)
+    for i, row in enumerate(rows):  # one at a time: the samples may be mapped from a file
+        digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest()
+        found[i] = int.from_bytes(digest, "little") >> 12
+    return found
+
+
+def is_held_out(
+    pair_ids: NDArray[np.int64], real_ids: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """Return which pairs [N] are held out from training: every twentieth identity.
+
+    That of a pair is the identity of its real sample, or pair_id where it has none (`NOT_REAL`).
+    """
+    by = pair_ids if real_ids is None else np.where(real_ids == NOT_REAL, pair_ids, real_ids)
+    return np.asarray(by % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)

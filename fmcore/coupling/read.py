@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.coupling.manifest import MANIFEST
-from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.noise import NOT_REAL, gaussian_noise, is_held_out
 from fmcore.coupling.write import COLUMNS, SCHEMA_VERSION, About
 from fmcore.settings import ReflowError, derive_seed
 
@@ -30,6 +30,8 @@ Split = Literal["train", "held_out", "all"]
 class Pairs:
     """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None.
 
+    `real_id` [N] is the identity of the real sample of each pair, None where no pair has one.
+
     Training draws a new source for `independent` pairs at every step; here it is fixed noise.
     """
 
@@ -38,9 +40,16 @@ class Pairs:
     source: Tensor
     label: Tensor | None = None
     independent: bool = False
+    real_id: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def held_out(self) -> Tensor:
+        """Which pairs [N] never train, here or in another coupling."""
+        real_id = None if self.real_id is None else self.real_id.numpy()
+        return torch.from_numpy(is_held_out(self.pair_id.numpy(), real_id))
 
     def lengths(self) -> Tensor:
         """Return |target - source| [N]."""
@@ -49,9 +58,9 @@ class Pairs:
 
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""
-        label = None if self.label is None else self.label[index]
+        label, real_id = (None if v is None else v[index] for v in (self.label, self.real_id))
         target, source = self.target[index], self.source[index]
-        return Pairs(self.pair_id[index], target, source, label, self.independent)
+        return Pairs(self.pair_id[index], target, source, label, self.independent, real_id)
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,11 @@ def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
     else:
         source = vectors("source")
     label = torch.tensor(rows["label"].to_numpy()) if "label" in rows.column_names else None
-    return Pairs(torch.tensor(ids), vectors("target"), source, label, coupling.independent)
+    real_id = None
+    if "real_id" in rows.column_names:
+        real_id = torch.tensor(rows["real_id"].fill_null(NOT_REAL).to_numpy())
+    target = vectors("target")
+    return Pairs(torch.tensor(ids), target, source, label, coupling.independent, real_id)
 
 
 def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from fmcore.checked import sealed, sha256
 from fmcore.coupling.manifest import MANIFEST
-from fmcore.coupling.noise import is_held_out
+from fmcore.coupling.noise import NOT_REAL, identities, is_held_out
 from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError, Settings
 
 SCHEMA_VERSION = 1
 ROW_GROUP_BYTES = 4 << 20
-COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", "split")
+COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", "real_id", "split")
 """Every column that a coupling may have; a name with a flipped bit is another."""
 
 
@@ -76,12 +76,14 @@ def table(
     source: Tensor | None = None,
     label: Tensor | None = None,
     solver_gap: NDArray[np.float32] | None = None,
-    kind: NDArray[np.str_] | None = None,
+    real_id: NDArray[np.int64] | None = None,
     nfe: Tensor | None = None,
 ) -> pa.Table:
     """Build the Arrow table of some pairs; a `solver_gap` [N] of NaN means not audited.
 
-    `kind` [N] tells how each pair of a mixture was made, `nfe` [N] is that of an adaptive solver.
+    `real_id` [N] is the identity of each pair's real sample, `NOT_REAL` where it has none; it
+    decides the split, and how the pairs of a mixture were made. For prepared data it is that of the
+    targets, unless it is given. `nfe` [N] is that of an adaptive solver.
 
     Raises ReflowError for a value that is not finite, so that no coupling holds NaN.
     """
@@ -93,14 +95,20 @@ def table(
         columns["label"] = pa.array(label.numpy(), pa.int64())
     if solver_gap is not None:
         columns["solver_gap"] = pa.array(solver_gap, pa.float32(), mask=np.isnan(solver_gap))
-    if kind is not None:
-        columns["kind"] = pa.array(kind, pa.string())
+    if real_id is None and about.kind == "independent":
+        real_id = identities(target)
+    if about.kind == "mixed" and real_id is not None:
+        made = np.where(real_id == NOT_REAL, "generated", "inverted")
+        columns["kind"] = pa.array(made, pa.string())
     if nfe is not None:
         columns["nfe"] = pa.array(nfe.numpy(), pa.int64())
-    split = np.where(is_held_out(pair_ids), "held_out", "train")
+    if real_id is not None:
+        columns["real_id"] = pa.array(real_id, pa.int64(), mask=real_id == NOT_REAL)
+    split = np.where(is_held_out(pair_ids, real_id), "held_out", "train")
     columns["split"] = pa.array(split, pa.string())
     fields = [
-        pa.field(name, array.type, nullable=name == "solver_gap") for name, array in columns.items()
+        pa.field(name, array.type, nullable=name in ("solver_gap", "real_id"))
+        for name, array in columns.items()
     ]
     metadata = {"fm": json.dumps(about.in_shard, sort_keys=True)}
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))

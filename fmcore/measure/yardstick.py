@@ -20,6 +20,7 @@ from torch import Tensor
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
 from fmcore.coupling.read import Coupling, Pairs, open_coupling, read
 from fmcore.features.extractor import (
+    Extractor,
     Features,
     FeatureSettings,
     FeaturesOf,
@@ -159,7 +160,9 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
         "class_n": class_n,
         "data": coupling.about.data,
     }
-    train, unseen = _apart(coupling, pairs, whole.features)
+    if isinstance(extractor, Extractor):
+        about["classifier_accuracy"] = _accuracy(extractor, pairs)
+    train, unseen = _apart(pairs, whole.features)
     floor = floor_of(whole, halves[: settings.floor_cuts], measures, pairs.target, about)
     about["floor"] = {**errors.summary(floor), **nearest_floor(train, unseen)}
     judged = [cut[about["metric"]] for cut in floor]
@@ -176,9 +179,9 @@ def judging(features: FeaturesOf, *, image: bool) -> str:
     return "energy" if features.kind == "identity" and not image else metric_name(features)
 
 
-def _apart(coupling: Coupling, pairs: Pairs, features: Tensor) -> tuple[Tensor, Tensor]:
+def _apart(pairs: Pairs, features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the features of what rounds train on, and of what is held out from them."""
-    held = torch.isin(pairs.pair_id, read(coupling, split="held_out").pair_id)
+    held = pairs.held_out
     return features[~held][:TRAIN].clone(), features[held]
 
 
@@ -195,7 +198,21 @@ def _extractor(
             " data has none; set it to lite0 or identity, or put the images into one folder per"
             " class"
         )
-    return fit_classifier(pairs.target, pairs.label, settings, derive_seed(seed, "classifier"), log)
+    seen = ~pairs.held_out
+    own = derive_seed(seed, "classifier")
+    return fit_classifier(pairs.target[seen], pairs.label[seen], settings, own, log)
+
+
+def _accuracy(classifier: Extractor, pairs: Pairs) -> float | None:
+    """Return the share of held-out samples that the classifier, which never saw them, names right.
+
+    None where no sample is held out.
+    """
+    held = pairs.held_out
+    if pairs.label is None or not bool(held.any()):
+        return None
+    right = classifier(quantise(pairs.target[held])).argmax(1) == pairs.label[held]
+    return float(right.double().mean())
 
 
 def save(path: Path, yardstick: Yardstick) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
 from fmcore.coupling.checks import check_labels
-from fmcore.coupling.noise import gaussian_noise, uniform
+from fmcore.coupling.noise import NOT_REAL, gaussian_noise, uniform
 from fmcore.coupling.read import Pairs, open_coupling, read
 from fmcore.coupling.write import About, table
 from fmcore.network.store import load
@@ -128,10 +128,16 @@ class PairSampler:
                 finer = self._solve(given[audited], own, self.settings.solver.refined(), back).x
                 error = (finer - found.x[audited]).flatten(1).square().mean(1).sqrt()
                 gap[rows.numpy().nonzero()[0][audited.numpy()]] = error.numpy()
-        mixed = len(self.settings.mix) > 1
-        kind = np.where(inverted.numpy(), "inverted", "generated") if mixed else None
         own_nfe = spent if isinstance(self.settings.solver, Adaptive) else None
-        return table(self.about, ids, target, source, label, gap, kind, own_nfe), nfe
+        real_id = self._real_ids(ids, inverted)
+        return table(self.about, ids, target, source, label, gap, real_id, own_nfe), nfe
+
+    def _real_ids(self, ids: NDArray[np.int64], inverted: Tensor) -> NDArray[np.int64] | None:
+        """Return the identity [N] of the real sample of each pair that is made from one."""
+        if self.data is None or self.data.real_id is None or "inverted" not in self.settings.mix:
+            return None
+        known = self.data.real_id[torch.from_numpy(ids % len(self.data))]
+        return torch.where(inverted, known, NOT_REAL).numpy()
 
     def _known(
         self, ids: NDArray[np.int64], inverted: Tensor
@@ -190,6 +196,11 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     )
     needed = flow.classes or "inverted" in settings.mix
     known = read(real) if needed else None
+    if "inverted" in settings.mix and known is not None and known.real_id is None:
+        raise ReflowError(
+            f"{data}: prepared by an earlier version, without the column real_id that keeps"
+            " held-out samples out of inverted pairs; run the stage prepare again"
+        )
     if flow.classes and known is not None and (known.label is not None or settings.guidance != 1):
         check_labels(known.label, flow.classes, str(data))
     return PairSampler(flow, known, about, settings, work.device)
