@@ -147,6 +147,6 @@ def test_the_standard_error_of_a_held_out_loss_is_that_over_pairs(tmp_path):
         found.append(held_out_losses(field, coupling, seed=0, device=CPU, limit=400))
     losses = torch.tensor([f["held_out_loss"] for f in found])
     stated = sum(f["held_out_loss_se"] for f in found) / len(found)
-    assert found[0]["held_out_pairs"] == 100
+    assert 70 < found[0]["held_out_pairs"] < 130  # 5 % of 2,000, by their content
     assert stated == pytest.approx(float(losses.std()), rel=0.45)
     assert stated == pytest.approx((2.0**2 * 2 / 2 / 100) ** 0.5, rel=0.15)
