@@ -19,7 +19,14 @@ from torch import Tensor
 from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.matching.interpolant import Linear
 from fmcore.measure import straightness as bend
-from fmcore.measure.harness import Evaluate, Harness, harness_of, likelihood, reconstruction
+from fmcore.measure.harness import (
+    Evaluate,
+    Harness,
+    guidance,
+    harness_of,
+    likelihood,
+    reconstruction,
+)
 from fmcore.measure.transport import (
     transport_cost,
     transport_cost_error,
@@ -84,6 +91,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
         **reconstruction(harness, paths.data, path[-1]),
         **likelihood(harness, paths.data),
         **_budget(harness, loaded.config, paths.coupling, path),
+        **guidance(harness),
     }
     t, gap = bend.straightness_curve(path)
     cuts.write(paths.fd, rows)
@@ -102,8 +110,8 @@ def _by_nfe(
     """Return what Euler scores at each number of steps, and some samples for the pictures."""
     rows: list[SamplerCuts] = []
     shown: dict[int, Tensor] = {}
-    batch, guidance = harness.settings.batch, harness.settings.guidance
-    job = SampleJob(harness.flow, guidance, harness.device)
+    batch = harness.settings.batch
+    job = SampleJob(harness.flow, harness.settings.guidance, harness.device)
     with start_workers(work.executor, job, harness.device) as run:
         for done, steps in enumerate(sorted(set(harness.settings.nfe)), start=1):
             solver = Solver(name="euler", steps=steps)

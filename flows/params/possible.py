@@ -166,12 +166,13 @@ def _scores(params: "Params") -> Iterator[Mistake]:
 
 
 def _guidance(params: "Params") -> Iterator[Mistake]:
-    """Guidance of a network that has no labels, or that never learned to go without."""
+    """Guidance of a network that has no labels, that never learned to go without, or twice."""
+    plain = [name for name in params.rounds if guided(params, name) is None]
     used: list[tuple[tuple[str, ...], float, list[str]]] = [
         (("couplings", name, "guidance"), coupling.guidance, [coupling.round])
         for name, coupling in params.couplings.items()
     ]
-    used.append((("evaluate", "guidance"), params.evaluate.guidance, list(params.rounds)))
+    used.append((("evaluate", "guidance"), params.evaluate.guidance, plain))
     for place, guidance, rounds in used:
         if guidance == 1:
             continue
@@ -179,6 +180,22 @@ def _guidance(params: "Params") -> Iterator[Mistake]:
             yield place, "guidance needs classes; set network.classes, or guidance 1"
             continue
         for name in rounds:
-            if not params.rounds[name].train.label_dropout:
+            if made := guided(params, name):
+                strength = params.couplings[made].guidance
+                what = (
+                    f"round {name!r} has guidance {strength:g} in its velocity, by"
+                    f" couplings.{made}.guidance, and would be guided twice; leave it out"
+                )
+                yield place, what
+            elif not params.rounds[name].train.label_dropout:
                 what = f"guidance needs rounds.{name}.train.label_dropout above 0, got 0"
                 yield place, what
+
+
+def guided(params: "Params", round_: str) -> str | None:
+    """Return the coupling whose guidance a round has in its pairs: its own, or one before it."""
+    name = params.rounds[round_].coupling
+    coupling = params.couplings.get(name)
+    if coupling is None:
+        return None
+    return name if coupling.guidance != 1 else guided(params, coupling.round)

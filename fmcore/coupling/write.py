@@ -28,7 +28,11 @@ COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", 
 
 
 class About(Settings):
-    """Description of a coupling, kept in the manifest and, but for its size, in every shard."""
+    """Description of a coupling, kept in the manifest and, but for its size, in every shard.
+
+    `guidance` is the strength with which its pairs were made. `guided` is the strength that is in
+    them, for a flow that learns them: that of this coupling, or of one further up the chain.
+    """
 
     kind: str
     shape: list[int]
@@ -43,6 +47,7 @@ class About(Settings):
     nfe: int | None = None
     audit_every: int | None = None
     guidance: float | None = None
+    guided: float | None = None
     mix: dict[str, float] | None = None
     numerics: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
@@ -55,8 +60,8 @@ class About(Settings):
         return Scale.of(self.scale)
 
     def carried(self) -> dict[str, Any]:
-        """Return what a model and a coupling made from this one keep: class names and scale."""
-        return self.model_dump(include={"classes", "scale"}, exclude_none=True)
+        """Return what a model made from this one keeps: class names, scale, guidance."""
+        return self.model_dump(include={"classes", "scale", "guided"}, exclude_none=True)
 
     @property
     def in_shard(self) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class Evaluate(Settings):
     skips it. It is always skipped for networks with classes."""
     guidance: Guidance = 1.0
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
-    need network.classes and double the NFE."""
+    need network.classes and double the NFE. Rounds whose pairs were made with guidance have it in
+    their velocity and are measured without; the data they are compared with has none."""
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
     batch: BatchSize = 1024
@@ -110,6 +111,8 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
     real, ids = open_coupling(data), np.arange(count)
     same_units(flow.scale, real.about.units, str(data))
     noise = gaussian_noise(derive_seed(work.seed, "evaluate"), ids, tuple(real.about.shape))
+    if flow.guided != 1:
+        settings = settings.model_copy(update={"guidance": 1.0})
     label = None
     if flow.classes:
         given = read(real).label
@@ -119,6 +122,12 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
             draws = uniform(derive_seed(work.seed, "evaluate"), ids, draw=1)
             label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
     return Harness(flow, noise, label, settings, work.seed, work.device)
+
+
+def guidance(harness: Harness) -> dict[str, float]:
+    """Return the guidance in measuring and, as `guided`, that in the pairs; neither if it is 1."""
+    used = {"guidance": harness.settings.guidance, "guided": harness.flow.guided}
+    return {name: value for name, value in used.items() if value != 1}
 
 
 def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:

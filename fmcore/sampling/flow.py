@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
+from fmcore.matching.conversions import Velocity
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.store import Model
 from fmcore.scale import Scale
+from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles
 
@@ -19,12 +21,15 @@ from fmcore.work.compute import TILE, Compute, in_tiles
 class Flow(Field):
     """A velocity field that is sampled: source to target, or back.
 
-    `score` says whether the velocity is also a score.
+    `score` says whether the velocity is also a score. `guided` is the guidance in the pairs that it
+    was trained on, its own or one further up the chain; 1 is none. It is in the velocity already,
+    so such a flow is not guided again.
     """
 
     score: bool = False
     tile: int = TILE
     made_of: tuple[Model, Compute] | None = field(default=None, repr=False, compare=False)
+    guided: float = 1.0
 
     @classmethod
     def of(cls, model: Model, compute: Compute | None = None) -> "Flow":
@@ -38,7 +43,22 @@ class Flow(Field):
             about.get("coupling") == "independent" and about.get("pairing") == "independent",
             model.network.tile,
             (model, compute),
+            about.get("guided", 1.0),
         )
+
+    def velocity(
+        self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
+    ) -> Velocity:
+        """Return v(x, t) as `Field.velocity` does.
+
+        Raises ReflowError for guidance of a flow whose pairs have guidance in them.
+        """
+        if guidance != 1 and self.guided != 1:
+            raise ReflowError(
+                f"guidance {guidance:g}: guidance {self.guided:g} is in the pairs that this flow"
+                " learned, and would be applied twice; leave guidance at 1"
+            )
+        return super().velocity(label, guidance=guidance, span=span)
 
     @property
     def scale(self) -> Scale:

@@ -49,7 +49,8 @@ class Couple(Settings):
     Add inverted pairs when gates.drift_rel warns."""
     guidance: Guidance = 1.0
     """Strength of guidance in making the pairs: v_null + guidance (v - v_null). 1 is none; other
-    values need network.classes and double the cost."""
+    values need network.classes and double the cost. The rounds that learn such pairs, and those
+    after them, have the guidance in their velocity: they are not guided again."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
     (`raw`)."""
@@ -177,6 +178,8 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
             f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
             " network.classes, or guidance 1"
         )
+    if settings.guidance != 1:
+        flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
     same_units(velocity.scale, real.about.units, str(data))
     about = About(
         kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
@@ -192,7 +195,9 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         numerics=numerics(work.device, work.compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
         mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
-        **real.about.carried(),
+        guided=settings.guidance if settings.guidance != 1 else velocity.config.get("guided"),
+        classes=real.about.classes,
+        scale=real.about.scale,
     )
     needed = flow.classes or "inverted" in settings.mix
     known = read(real) if needed else None

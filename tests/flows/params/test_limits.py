@@ -184,6 +184,7 @@ def test_overrides_are_read_by_the_same_rules():
 
 
 UNET = ("network: {width: 320, depth: 3, time_features: 64}", "network: {name: unet}")
+AGAIN = "{round: rf2, pairs: 10, guidance: 3.0}"
 MLP = "network: {width: 320, depth: 3, time_features: 64}"
 MOONS = ("data: {name: digits}", "data: {name: two_moons}")
 VECTORS = [MOONS, ("kind: classifier, epochs: 30", "kind: identity")]
@@ -228,6 +229,15 @@ IMPOSSIBLE = [
             ("steps: 5000", "steps: 5000, label_dropout: 0"),
         ],
         "couplings.rf1.guidance: guidance needs rounds.rf1.train.label_dropout above 0",
+    ),
+    (
+        [
+            ("pairs: 30000", "pairs: 30000, guidance: 2.0"),
+            (MLP, "network: {classes: 10}"),
+            ("  rf1: {round: rf1,", f"  s: {AGAIN}\n  rf1: {{round: rf1,"),
+        ],
+        "couplings.s.guidance: round 'rf2' has guidance 2 in its velocity, by"
+        " couplings.rf1.guidance, and would be guided twice",
     ),
     ([(MOONS[0], "data: {name: two_moons, samples: 3}"), VECTORS[1]], "samples: 3 cannot be cut"),
     (
