@@ -73,7 +73,7 @@ def prepare(
         image=samples.image,
         pairs=len(order),
         seed=derive_seed(seed, "independent"),
-        data=settings.model_dump(mode="json", exclude={"scale"}),
+        data=settings.model_dump(mode="json", exclude={"scale", "seed"}),
         classes=None if samples.names is None else list(samples.names),
         scale=recorded.record,
     )

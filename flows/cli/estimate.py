@@ -14,6 +14,7 @@ from rich.table import Table
 from flows.dag import graph
 from flows.dag.graph import prepared
 from flows.params.load import FILE, Params, Round, load
+from flows.params.seeds import seed_of
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
@@ -82,7 +83,7 @@ def _data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
     """Return the prepared data of the project if `path` holds it, else some noise of its shape."""
     if path and (root / path / MANIFEST).exists():
         return root / path
-    samples = params.data.read(derive_seed(params.seed, "target"))
+    samples = params.data.read(derive_seed(seed_of(params, "prepare"), "target"))
     shape = tuple(samples.target.shape[1:])
     ids = np.arange(min(1024, len(samples.target)))
     about = About(

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
+from flows.cli.replicates import replicate, write_replicates
 from flows.cli.settings import settings
 from flows.cli.verify import verify
 from flows.project.environment import check_own_code, configure, find_root
@@ -51,6 +52,10 @@ def run(
     pull: Annotated[
         bool, typer.Option("--pull", help="Restore stages that ran before from the DVC remote.")
     ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="First write this many replicates of every round into params.yaml."),
+    ] = None,
 ) -> None:
     """Bring the chain up to date: each stage of dvc.yaml once, at the same time where possible."""
     from flows.project.executor import choose
@@ -58,6 +63,8 @@ def run(
 
     with one_line_errors():
         choose(executor)
+        if seeds is not None:
+            write_replicates(seeds, [])
         ok = start(project(), targets, prefect=prefect, mlflow=mlflow, pull=pull, out=out)
     raise typer.Exit(0 if ok else 1)
 
@@ -209,6 +216,7 @@ def doctor() -> None:
     raise typer.Exit(2 if wrong else 0)
 
 
+app.command()(replicate)
 app.command()(library.couple)
 app.command()(library.estimate)
 app.command()(settings)

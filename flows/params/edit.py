@@ -21,19 +21,29 @@ def edited(text: str, changes: Mapping[str, Any], drop: str | None = None) -> st
 
     Raises ReflowError for a place that the file does not have.
     """
-    yaml = YAML(typ="rt")
-    yaml.width = 4096  # long lines stay as they are
-    yaml.preserve_quotes = True
-    tree = yaml.load(text)
+    yaml, tree = opened(text)
     for place, value in changes.items():
         for keys, mistake in unusual(value):
             raise ReflowError(f"overrides: {'.'.join([place, *map(str, keys)])}: {mistake}")
         _override(tree, place, value)
     if drop:
         del tree[drop]
-    written = StringIO()
-    yaml.dump(tree, written)
-    return written.getvalue()
+    return written(yaml, tree)
+
+
+def opened(text: str) -> tuple[YAML, Any]:
+    """Return a reader and writer that keeps comments and layout, and the tree of a YAML text."""
+    yaml = YAML(typ="rt")
+    yaml.width = 4096  # long lines stay as they are
+    yaml.preserve_quotes = True
+    return yaml, yaml.load(text)
+
+
+def written(yaml: YAML, tree: Any) -> str:
+    """Return the text of a tree that `opened` gave."""
+    text = StringIO()
+    yaml.dump(tree, text)
+    return text.getvalue()
 
 
 def _override(tree: Any, place: str, value: Any) -> None:
@@ -47,13 +57,13 @@ def _override(tree: Any, place: str, value: Any) -> None:
         at = at[key]
     if not isinstance(at, Mapping):
         raise ReflowError(f"overrides: {place}: {way[-1]} holds a value, not a section")
-    at[last] = _quoted(value)  # type: ignore[index]
+    at[last] = quoted(value)  # type: ignore[index]
 
 
-def _quoted(value: Any) -> Any:
+def quoted(value: Any) -> Any:
     """Return a value whose texts with a colon are quoted: DVC's parser needs that in `{...}`."""
     if isinstance(value, Mapping):
-        return {key: _quoted(inner) for key, inner in value.items()}
+        return {key: quoted(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_quoted(inner) for inner in value]
+        return [quoted(inner) for inner in value]
     return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value

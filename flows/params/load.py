@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.params.possible import impossible
+from flows.params.replicates import mistakes
 from flows.params.tree import parse, place, plain, read_text, shown, unusual
 from fmcore import own
 from fmcore.dataset.kinds import Dataset
@@ -49,6 +50,12 @@ class Round(Settings):
     seed: Seed | None = None
     """Seed of the training itself; `seed` in the model's config.json repeats that model. null
     derives it from the chain's seed and the number of rounds before, so a name does not matter."""
+    replicate_of: str | None = None
+    """The round that this one repeats with other draws in training: `reflow run --seeds 5` writes
+    such rounds. null is a round of its own."""
+    replicate: int | None = Field(default=None, ge=2, le=1000)
+    """Number of the repetition; the round itself is number 1. Weights from scratch, batches and
+    noise of the training, and the pairs made from it, are drawn anew for each number."""
 
 
 class CouplingOf(Couple):
@@ -82,7 +89,8 @@ class Params(Settings):
 
     seed: Seed
     """Seed of every random draw of the chain: data, weights, batches, noise. Change it to repeat a
-    chain with other draws."""
+    chain with other draws. `data`, `yardstick`, `evaluate`, each round and each coupling may have
+    a `seed` of their own."""
     compute: Compute
     """Where the stages compute: device, CPU threads, precision."""
     data: Dataset
@@ -216,6 +224,7 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
         if coupling.round not in rounds:
             what = f"no round {shown(coupling.round)}; use one of: {', '.join(rounds)}"
             yield ("couplings", name, "round"), what
+    yield from mistakes(params)
     for name in rounds:
         if cycle := _cycle(params, name):
             what = f"the rounds go in a circle: {' -> '.join(cycle)}; let one start from scratch"

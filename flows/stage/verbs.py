@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flows.params.load import FILE, Params, load, maker
+from flows.params.load import FILE, SCRATCH, Params, load, maker
 from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
@@ -32,7 +32,7 @@ def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
         print(f"warning: {text}", flush=True)
 
     say = partial(print, flush=True)
-    prepare(**paths, settings=params.data, seed=params.seed, say=say, warn=warn)
+    prepare(**paths, settings=params.data, seed=seed_of(params, "prepare"), say=say, warn=warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -46,20 +46,24 @@ def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.calibrate import calibrate
 
     with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
-        work = work_of(params, scratch, log)
+        work = work_of(params, scratch, log, seed=seed_of(params, "calibrate"))
         calibrate(**paths, settings=params.yardstick, work=work)
 
 
 def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.network.store import redrawn
     from fmcore.train import train
 
-    settings = params.rounds[key].train
+    settings, seed = params.rounds[key].train, seed_of(params, "train", key)
+    if params.rounds[key].replicate and params.rounds[key].init == SCRATCH:
+        fresh = derive_seed(seed, "initialise")
+        paths = {**paths, "init": redrawn(paths["init"], scratch / f"init-{rank()}", seed=fresh)}
     if params.rounds[key].continue_ and not has_checkpoint(scratch):
         print(
             f"continue: no earlier training of {key} is left; it starts from its init", flush=True
         )
     with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
-        work = work_of(params, scratch, log, seed=seed_of(params, "train", key))
+        work = work_of(params, scratch, log, seed=seed)
         train(**paths, settings=settings, name=key, work=work)
 
 
@@ -77,7 +81,8 @@ def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.evaluate import EvaluatePaths, evaluate
 
     with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
-        evaluate(EvaluatePaths(**paths), params.evaluate, work_of(params, scratch, log))
+        work = work_of(params, scratch, log, seed=seed_of(params, "evaluate"))
+        evaluate(EvaluatePaths(**paths), params.evaluate, work)
 
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:

@@ -20,9 +20,11 @@ class Custom(Own, Data):
     base: ClassVar[type] = Data
 
     def check(self, own: Data) -> None:
-        """Raise ValueError for a scale among the class's own settings, where it has no effect."""
+        """Raise ValueError for a scale or a seed among the class's own settings: without effect."""
         if isinstance(own.scale, Settings) and own.scale.name != "none":
             raise ValueError("scale belongs beside path, not into settings: data.scale")
+        if own.seed is not None:
+            raise ValueError("seed belongs beside path, not into settings: data.seed")
 
     def read(self, seed: int) -> Samples:
         """Return the user's samples, checked."""

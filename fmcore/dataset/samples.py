@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmcore.scale import AsIs, ScaleOf
-from fmcore.settings import Settings
+from fmcore.settings import Seed, Settings
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Data(Settings):
     """Map from the data's own units to those in which models are trained: `none`, `standardise`,
     `range`, or {mean, std}. Set it when prepare warns; samples and distances stay in own units.
     Images outside [-1, 1] take `range`, and stay in [-1, 1]."""
+    seed: Seed | None = None
+    """Seed of the samples of a density and of the order of all. null takes the chain's."""
 
     @abstractmethod
     def read(self, seed: int) -> Samples:

@@ -24,6 +24,7 @@ from fmcore.settings import (
     BatchSize,
     GridSize,
     Guidance,
+    Seed,
     Settings,
     SeveralSamples,
     derive_seed,
@@ -59,8 +60,10 @@ class Evaluate(Settings):
     skips it. It is always skipped for networks with classes."""
     guidance: Guidance = 1.0
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
-    need network.classes and double the NFE. Rounds whose pairs were made with guidance have it in
-    their velocity and are measured without; the data they are compared with has none."""
+    need network.classes and double the NFE. Rounds whose pairs have guidance in them are measured
+    without; the data has none."""
+    seed: Seed | None = None
+    """Seed of the noise and labels on which every round is measured. null takes the chain's."""
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
     batch: BatchSize = 1024

@@ -39,7 +39,7 @@ from fmcore.measure.floor import floor_of, modes, nearest_floor, shared
 from fmcore.measure.frechet import GaussianStats
 from fmcore.measure.neighbours import nearest
 from fmcore.network.store import write_tensors
-from fmcore.settings import Log, ReflowError, Settings, SeveralSamples, derive_seed
+from fmcore.settings import Log, ReflowError, Seed, Settings, SeveralSamples, derive_seed
 from fmcore.verdict import errors
 
 FILE = "yardstick.json"
@@ -66,6 +66,8 @@ class YardstickSettings(Settings):
     w2_samples: int = Field(default=1000, gt=1, le=20_000)
     """Points on each side for w2 and sliced_w2, whose names end in this number. 1,000 take a fifth
     of a second, 10,000 half a minute; published values are often of 10,000."""
+    seed: Seed | None = None
+    """Seed of the cuts and of the classifier's training. null takes the chain's."""
 
 
 @dataclass(frozen=True)

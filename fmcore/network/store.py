@@ -140,6 +140,14 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
     return Model(network.to(device), rest, digest)
 
 
+def redrawn(path: Path, out: Path, *, seed: int) -> Path:
+    """Write the untrained model `path` to `out` with weights drawn from `seed`; return `out`."""
+    model = load(path)
+    network = build(model.network.settings, model.shape, seed=seed)
+    save(out, network, about={**model.config, "seed": seed})
+    return out
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the config of the model in the folder `path`, with the hashes of its files.
 

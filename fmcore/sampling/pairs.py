@@ -49,8 +49,8 @@ class Couple(Settings):
     Add inverted pairs when gates.drift_rel warns."""
     guidance: Guidance = 1.0
     """Strength of guidance in making the pairs: v_null + guidance (v - v_null). 1 is none; other
-    values need network.classes and double the cost. The rounds that learn such pairs, and those
-    after them, have the guidance in their velocity: they are not guided again."""
+    values need network.classes and double the cost. Rounds that learn such pairs, and those after
+    them, are not guided again: it is in their velocity."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
     (`raw`)."""

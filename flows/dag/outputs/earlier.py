@@ -17,7 +17,7 @@ from flows.dag.lock import Entry, File, read_lock
 VERBS = ("train", "couple", "evaluate")
 """The verbs whose commands name a round or a coupling."""
 
-NAMES = {"rounds": ("coupling", "init"), "couplings": ("round",)}
+NAMES = {"rounds": ("coupling", "init", "replicate_of"), "couplings": ("round",)}
 """Parameters that only name another round or coupling; its content is a dependency."""
 
 

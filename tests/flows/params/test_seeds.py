@@ -69,3 +69,18 @@ def test_the_rounds_of_the_chains_that_ship_are_named_by_depth_or_not_numbered(f
     params = load(file)
     for name in (n for n in params.rounds if n[:2] == "rf" and n[2:].isdigit()):
         assert depth(params, name) == int(name[2:])
+
+
+def test_the_data_the_yardstick_and_the_evaluation_take_their_own_seed_or_the_chains(tmp_path):
+    file = tmp_path / "params.yaml"
+    text = BRANCHED.replace("seed: 0", "seed: 3")
+    file.write_text(text)
+    shared = ("prepare", "calibrate", "evaluate")
+    assert [seed_of(load(file), verb) for verb in shared] == [3, 3, 3]
+    for verb, old in (
+        ("prepare", "samples: 4000"), ("calibrate", "splits: 2"), ("evaluate", "trajectories: 500")
+    ):  # fmt: skip
+        file.write_text(text.replace(old, f"{old}, seed: 0"))
+        found = load(file)
+        assert [seed_of(found, v) for v in shared] == [0 if v == verb else 3 for v in shared]
+        assert seed_of(found, "train", "rf1") == derive_seed(3, "train", "rf1")

@@ -11,7 +11,7 @@ from fmcore.checked import read_json, sealed
 from fmcore.network.build import build
 from fmcore.network.ema import averaged
 from fmcore.network.mlp import MLP
-from fmcore.network.store import load, save
+from fmcore.network.store import load, redrawn, save
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from tests.chains import SMALL, scratch_model
@@ -121,3 +121,14 @@ def test_the_digest_of_a_model_is_that_of_its_settings_and_weights(tmp_path):
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     weights = (folder / "model.safetensors").read_bytes()
     assert load(folder).digest == hashlib.sha256(text.encode() + weights).hexdigest()
+
+
+def test_a_model_drawn_anew_is_the_network_of_its_seed(tmp_path):
+    settings = MLP(width=8, depth=1, time_features=8)
+    about = {"round": "scratch", "seed": 0, "scale": {"mean": [1.0], "std": [2.0]}}
+    save(tmp_path / "a", build(settings, (3,), seed=0), about=about)
+    again = load(redrawn(tmp_path / "a", tmp_path / "b", seed=5))
+    wanted = build(settings, (3,), seed=5).state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in again.network.state_dict().items())
+    first = load(tmp_path / "a")
+    assert again.config == {**first.config, "seed": 5} and again.digest != first.digest
