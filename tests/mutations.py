@@ -316,7 +316,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the halves of the yardstick overlap",
-        "fmcore/measure/yardstick.py",
+        "fmcore/measure/distances.py",
         "order[n : 2 * n]",
         "order[:n]",
         "tests/fmcore/measure/test_yardstick.py::test_reference_and_floor_are_disjoint_halves_of_the_data",
@@ -352,8 +352,8 @@ MUTATIONS = [
     Mutation(
         "drift never advised",
         "fmcore/verdict/advice.py",
-        "2 * ",
-        "1e9 + 2 * ",
+        "worse.seen",
+        "False",
         "tests/fmcore/verdict/test_advice.py::test_drift_stops_a_branch_before_anything_else",
     ),
     Mutation(

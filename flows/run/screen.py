@@ -11,7 +11,7 @@ CHATTER = ("Running stage", "> ", "Updating lock file", "Generating lock file")
 """What DVC prints for every stage; only Prefect's log of the task keeps it."""
 
 
-SHOWN = ("loss", "held_out_loss", "accuracy", "fd_clf", "fd_identity")
+SHOWN = ("loss", "held_out_loss", "accuracy", "fd_clf", "energy")
 
 
 class Screen:

@@ -181,4 +181,4 @@ def test_a_clone_on_a_second_machine_evaluates_without_training(lab, finished, s
     done = clone.reflow("run", "--no-prefect", "--no-mlflow").stdout
     ran = {line.split()[1] for line in done.splitlines() if line.strip().startswith("done")}
     assert ran == {"evaluate@rf1", "evaluate@rf2", "compare"}
-    assert "fd_identity by NFE" in done
+    assert "energy by NFE" in done

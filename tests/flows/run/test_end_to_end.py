@@ -43,7 +43,7 @@ def chain(finished) -> Chain:
 def test_the_run_says_what_it_did_and_where_things_are(chain):
     said = (chain.root / ".reflow" / "run.log").read_text()
     assert "Traceback" not in said
-    for word in ("done train@rf2", "fd_identity by NFE", "MLflow", "Prefect run", "comparison/"):
+    for word in ("done train@rf2", "energy by NFE", "MLflow", "Prefect run", "comparison/"):
         assert word in said
     assert (chain.root / ".reflow" / "prefect").is_dir()
 
@@ -62,10 +62,10 @@ def test_the_second_round_is_straight_and_good_in_one_step(chain):
     rf1, rf2 = found["rounds"]
     assert (rf1["round"], rf2["round"], rf2["coupling"]) == ("rf1", "rf2", "rf1")
     assert rf2["straightness_rel"] < 0.1 * rf1["straightness_rel"]
-    assert rf2["fd_identity"]["1"] < 0.1 * rf1["fd_identity"]["1"]
+    assert rf2["energy"]["1"] < 0.1 * rf1["energy"]["1"]
     assert rf2["transport_cost"] < 1.05 * rf1["transport_cost"]
     assert abs(rf1["budget_defect"]) < 0.1
-    assert found["floor"] > 0 and rf1["train_seconds"] > 0
+    assert found["floor_se"] > 0 and rf1["train_seconds"] > 0
 
 
 def test_dvc_repro_alone_finds_nothing_to_do(chain):
