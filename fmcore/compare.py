@@ -12,7 +12,8 @@ from fmcore.settings import ReflowError, Settings
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
-from fmcore.verdict.gates import Gates, judge
+from fmcore.verdict.errors import with_error
+from fmcore.verdict.gates import Gates, absent, judge
 
 PLAIN = (
     "straightness", "straightness_rel", "transport_cost", "held_out_loss", "held_out_ratio",
@@ -67,21 +68,19 @@ def compare(
         floor=floor,
         rounds=results,
         ship=ship(results),
-        next=next_round(results, floor),
+        next=next_round(results),
         gates=_judged(gates, rounds, metrics),
         floor_se=about["floor"].get(keys.error(metric)),
         resolves=about["resolves"],
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(found.text())
-    frame = _frame(found)
-    frame.to_csv(out / "rounds.csv", index=False, lineterminator="\n")
-    (out / "rounds.md").write_text(_markdown(frame, found))
-    distances = {r.name: r.distances for r in results}
-    pictures.fd_over_nfe(out / "fd_over_nfe.png", distances, floor, metric)
+    _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
+    (out / "rounds.md").write_text(_markdown(found))
+    pictures.fd_over_nfe(out / "fd_over_nfe.png", found)
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", gaps)
-    _curves(out, distances, floor, gaps)
+    _curves(out, found, gaps)
 
 
 def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged]:
@@ -96,7 +95,8 @@ def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged
         for name in names:
             file = metrics / stage / f"{name}.json"
             if file.exists():  # the independent coupling has none
-                verdicts = judge(gates, _numbers(file))
+                values = _numbers(file)
+                verdicts = [*judge(gates, values), *absent(stage, values)]
                 found += [Judged(f"{stage}@{name}", verdict) for verdict in verdicts]
     return found
 
@@ -155,23 +155,33 @@ def _gap(file: Path) -> pd.DataFrame:
 
 
 def _frame(found: Comparison) -> pd.DataFrame:
-    """Return the table of rounds.csv and rounds.md, a row for each round."""
+    """Return the table of rounds.csv, a row for each round: every number, then its error."""
     table = found.table(PLAIN)
-    columns = [*(keys.column(found.metric, nfe) for nfe in table.nfes), *table.metrics]
-    rows = [[row.round, row.coupling, *row.values] for row in table.rows]
-    return pd.DataFrame(rows, columns=["round", "coupling", *columns])
+    names = [*(keys.column(found.metric, nfe) for nfe in table.nfes), *table.metrics]
+    errors = [*(keys.column(keys.error(found.metric), nfe) for nfe in table.nfes)]
+    errors += [keys.error(name) for name in table.metrics]
+    columns = [name for pair in zip(names, errors, strict=True) for name in pair]
+    rows = []
+    for row in table.rows:
+        pairs = zip(row.values, row.errors, strict=True)
+        rows.append([row.round, row.coupling, *(number for pair in pairs for number in pair)])
+    frame = pd.DataFrame(rows, columns=["round", "coupling", *columns])
+    return frame.dropna(axis="columns", how="all")
 
 
-def _markdown(frame: pd.DataFrame, found: Comparison) -> str:
-    def cell(value: object) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns)]
-    lines += [" | ".join(cell(v) for v in row) for row in frame.itertuples(index=False)]
+def _markdown(found: Comparison) -> str:
+    table = found.table(PLAIN)
+    names = [*(keys.column(found.metric, nfe) for nfe in table.nfes), *table.metrics]
+    lines = [" | ".join(["round", "coupling", *names])]
+    lines.append(" | ".join("---" for _ in range(len(names) + 2)))
+    lines += [" | ".join([row.round, row.coupling, *row.cells]) for row in table.rows]
     body = "\n".join(f"| {line} |" for line in lines)
-    notes = [f"{found.metric} of real against real data (the floor): {found.floor:.4g}"]
+    floor = with_error(found.floor, found.floor_se)
+    notes = [f"{found.metric} of real against real data (the floor): {floor}"]
+    if found.resolves is not None:
+        notes.append(f"a paired test sees differences above {found.resolves:.2g}")
     notes += [
-        f"ship for {use}: {c.round} at NFE {c.nfe} ({found.metric} {c.distance:.4g})"
+        f"ship for {use}: {c.round} at NFE {c.nfe} ({found.metric} {with_error(c.distance, c.se)})"
         for use, c in found.ship.items()
     ]
     notes += found.next
@@ -179,13 +189,11 @@ def _markdown(frame: pd.DataFrame, found: Comparison) -> str:
     return body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def _curves(
-    out: Path, distances: dict[str, dict[int, float]], floor: float, gaps: dict[str, pd.DataFrame]
-) -> None:
+def _curves(out: Path, found: Comparison, gaps: dict[str, pd.DataFrame]) -> None:
     """Write the curves of all rounds as CSV, a line per point, for `dvc plots` and other tools."""
-    rows = [(name, nfe, d) for name, by_nfe in distances.items() for nfe, d in by_nfe.items()]
-    rows += [("floor", nfe, floor) for nfe in sorted({nfe for _, nfe, _ in rows})]
-    over_nfe = pd.DataFrame(rows, columns=["round", "nfe", "distance"])
+    rows = [(r.name, nfe, d, r.error(nfe)) for r in found.rounds for nfe, d in r.distances.items()]
+    rows += [("floor", nfe, found.floor, found.floor_se) for nfe in found.nfes]
+    over_nfe = pd.DataFrame(rows, columns=["round", "nfe", "distance", "se"])
     over_t = pd.concat([f[["t", "gap"]].assign(round=name) for name, f in gaps.items()])
     for name, frame in (("distance", over_nfe), ("straightness", over_t)):
         frame.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")

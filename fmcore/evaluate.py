@@ -28,8 +28,8 @@ from fmcore.measure.harness import (
     reconstruction,
 )
 from fmcore.measure.transport import (
+    cost_rise,
     transport_cost,
-    transport_cost_error,
     transport_cost_l1,
     transport_cost_l4,
 )
@@ -86,7 +86,8 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     assert path is not None
     result = {
         **_flat(rows, measure),
-        **_paths(path),
+        **_against_floor(rows, measure),
+        **_with_errors(path),
         **_known(harness, paths.data, path),
         **reconstruction(harness, paths.data, path[-1]),
         **likelihood(harness, paths.data),
@@ -148,6 +149,24 @@ def _flat(rows: list[SamplerCuts], measure: Yardstick) -> dict[str, float]:
     return {**flat, **floors}
 
 
+def _against_floor(rows: list[SamplerCuts], measure: Yardstick) -> dict[str, float]:
+    """Return what the recall lacks, and by how much samples are too near to the training data.
+
+    Both are shares of the floor, at the NFE of Euler where the round's distance is least.
+    """
+    best = min((r for r in rows if r.euler), key=lambda r: summary(r.cuts)[measure.name])
+    own, floor, found = summary(best.cuts), measure.floor, {}
+    for gate, metric in (("recall_lost", "recall"), ("memorised", "nearest_train")):
+        if metric not in own or not floor.get(metric, 0.0) > 0:
+            continue
+        share, error = own[metric] / floor[metric], keys.error(metric)
+        found[gate] = 1 - share
+        if error in own and error in floor:
+            both = math.hypot(own[error], share * floor[error]) / floor[metric]
+            found |= {keys.error(gate): both, f"{gate}_cuts": len(best.cuts)}
+    return found
+
+
 def _paths(path: Tensor) -> dict[str, float]:
     """Straightness in its three definitions and the cost for three convex functions."""
     source, target = path[0], path[-1]
@@ -160,6 +179,19 @@ def _paths(path: Tensor) -> dict[str, float]:
         "transport_cost_l1": transport_cost_l1(source, target),
         "transport_cost_l4": transport_cost_l4(source, target),
     }
+
+
+GROUPS = 16
+"""Groups of paths whose values give the standard errors of what is measured on all of them."""
+
+
+def _with_errors(path: Tensor) -> dict[str, float]:
+    """Measure all paths [T+1, B, *D]; the errors are those of the mean of 16 groups of them."""
+    found = _paths(path)
+    if path.shape[1] < 2 * GROUPS:
+        return found
+    groups = summary(_paths(part) for part in path.tensor_split(GROUPS, dim=1))
+    return found | {keys.error(name): groups[keys.error(name)] for name in found}
 
 
 def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
@@ -205,23 +237,30 @@ def _budget(
         limit=2 * harness.settings.trajectories,
     )
     pairs = read(opened, limit=20000)
-    before = transport_cost(pairs.source, pairs.target)
-    after = transport_cost(path[0], path[-1])
-    errors = [
-        transport_cost_error(path[0], path[-1]),
-        transport_cost_error(pairs.source, pairs.target) * after / before,
-    ]
+    count = min(len(pairs), harness.settings.trajectories)
+    source, target = pairs.source[:count], pairs.target[:count]
+    label = None if pairs.label is None else pairs.label[:count]
+    ends = harness.carried(source, label)
+    rise, error = cost_rise(source, target, ends)
+    before = transport_cost(source, target)
     found = {
-        "transport_cost_before": before,
-        "cost_rise": (after - before) / before,
-        "cost_rise_se": math.hypot(*errors) / before,
-        "cost_pairs": min(len(pairs), path.shape[1]),
+        "transport_cost_before": transport_cost(pairs.source, pairs.target),
+        "cost_rise": rise,
+        "cost_rise_se": error,
+        "cost_pairs": count,
     }
     if not losses:
         return found
     loss = losses["held_out_loss"] * path[0, 0].numel()
+    after = transport_cost(source, ends)
     defect = (before - after - bend.straightness(path) - loss) / before
-    return {**found, "budget_defect": defect, **losses}
+    parts = (
+        before * error,
+        _with_errors(path).get("straightness_se", 0.0),
+        losses["held_out_loss_se"] * path[0, 0].numel(),
+    )
+    found |= {"budget_defect": defect, "budget_defect_se": math.hypot(*parts) / before}
+    return {**found, **losses}
 
 
 def _draw(out: Path, shown: dict[int, Tensor], path: Tensor, real: Coupling) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flows.compare.chains import ComparedChain
 from flows.dag.chain import flat
 from fmcore.verdict import keys
-from fmcore.verdict.comparison import short
+from fmcore.verdict.errors import short
 
 if TYPE_CHECKING:
     import pandas as pd

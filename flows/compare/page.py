@@ -17,7 +17,8 @@ from flows.dag.description import Description
 from fmcore.checked import MEND
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
-from fmcore.verdict.comparison import Choice, Comparison, Table, short
+from fmcore.verdict.comparison import Choice, Comparison, Table
+from fmcore.verdict.errors import short, with_error
 
 USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
@@ -58,7 +59,7 @@ def page(groups: Sequence[Group]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    place.globals.update(number=_number)
+    place.globals.update(number=_number, error=with_error)
     chains = [one for group in groups for one in group.chains]
     return place.get_template("page.html").render(
         title=", ".join(dict.fromkeys(one.about.data.replace("_", " ") for one in chains)),
@@ -126,8 +127,10 @@ def _charts(one: ComparedChain) -> list[tuple[str, str]]:
     distances = []
     for r in rounds:
         own = sorted(r.distances)
-        distances.append(Line(r.name, own, [r.distances[nfe] for nfe in own]))
-    axes = Axes("NFE", found.metric, log_x=True, ticks=found.nfes, floor=found.floor)
+        errors = [error for nfe in own if (error := r.error(nfe)) is not None]
+        known = errors if len(errors) == len(own) else ()
+        distances.append(Line(r.name, own, [r.distances[nfe] for nfe in own], known))
+    axes = Axes("NFE", found.metric, log_x=True, ticks=found.nfes, floor=max(found.floor, 0))
     drawn = [("Distance to real data: lower is better", chart(distances, axes))]
     gaps = [line for r in rounds if (line := _gap(one, r.name))]
     if gaps:

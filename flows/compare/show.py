@@ -10,6 +10,7 @@ from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
 from flows.compare.tables import comparison, group_tables, rounds_table
 from fmcore.settings import ReflowError
+from fmcore.verdict.errors import with_error
 
 
 def show(
@@ -41,7 +42,8 @@ def show(
         timed = comparison(root)
         out.print(rounds_table(timed))
         for use, choice in timed.found.ship.items():
-            out.print(f"{use:<9} {choice.round} at NFE {choice.nfe}", highlight=False)
+            scored = with_error(choice.distance, choice.se)
+            out.print(f"{use:<9} {choice.round} at NFE {choice.nfe} ({scored})", highlight=False)
     for table in group_tables(groups) if not alone else []:
         out.print(table)
     for note in notes(groups):

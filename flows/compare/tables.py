@@ -12,7 +12,8 @@ from flows.dag import lineage
 from flows.dag.graph import paths
 from flows.dag.receipts import timings
 from fmcore.settings import ReflowError
-from fmcore.verdict.comparison import FILE, Comparison, nearest, short
+from fmcore.verdict.comparison import FILE, Comparison, nearest
+from fmcore.verdict.errors import short, with_error
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def rounds_table(timed: TimedComparison) -> Table:
     found, layout = timed.found, timed.found.table(())
     table = Table(
         title=escape(found.metric)
-        + f" by NFE (real against real, the floor: {short(found.floor)})",
+        + f" by NFE (real against real, the floor: {with_error(found.floor, found.floor_se)})",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -70,7 +71,7 @@ def rounds_table(timed: TimedComparison) -> Table:
         rel = metrics.get("straightness_rel")
         table.add_row(
             escape(row.round),
-            *(short(distance) for distance in row.distances),
+            *(cell.replace(" ± ", "\n±") for cell in row.cells),
             short(metrics.get("straightness")),
             "" if rel is None else f"{rel:.4f}",
             short(metrics.get("transport_cost")),

@@ -23,7 +23,8 @@ from prefect.states import Completed
 from flows.compare import chains
 from flows.dag import graph, lineage
 from flows.dag.description import Description
-from fmcore.verdict.comparison import Comparison, short
+from fmcore.verdict.comparison import Comparison
+from fmcore.verdict.errors import short, with_error
 
 LARGEST = 2_000_000
 """Largest picture to embed, in bytes, because the server's data base stores what is embedded."""
@@ -73,8 +74,8 @@ def _rounds(found: Comparison) -> list[dict[str, str]]:
     table = found.table(("straightness_rel", "transport_cost"))
     distances = [f"{found.metric} at NFE {nfe}" for nfe in table.nfes]
     columns = ["round", "trained on", *distances, *table.metrics]
-    rows = [[r.round, r.coupling, *(short(value, 4) for value in r.values)] for r in table.rows]
-    floor = [short(found.floor, 4) for _ in distances]
+    rows = [[r.round, r.coupling, *r.cells] for r in table.rows]
+    floor = [with_error(found.floor, found.floor_se) for _ in distances]
     rows.append(["floor", "real against real", *floor, *("" for _ in table.metrics)])
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
@@ -83,7 +84,7 @@ def _shipping(found: Comparison) -> str:
     """Say what to ship and what comes next, as Markdown."""
     lines = [
         f"- **{_plain(use)}**: {_plain(c.round)} at NFE {c.nfe} ({_plain(found.metric)}"
-        f" {short(c.distance, 4)})"
+        f" {with_error(c.distance, c.se)})"
         for use, c in found.ship.items()
     ]
     return "\n".join([*lines, *(f"- {_plain(line)}" for line in found.next)])

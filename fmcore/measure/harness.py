@@ -57,7 +57,7 @@ class Evaluate(Settings):
     smaller errors of these numbers."""
     reconstructions: int = Field(default=512, ge=0, le=10**9)
     """How many real and generated samples are inverted and mapped back in one step, for `drift`; 0
-    skips it. It is always skipped for networks with classes."""
+    skips it. With classes each sample is inverted with its own label."""
     guidance: Guidance = 1.0
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
     need network.classes and double the NFE. Rounds whose pairs have guidance in them are measured
@@ -94,6 +94,17 @@ class Harness:
             guidance=self.settings.guidance,
             keep_trajectory=keep,
         )
+
+    def carried(self, source: Tensor, label: Tensor | None) -> Tensor:
+        """Integrate from `source` [N, *D] to t = 0 with the fine solver; the endpoints."""
+        return self.flow.sample(
+            source,
+            self.settings.solver,
+            device=self.device,
+            batch=self.settings.batch,
+            label=label if self.flow.classes else None,
+            guidance=self.settings.guidance,
+        ).x
 
     def diffused(self, sde: Sde) -> Solution:
         """Integrate from all noise samples to t = 0 by the reverse SDE."""
@@ -138,16 +149,24 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
 
     Errors are per dimension, in model units. A larger error for real samples than for the flow's
     own means that the rounds drift away from the data (`drift` = recon_real - recon_fake, as in
-    balanced conic reflow); `drift_rel` is relative to the variance of the data.
+    balanced conic reflow); `drift_rel` is relative to the variance of the data. A flow with classes
+    takes each sample with its own label; without labels nothing is measured.
     """
-    count = harness.settings.reconstructions
-    if not count or harness.flow.classes:  # the label of a sample is not known here
+    count, solver = harness.settings.reconstructions, harness.settings.solver
+    pairs = read(open_coupling(data), limit=max(count, 1))
+    labels: tuple[Tensor | None, Tensor | None] = (None, None)
+    if harness.flow.classes:
+        if pairs.label is None or harness.label is None:
+            return {}
+        labels = (pairs.label, harness.label[: len(fake[:count])])
+    if not count:
         return {}
     errors, spreads = [], []
-    given = read(open_coupling(data), limit=count).target
-    for x in (given, fake[:count]):
-        source = harness.flow.invert(x, harness.settings.solver, device=harness.device).x
-        back = harness.flow.sample(source, Solver(name="euler", steps=1), device=harness.device).x
+    given = pairs.target
+    for x, label in zip((given, fake[:count]), labels, strict=True):
+        own = {"device": harness.device, "label": label, "guidance": harness.settings.guidance}
+        source = harness.flow.invert(x, solver, **own).x
+        back = harness.flow.sample(source, Solver(name="euler", steps=1), **own).x
         each = (back - x).double().square()
         errors.append(float(each.mean()))
         spreads.append(float(each.flatten(1).mean(1).std(unbiased=False)) / math.sqrt(len(x)))

@@ -31,11 +31,19 @@ def transport_cost(source: Tensor, target: Tensor) -> float:
     return float(_lengths(source, target).square().mean())
 
 
-def transport_cost_error(source: Tensor, target: Tensor) -> float:
-    """Return the standard error of E||target - source||^2 over pairs [B, *D]; 0 for one pair."""
+def cost_rise(source: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Return (after - before) / before of the transport costs of two couplings, and its error.
+
+    Both couple the same sources [B, *D]: to the targets `before` and to the targets `after`. What
+    the costs have in common cancels pair by pair, so the error is that of the differences (of a
+    ratio of means, to first order).
+    """
+    old, new = (_lengths(source, target).square() for target in (before, after))
+    rise = float((new - old).mean() / old.mean())
     if len(source) < 2:
-        return 0.0
-    return float(_lengths(source, target).square().std() / math.sqrt(len(source)))
+        return rise, 0.0
+    rest = new - old - rise * old
+    return rise, float(rest.std() / math.sqrt(len(source)) / old.mean())
 
 
 def transport_cost_l1(source: Tensor, target: Tensor) -> float:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from fmcore.checked import MEND, opened, sealed
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
-from fmcore.verdict.errors import standard_error
+from fmcore.verdict.errors import standard_error, with_error
 from fmcore.verdict.gates import Verdict
 
 FILE = "rounds.json"
@@ -92,17 +92,26 @@ class Judged:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a round, its distances at the table's NFE, its metrics; None is a gap."""
+    """A row of a table: a round, its distances at the table's NFE, its metrics; None is a gap.
+
+    `errors` are the standard errors of all numbers, from left to right; None where there is none.
+    """
 
     round: str
     coupling: str
     distances: list[Number | None]
     metrics: list[Number | None]
+    errors: list[Number | None]
 
     @property
     def values(self) -> list[Number | None]:
         """All numbers, from left to right."""
         return [*self.distances, *self.metrics]
+
+    @property
+    def cells(self) -> list[str]:
+        """All numbers as people read them: `12.7 ± 0.4`."""
+        return [with_error(v, e) for v, e in zip(self.values, self.errors, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,10 @@ class Comparison:
                 r.coupling,
                 [r.at(nfe) for nfe in nfes],
                 [r.metrics.get(name) for name in shown],
+                [
+                    *(r.error(nfe) for nfe in nfes),
+                    *(r.metrics.get(keys.error(name)) for name in shown),
+                ],
             )
             for r in self.rounds
         ]
@@ -261,8 +274,3 @@ def nearest(nfes: Iterable[int], wanted: int = FEW) -> int:
     3
     """
     return min(nfes, key=lambda nfe: (abs(nfe - wanted), nfe))
-
-
-def short(value: float | None, digits: int = 3) -> str:
-    """Format a number for display; an empty string for None."""
-    return "" if value is None else f"{value:.{digits}g}"

@@ -123,3 +123,23 @@ def summary(cuts: Iterable[Mapping[str, float]]) -> dict[str, float]:
         if (error := standard_error(own)) is not None:
             found[keys.error(name)] = error
     return found
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """Format a number for display; an empty string for None."""
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Write a number with its standard error, to one digit of the error, two if that is a 1.
+
+    >>> with_error(12.6912, 0.3821), with_error(0.5, None), with_error(686.2, 14.2)
+    ('12.7 ± 0.4', '0.5', '686 ± 14')
+    """
+    if value is None or error is None or not (0 < error < math.inf) or not math.isfinite(value):
+        return short(value)
+    tens = math.floor(math.log10(error))
+    places = -tens + (1 if error < 2 * 10.0**tens else 0)
+    if not -3 < places < 7:
+        return f"{value:.3g} ± {error:.1g}"
+    return f"{round(value, places):.{max(places, 0)}f} ± {round(error, places):.{max(places, 0)}f}"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from fmcore.settings import Settings
+from fmcore.verdict.errors import quantile, with_error
 
 
 class Level(Settings):
@@ -52,6 +53,12 @@ class Gates(Settings):
     drift_rel: Level = Level(warn=0.1)
     """Error of real samples after inversion and one step back, less that of the flow's own samples,
     over the data's variance."""
+    recall_lost: Level = Level(warn=0.2)
+    """Share of the recall of real data (its floor) that generated samples lack, at the NFE with the
+    least distance. Above it parts of the data are missing."""
+    memorised: Level = Level(warn=0.3)
+    """How much nearer generated samples are to the nearest training sample than held-out data is,
+    as a share of the latter. Above it the flow repeats its training data."""
 
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -93,6 +100,15 @@ WORDS: dict[str, tuple[str, str]] = {
         "inverted real samples have more error than the flow's own, by {value:.3g} of the variance",
         "the rounds drift from the data: mix inverted real pairs into the coupling",
     ),
+    "recall_lost": (
+        "generated samples lack {value:.3g} of the recall of real data",
+        "parts of the data are missing: more pairs, or inverted real pairs in the mix",
+    ),
+    "memorised": (
+        "generated samples are nearer to training data than held-out data is, by {value:.3g} of the"
+        " distance",
+        "the flow repeats its training data: more data or pairs, fewer steps, a smaller network",
+    ),
 }
 """For each gate: what was found, and what to change."""
 
@@ -109,24 +125,43 @@ ROWS = {
 LEAST_ROWS = 64
 """Rows that decide a gate: with fewer the standard error is itself too uncertain."""
 SURE = 2.0
-"""Standard errors by which a mean must exceed a fail level: noise does so once in 44 times."""
+"""Standard errors by which a mean must exceed a level: noise does so once in 44 times. For a mean
+over few cuts it is the quantile of Student's t of the same probability."""
+STAGES = {
+    "couple": ("noise_z", "noise_repeats", "endpoint_shift", "solver_gap_rel"),
+    "train": ("held_out_ratio", "held_out_rel"),
+    "evaluate": ("cost_rise", "budget_defect", "drift_rel", "recall_lost", "memorised"),
+}
+"""The gates of each stage: one that its metrics do not have was not measured."""
+ABSENT = {
+    "held_out_ratio": "no held-out pairs",
+    "held_out_rel": "no held-out pairs",
+    "cost_rise": "a student, guidance, or another interpolant than linear",
+    "budget_defect": "a student, guidance, another interpolant than linear, or no held-out pairs",
+    "drift_rel": "evaluate.reconstructions is 0, or the data has no labels for the flow's classes",
+    "memorised": "no data is held out",
+}
+"""Why a gate may not have been measured."""
+CERTAIN = 0.97725
+"""The probability of `SURE` standard errors of a normal law."""
 UNIT = (0.1, 10.0)
 """Root mean squares of data for which networks, learning rates and solvers are made."""
 BY_SCALE = {"endpoint_shift", "solver_gap_rel", "held_out_ratio", "held_out_rel", "cost_rise"}
 """Gates that data far from unit scale trips, whatever else is right."""
 
-State = Literal["ok", "warn", "fail", "undecided"]
+State = Literal["ok", "warn", "fail", "undecided", "not measured"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The state of a gate for a value, and its message.
 
-    `undecided` means that too few rows were measured: it neither warns nor fails.
+    `undecided` means that too few rows were measured, `not measured` that there is no value: they
+    neither warn nor fail.
     """
 
     gate: str
-    value: float
+    value: float | None
     state: State
     says: str
 
@@ -134,8 +169,8 @@ class Verdict:
 def judge(gates: Gates, values: Mapping[str, Any]) -> list[Verdict]:
     """Judge those of the values that have a gate. The sign of a defect does not matter.
 
-    A mean over rows fails only if it exceeds its level by `SURE` standard errors (`<name>_se`), and
-    is not decided on fewer than `LEAST_ROWS` rows.
+    A mean warns or fails only if it exceeds the level by `SURE` standard errors (`<name>_se`, over
+    `<name>_cuts` cuts if there are few), and is not decided on fewer than `LEAST_ROWS` rows.
 
     >>> [v.state for v in judge(Gates(), {"held_out_ratio": 1.5, "loss": 3.0})]
     ['warn']
@@ -147,19 +182,38 @@ def judge(gates: Gates, values: Mapping[str, Any]) -> list[Verdict]:
         if name not in values:
             continue
         value, level = float(values[name]), getattr(gates, name)
-        error = float(values.get(f"{name}_se", 0.0))
+        margin = _margin(name, values)
         size = abs(value) if name == "budget_defect" else value
         rows = values.get(ROWS.get(name, ""))
         if rows is not None and rows < LEAST_ROWS and math.isfinite(value):
             found.append(Verdict(name, value, "undecided", _few(name, value, rows)))
             continue
         state: State = "ok"
-        if level.warn is not None and not size <= level.warn:
+        if level.warn is not None and not size - margin <= level.warn:
             state = "warn"
         if level.fail is not None and not size <= level.fail:
-            state = "warn" if size - SURE * error <= level.fail else "fail"
+            state = "warn" if size - margin <= level.fail else "fail"
         found.append(Verdict(name, value, state, _words(name, value, level, state, values)))
     return found
+
+
+def absent(stage: str, values: Mapping[str, Any]) -> list[Verdict]:
+    """Return a verdict for every gate of a stage (couple, train, evaluate) without a value."""
+    return [
+        Verdict(name, None, "not measured", f"{name} was not measured{_reason(name)}")
+        for name in STAGES[stage]
+        if name not in values
+    ]
+
+
+def _reason(name: str) -> str:
+    return f": {ABSENT[name]}" if name in ABSENT else ""
+
+
+def _margin(name: str, values: Mapping[str, Any]) -> float:
+    """Return by how much a value must exceed a level: 0 for one without an error."""
+    error, cuts = float(values.get(f"{name}_se", 0.0)), values.get(f"{name}_cuts")
+    return error * (SURE if cuts is None else quantile(CERTAIN, int(cuts)))
 
 
 def _few(name: str, value: float, rows: float) -> str:
@@ -168,12 +222,12 @@ def _few(name: str, value: float, rows: float) -> str:
 
 
 def _words(name: str, value: float, level: Level, state: str, values: Mapping[str, Any]) -> str:
+    error = float(values.get(f"{name}_se", 0.0))
     if state == "ok":
-        return f"{name} {value:.3g}"
+        return f"{name} {with_error(value, error)}"
     what, mend = WORDS[name]
     limit = f"{state} level {level.fail if state == 'fail' else level.warn or 0:g}"
     if state == "warn" and level.fail is not None and abs(value) > level.fail:
-        error = float(values.get(f"{name}_se", 0.0))
         limit = f"fail level {level.fail:g} within the standard error {error:.2g}, so not failed"
     scale = float(values.get("target_rms", 1.0))
     if name in BY_SCALE and not UNIT[0] <= scale <= UNIT[1]:

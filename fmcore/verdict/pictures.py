@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fmcore.verdict.comparison import Comparison
+
 COLOURS = ("#b8433a", "#2f6db3", "#3f8f5f", "#8a5fb0", "#c98a1b", "#4a4a4a")
 INK, FAINT = "#333333", "#c8c8c8"
 POINTS, PATHS = 2000, 128
@@ -155,26 +157,38 @@ def straightness_over_t(path: Path, gaps: "Mapping[str, pd.DataFrame]") -> None:
     _save(figure, path)
 
 
-def fd_over_nfe(
-    path: Path, distances: Mapping[str, Mapping[int, float]], floor: float, name: str
-) -> None:
-    """Draw the distance to real data over NFE for all rounds, with the real-vs-real floor."""
+def fd_over_nfe(path: Path, found: "Comparison") -> None:
+    """Draw the distance to real data over NFE for all rounds, with the real-vs-real floor.
+
+    Bars are two standard errors each way. A distance that is no larger than its error is drawn at
+    the lower edge of the figure, of a metric that is 0 on average for equal laws.
+    """
     figure = _figure(6.4, 4.0)
     axes = figure.add_subplot()
-    ticks: set[int] = set()
-    for i, (round_, by_nfe) in enumerate(distances.items()):
-        nfes = sorted(by_nfe)
-        ticks.update(nfes)
-        values = [max(by_nfe[n], 1e-12) for n in nfes]
+    positive = [d for r in found.rounds for d in r.distances.values() if d > 0]
+    edge = min(positive, default=1e-12) / 2
+    for i, r in enumerate(found.rounds):
+        nfes = sorted(r.distances)
+        values = [max(r.distances[n], edge) for n in nfes]
+        errors = [2 * (r.error(n) or 0.0) for n in nfes]
+        low = [min(e, v - edge / 2) for v, e in zip(values, errors, strict=True)]
         colour = COLOURS[i % len(COLOURS)]
-        axes.plot(nfes, values, "o-", color=colour, linewidth=2, markersize=5, label=round_)
-    if floor > 0:
-        axes.axhline(floor, color=INK, linestyle="--", linewidth=1, label="real vs real (floor)")
+        axes.errorbar(
+            nfes, values, yerr=[low, errors], fmt="o-", color=colour, linewidth=2, markersize=5,
+            elinewidth=1, capsize=2, label=r.name,
+        )  # fmt: skip
+    if found.floor > edge / 2:
+        axes.axhline(
+            found.floor, color=INK, linestyle="--", linewidth=1, label="real vs real (floor)"
+        )
+    if found.floor > edge / 2 and found.floor_se:
+        ends = [max(found.floor + side * 2 * found.floor_se, edge / 2) for side in (-1, 1)]
+        axes.axhspan(*ends, color=INK, alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(sorted(ticks), [str(n) for n in sorted(ticks)])
+    axes.set_xticks(found.nfes, [str(n) for n in found.nfes])
     axes.set_xlabel("NFE (Euler steps from noise to data)", color=INK)
-    axes.set_ylabel(name, color=INK)
+    axes.set_ylabel(f"{found.metric} ± 2 standard errors", color=INK)
     axes.set_title("Distance to real data: lower is better", fontsize=11, color=INK, loc="left")
     axes.legend(frameon=False)
     _plain(axes)
