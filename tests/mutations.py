@@ -352,8 +352,8 @@ MUTATIONS = [
     Mutation(
         "drift never advised",
         "fmcore/verdict/advice.py",
-        "worse.seen",
-        "False",
+        "if worse.seen:",
+        "if False:",
         "tests/fmcore/verdict/test_advice.py::test_drift_stops_a_branch_before_anything_else",
     ),
     Mutation(

@@ -53,8 +53,7 @@ def rounds_table(timed: TimedComparison) -> Table:
     """Lay out a comparison: a row per round, a column per NFE; fits 80 columns."""
     found, layout = timed.found, timed.found.table(())
     table = Table(
-        title=escape(found.metric)
-        + f" by NFE (real against real, the floor: {with_error(found.floor, found.floor_se)})",
+        title=escape(found.metric) + f" by NFE, floor {with_error(found.floor, found.floor_se)}",
         title_justify="left",
         box=None,
         pad_edge=False,

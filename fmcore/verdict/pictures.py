@@ -178,12 +178,10 @@ def fd_over_nfe(path: Path, found: "Comparison") -> None:
             elinewidth=1, capsize=2, label=r.name,
         )  # fmt: skip
     if found.floor > edge / 2:
-        axes.axhline(
-            found.floor, color=INK, linestyle="--", linewidth=1, label="real vs real (floor)"
-        )
-    if found.floor > edge / 2 and found.floor_se:
-        ends = [max(found.floor + side * 2 * found.floor_se, edge / 2) for side in (-1, 1)]
-        axes.axhspan(*ends, color=INK, alpha=0.12, linewidth=0)
+        name, both = "real vs real (floor)", 2 * (found.floor_se or 0.0)
+        axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=name)
+        low = max(found.floor - both, edge / 2)
+        axes.axhspan(low, found.floor + both, color=INK, alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(found.nfes, [str(n) for n in found.nfes])

@@ -25,12 +25,20 @@ def comparison(shift: float = 0.0) -> Comparison:
     def result(name, parent, distances):
         metrics = {"straightness": 8.0, "straightness_rel": 0.1, "transport_cost": 75.0}
         moved = {nfe: d + shift for nfe, d in distances.items()}
-        return RoundResult(name, parent or "independent", parent, False, moved, metrics)
+        return RoundResult(
+            name,
+            parent or "independent",
+            parent,
+            False,
+            moved,
+            metrics,
+            {4: [5.0, 7.0]} if parent else {},
+        )
 
     gates = [Judged("train@rf1", v) for v in judge(Gates(), {"held_out_ratio": 1.5})]
     ship = {"one_step": Choice("rf2", 1, 13.0 + shift), "best": Choice("rf1", 64, 5.0 + shift)}
     rounds = [result("rf1", None, RF1), result("rf2", "rf1", RF2)]
-    return Comparison("fd", "abc", 4.0, rounds, ship, ["after rf2: stop"], gates)
+    return Comparison("fd", "abc", 4.0, rounds, ship, ["after rf2: stop"], gates, 0.3)
 
 
 def chain(name: str = "one", seed: int = 0, recipe: str = "r", shift: float = 0.0) -> ComparedChain:
@@ -56,10 +64,11 @@ def printed(table) -> list[str]:
 def test_the_table_of_the_workspace():
     lines = printed(rounds_table(TimedComparison(comparison(), {"rf1": 271.4})))
     assert lines == [
-        "fd by NFE (real against real, the floor: 4)",
+        "fd by NFE, floor 4.0 ± 0.3",
         "round NFE 1 2 4 64 straight rel cost train",
         "rf1 600 90 40 5 8 0.1000 75 271 s",
-        "rf2 13 9 7 6 8 0.1000 75",
+        "rf2 13 9 7.0 6 8 0.1000 75",
+        "±1.0",
     ]
 
 
@@ -100,7 +109,9 @@ def test_chains_of_one_recipe_are_a_group_with_mean_and_spread():
 def test_the_page_shows_what_the_comparison_says():
     text = page(grouped([chain(), chain("two", 1, shift=2.0)]))
     for part in (
-        "<b>rf2</b>NFE 1: fd 13",
+        "<b>rf2</b>NFE 1: fd 13<br>",
+        "floor 4.0 ± 0.3",
+        ">7.0 ± 1.0</td>",
         '<td class="best">13</td>',
         '<td class="best">5</td>',
         "after rf2: stop",
@@ -124,9 +135,9 @@ def test_the_table_of_prefect_ends_with_the_floor(prefect_server):
         "transport_cost": "75",
     }  # fmt: skip
     assert rows[2] == {
-        "round": "floor", "trained on": "real against real", "fd at NFE 1": "4",
-        "fd at NFE 2": "4", "fd at NFE 4": "4", "fd at NFE 64": "4", "straightness_rel": "",
-        "transport_cost": "",
+        "round": "floor", "trained on": "real against real", "fd at NFE 1": "4.0 ± 0.3",
+        "fd at NFE 2": "4.0 ± 0.3", "fd at NFE 4": "4.0 ± 0.3", "fd at NFE 64": "4.0 ± 0.3",
+        "straightness_rel": "", "transport_cost": "",
     }  # fmt: skip
     assert artifacts._shipping(comparison()).splitlines() == [
         "- **one_step**: rf2 at NFE 1 (fd 13)",

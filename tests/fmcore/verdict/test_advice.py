@@ -1,6 +1,7 @@
 """What to ship, and when to stop."""
 
 from dataclasses import replace
+from statistics import fmean
 
 from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import RoundResult
@@ -36,10 +37,10 @@ def test_a_tie_goes_to_the_earlier_round_and_a_missing_nfe_to_nobody():
 
 def test_bent_paths_ask_for_another_round_and_straight_ones_for_none():
     bent = [row("rf1", (600, 40, 5), rel=0.1)]
-    assert "after rf1: another round pays" in next_round(bent, 5.0)[0]
+    assert "after rf1: another round may pay; NFE 1 scores 600" in next_round(bent)[0]
     straight = [*bent, row("rf2", (13, 7, 5), rel=0.005, parent="rf1")]
-    assert next_round(straight, 5.0) == [
-        line for line in next_round(straight, 5.0) if line.startswith("after rf2: stop; the")
+    assert next_round(straight) == [
+        line for line in next_round(straight) if line.startswith("after rf2: stop; the")
     ]
 
 
@@ -48,9 +49,9 @@ def test_drift_stops_a_branch_before_anything_else():
     rf1, rf2 = row("rf1", (600, 40, 6.73)), row("rf2", (13, 9, 8.03), parent="rf1")
     one, two = [8.38, 6.50, 7.95, 4.08], [8.99, 8.40, 9.00, 5.71]
     rows = [replace(rf1, cuts={64: one}), replace(rf2, cuts={64: two})]
-    assert "stop; at NFE 64 the distance rose from 6.73 to 8.03" in next_round(rows, 5.0)[0]
+    assert "stop; at NFE 64 the distance rose from 6.7 ± 1.0 to 8.0 ± 0.8" in next_round(rows)[0]
     noisy = [rows[0], replace(rows[1], cuts={64: [9.0, 5.4, 9.4, 8.2]})]
-    assert "rose" not in next_round(noisy, 5.0)[0]
+    assert "rose" not in next_round(noisy)[0]
 
 
 def test_branches_are_judged_apart_and_students_not_at_all():
@@ -60,7 +61,7 @@ def test_branches_are_judged_apart_and_students_not_at_all():
         row("b", (14, 7, 5), rel=0.002, parent="rf1"),
         row("one", (9, 300, 500), parent="rf1", student=True),
     ]
-    lines = next_round(rows, 5.0)
+    lines = next_round(rows)
     assert [line.split(":")[0] for line in lines] == ["after a", "after b"]
 
 
@@ -70,4 +71,46 @@ def test_a_round_that_only_a_student_learned_from_is_still_a_last_one():
         row("rf2", (13, 7, 5), rel=0.02, parent="rf1"),
         row("one", (9, 300, 500), parent="rf2", student=True),
     ]
-    assert [line.split(":")[0] for line in next_round(rows, 5.0)] == ["after rf2"]
+    assert [line.split(":")[0] for line in next_round(rows)] == ["after rf2"]
+
+
+def measured(name, cuts, *, parent=None, student=False, rel=0.1, coupling="c"):
+    """A round by its values on every cut."""
+    means = {nfe: fmean(values) for nfe, values in cuts.items()}
+    return RoundResult(name, coupling, parent, student, means, {"straightness_rel": rel}, cuts)
+
+
+def test_what_the_error_does_not_tell_apart_ships_with_the_least_nfe():
+    """Two dimensions: 32 evaluations were shipped for a fiftieth of the error."""
+    one = [0.0308, 0.0221, 0.0396, 0.0301]
+    many = [0.0286, 0.0219, 0.0380, 0.0307]  # 3 % less, a fourth of its own error
+    rf1 = measured("rf1", {1: [3.1, 3.0, 3.2, 3.1], 32: [0.040, 0.042, 0.047, 0.041]})
+    rf2 = measured("rf2", {1: one, 32: many}, parent="rf1")
+    assert (rf2.distances[32], ship([rf1, rf2])["best"].nfe) == (min(rf2.distances.values()), 1)
+    sure = measured("rf2", {1: one, 32: [x - 0.005 for x in one]}, parent="rf1")
+    assert ship([rf1, sure])["best"].nfe == 32, "a small difference that is the same on every cut"
+    assert ship([rf1, rf2])["best"].se == rf2.error(1)
+
+
+def test_a_later_round_is_shipped_only_if_the_test_says_that_it_is_better():
+    early = measured("rf2", {1: [2.0, 2.2, 1.9, 2.1]})
+    luck = measured("rf3", {1: [1.9, 2.25, 1.95, 2.0]}, parent="rf2")
+    better = measured("rf3", {1: [1.9, 2.08, 1.81, 1.98]}, parent="rf2")
+    assert ship([early, luck])["one_step"].round == "rf2"
+    assert ship([early, better])["one_step"].round == "rf3"
+
+
+def test_another_round_pays_only_with_evidence():
+    rf1 = measured("rf1", {1: [600, 610, 590, 605], 64: [5.0, 5.2, 4.9, 5.1]})
+    rf2 = measured("rf2", {1: [13, 14, 12, 13], 64: [5.0, 5.3, 4.9, 5.0]}, parent="rf1")
+    (line,) = next_round([rf1, rf2])
+    assert line.startswith("after rf2: another round pays; NFE 1 scores 13.0 ± 0.4 where NFE 64")
+    assert "the last round gained at NFE 1 (difference 588 ± 4" in line
+    student = measured("one", {1: [9, 9.5, 9, 9.2]}, student=True, parent="rf1")
+    assert "may pay" in next_round([rf1, rf2, student])[0]
+    assert "the student one scores 9.18 ± 0.12" in next_round([rf1, rf2, student])[0]
+    idle = measured("rf2", {1: [600, 612, 589, 604], 64: [5.0, 5.3, 4.9, 5.0]}, parent="rf1")
+    assert "another round may pay; " in next_round([rf1, idle])[0]
+    assert "gained nothing that is seen" in next_round([rf1, idle])[0]
+    done = measured("rf2", {1: [5.1, 5.2, 5.0, 4.9], 64: [5.0, 5.3, 4.9, 5.0]}, parent="rf1")
+    assert "another round may pay little" in next_round([rf1, done])[0]

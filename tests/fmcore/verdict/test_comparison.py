@@ -6,7 +6,8 @@ import pytest
 
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
-from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult, nearest, short
+from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult, nearest
+from fmcore.verdict.errors import short, with_error
 from fmcore.verdict.gates import Gates, judge
 
 
@@ -171,6 +172,7 @@ def test_it_knows_its_nfe_and_lays_itself_out():
         [9.0, 2.5, None, 2, 3.0, 0.1],
         [2.0, None, 1.5, None, 3.5, None],
     ]
+    assert table.rows[0].cells == ["9.0 ± 1.0", "2.5", "", "2", "3", "0.1"]
 
 
 def test_the_nearest_nfe_is_the_smaller_of_two():
@@ -198,3 +200,8 @@ def test_keys_are_parsed_as_they_are_built():
 def test_numbers_for_people():
     assert [short(v) for v in (None, 3, 0.12345, 1234.5)] == ["", "3", "0.123", "1.23e+03"]
     assert short(0.123456, 4) == "0.1235"
+    pairs = ((8.354, 0.05), (0.0286, 0.0044), (-2e-4, 3e-4), (5e7, 2e6), (3.0, 0.0), (2.0, None))
+    assert [with_error(*pair) for pair in pairs] == [
+        "8.35 ± 0.05", "0.029 ± 0.004", "-0.0002 ± 0.0003", "5e+07 ± 2e+06", "3", "2",
+    ]  # fmt: skip
+    assert with_error(float("nan"), 1.0) == "nan" and with_error(None, None) == ""

@@ -13,7 +13,7 @@ from fmcore.matching.interpolant import Linear
 from fmcore.measure.harness import Evaluate
 from fmcore.network.field import Field
 from fmcore.training.held_out import held_out_losses
-from fmcore.verdict.gates import LEAST_ROWS, WORDS, Gates, Level, judge
+from fmcore.verdict.gates import LEAST_ROWS, STAGES, WORDS, Gates, Level, absent, judge
 from tests.chains import CPU, gaussian_data
 
 
@@ -29,6 +29,15 @@ def test_levels(value, state):
     assert verdict.state == state
     if state != "ok":
         assert "gates.held_out_ratio" in verdict.says and "more pairs" in verdict.says
+
+
+def test_a_gate_without_a_value_says_that_it_was_not_measured():
+    found = absent("evaluate", {"cost_rise": 0.0, "budget_defect": 0.0, "recall_lost": 0.0})
+    assert [(v.gate, v.state) for v in found] == [
+        ("drift_rel", "not measured"), ("memorised", "not measured"),
+    ]  # fmt: skip
+    assert found[1].says == "memorised was not measured: no data is held out"
+    assert sorted(name for names in STAGES.values() for name in names) == sorted(Gates.model_fields)
 
 
 def test_a_defect_counts_in_both_directions_and_null_never():
@@ -125,6 +134,11 @@ def test_few_rows_decide_nothing_and_say_so():
     assert verdict.says == "held_out_ratio 2.21 is not decided: 5 pairs, 64 needed"
     (verdict,) = judge(Gates(), {"held_out_ratio": float("nan"), "held_out_pairs": 5})
     assert verdict.state == "fail", "what is not finite needs no more rows"
+    (verdict,) = judge(Gates(), {"cost_rise": 0.02, "cost_rise_se": 0.02})
+    assert verdict.state == "ok" and verdict.says == "cost_rise 0.02 ± 0.02", "noise is no warning"
+    few = {"recall_lost": 0.3, "recall_lost_se": 0.04}
+    assert judge(Gates(), few)[0].state == "warn"
+    assert judge(Gates(), {**few, "recall_lost_cuts": 4})[0].state == "ok", "Student's t is wider"
     (verdict,) = judge(Gates(), {"held_out_ratio": 2.1, "held_out_ratio_se": 0.4})
     assert verdict.state == "warn" and "within the standard error 0.4" in verdict.says
 
