@@ -180,8 +180,8 @@ def fd_over_nfe(path: Path, found: "Comparison") -> None:
     if found.floor > edge / 2:
         name, both = "real vs real (floor)", 2 * (found.floor_se or 0.0)
         axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=name)
-        low = max(found.floor - both, edge / 2)
-        axes.axhspan(low, found.floor + both, color=INK, alpha=0.12, linewidth=0)
+        bottom = max(found.floor - both, edge / 2)
+        axes.axhspan(bottom, found.floor + both, color=INK, alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(found.nfes, [str(n) for n in found.nfes])
