@@ -203,7 +203,7 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     found = {"ivd": bend.initial_velocity_delta(start, path)}
     about = open_coupling(data).about
     settings = about.data or {}
-    if settings.get("name") == "gaussian":
+    if settings.get("name") == "gaussian" and about.source is None:
         own, spread = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
         mean = about.units.forward(own[None])[0]
         std = about.units.forward((own + spread)[None])[0] - mean if about.scale else spread

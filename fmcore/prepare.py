@@ -2,20 +2,26 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fmcore.coupling.noise import identities
+from fmcore.coupling.source import SAMPLES
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.dataset.kinds import Dataset
+from fmcore.dataset.kinds import Dataset, Noise, SourceOf
 from fmcore.dataset.samples import Samples
 from fmcore.dataset.summary import lines, summary
-from fmcore.scale import Scale, advice_on_scale
+from fmcore.scale import AsIs, Scale, advice_on_scale
 from fmcore.settings import ReflowError, Say, derive_seed, silent
 
-__all__ = ["Dataset", "prepare"]
+__all__ = ["Dataset", "SourceOf", "prepare"]
+
+NOISE = Noise()
 
 SHARD_ROWS = 16384
 
@@ -44,6 +50,7 @@ def _scales(samples: Samples, settings: Dataset, found: Mapping[str, float]) -> 
 def prepare(
     out: Path,
     settings: Dataset,
+    source: SourceOf = NOISE,
     *,
     seed: int,
     metrics: Path | None = None,
@@ -52,11 +59,13 @@ def prepare(
 ) -> None:
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
-    The result is a coupling without a `source` column: training draws its source at every step.
+    The result is a coupling without a `source` column: training draws its source at every step,
+    noise or one of the samples of `source`, which are written into a folder of their own in `out`.
     A sample is held out by its content, so by the same rule in every chain and order of the data.
-    Targets are written in model units (`settings.scale`), and the map is recorded. `warn` is called
-    with a sentence if data without a scale is far from that of the noise. What the data hold is
-    told to `say` line by line, and written to `metrics` (json), in the data's own units.
+    Targets and sources are written in model units, by one map (`settings.scale`), which is
+    recorded. `warn` is called with a sentence if data without a scale is far from that of the
+    noise. What the data hold is told to `say` line by line, and written to `metrics` (json), in the
+    data's own units.
     """
     samples = settings.read(derive_seed(seed, "target"))
     found = summary(samples)
@@ -65,18 +74,62 @@ def prepare(
     scale, recorded = _scales(samples, settings, found)
     if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
         warn(advice)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
-    order = torch.randperm(len(samples.target), generator=generator)
     about = About(
         kind="independent",
         shape=list(samples.target.shape[1:]),
         image=samples.image,
-        pairs=len(order),
+        pairs=len(samples.target),
         seed=derive_seed(seed, "independent"),
-        data=settings.model_dump(mode="json", exclude={"scale", "seed"}),
+        data=_described(settings),
         classes=None if samples.names is None else list(samples.names),
         scale=recorded.record,
+        source=None if isinstance(source, Noise) else _described(source),
     )
+    if not isinstance(source, Noise):
+        _write_source(out / SAMPLES, source, about, scale, seed, say)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
+    _write(out, about, samples, torch.randperm(about.pairs, generator=generator), scale)
+    if metrics is not None:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _described(settings: Dataset) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"scale", "seed"})
+
+
+def _write_source(
+    out: Path, settings: Dataset, target: About, scale: Scale, seed: int, say: Say
+) -> None:
+    """Write the source samples as prepared data of their own, in the units of the target.
+
+    A path and its cost are differences of source and target, so both sides have one scale.
+    """
+    if not isinstance(settings.scale, AsIs):
+        raise ReflowError("source.scale: both sides are mapped by data.scale; remove source.scale")
+    own = seed if settings.seed is None else settings.seed
+    samples = settings.read(derive_seed(own, "source"))
+    if list(samples.target.shape[1:]) != target.shape:
+        raise ReflowError(
+            f"source: samples of shape {list(samples.target.shape[1:])}, those of data have"
+            f" {target.shape}; choose data sets of one shape, or resize one"
+        )
+    for line in lines(samples, summary(samples)):
+        say(line.replace("data:", "source:", 1))
+    about = target.model_copy(
+        update={
+            "pairs": len(samples.target),
+            "data": target.source,
+            "source": None,
+            "classes": None,
+        }
+    )
+    unlabelled = replace(samples, label=None)
+    _write(out, about, unlabelled, torch.arange(about.pairs), scale)
+
+
+def _write(out: Path, about: About, samples: Samples, order: Tensor, scale: Scale) -> None:
+    """Write samples in an order and in model units, shard by shard, then the manifest."""
     width = 4 * samples.target[0].numel()
     starts = range(0, len(order), max(1, min(SHARD_ROWS, SHARD_BYTES // width)))
     for index, start in enumerate(starts):
@@ -87,6 +140,3 @@ def prepare(
         target, real_id = scale.forward(own), identities(own)
         write_shard(out, index, table(about, ids, target, label=label, real_id=real_id))
     finish(out, about, len(starts))
-    if metrics is not None:
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_text(json.dumps(found, indent=2) + "\n")

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
-from fmcore.coupling.checks import check_labels
+from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import Pairs, Split, open_coupling, read
+from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.build import Network, VelocityNetwork, build, with_spans
 from fmcore.network.mlp import MLP
@@ -35,10 +36,23 @@ from fmcore.work.compute import Compute
 SHARD_ROWS = 16384
 
 
-def independent(target: Tensor, label: Tensor | None = None) -> Pairs:
-    """Return targets [N, *D] as pairs whose standard normal source training draws at every step."""
-    noise = gaussian_noise(derive_seed(0, "held_out"), np.arange(len(target)), target.shape[1:])
-    return Pairs(torch.arange(len(target)), target.float(), noise, label, independent=True)
+def independent(
+    target: Tensor, label: Tensor | None = None, *, source: Tensor | None = None
+) -> Pairs:
+    """Return targets [N, *D] as pairs whose source training draws at every step.
+
+    It is standard normal, or one of the samples `source` [M, *D].
+    """
+    if source is not None and source.shape[1:] != target.shape[1:]:
+        raise ReflowError(
+            f"independent: target and source need samples of one shape, got"
+            f" {list(target.shape[1:])} and {list(source.shape[1:])}"
+        )
+    pool = None if source is None else source.float()
+    law = Source(tuple(target.shape[1:]), pool)
+    drawn = law.draw(derive_seed(0, "held_out"), np.arange(len(target)))
+    ids = torch.arange(len(target))
+    return Pairs(ids, target.float(), drawn, label, independent=True, pool=pool)
 
 
 def coupled(target: Tensor, source: Tensor, label: Tensor | None = None) -> Pairs:
@@ -73,6 +87,8 @@ def fit_flow(
     else:
         start = build(network or MLP(), shape, seed=derive_seed(seed, "initialise"))
     check_labels(pairs.label, start.settings.classes, "pairs")
+    source = None if pairs.pool is None else {"name": "tensor"}
+    check_source(source, settings.interpolant)
     if settings.objective == "mean_flow":
         start = with_spans(start)
     state = new_state(start.to(device or _device()), settings)
@@ -90,10 +106,12 @@ def fit_flow(
         "objective": settings.objective,
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
+        "source": source,
     }
     if init is not None and init.made_of is not None:
         before = init.made_of[0].config
-        about |= {key: before[key] for key in ("classes", "scale") if key in before}
+        kept = [key for key in ("classes", "scale", "source") if not about.get(key)]
+        about |= {key: before[key] for key in kept if before.get(key)}
     return Flow.of(Model(trained, about, digest=""), compute)
 
 
@@ -157,9 +175,11 @@ def rectify(
     """Return the coupling that the flow's ODE produces: each source with the end of its path.
 
     `source` is a number of pairs, whose noise is then a function of (seed, pair), or the sources
-    [N, *D] themselves.
+    [N, *D] themselves, which a flow from other sources than noise needs.
     """
     if isinstance(source, int):
+        if flow.made_of is not None and flow.made_of[0].config.get("source"):
+            raise ReflowError("rectify: this flow does not start from noise; give the sources")
         if flow.made_of is None:
             raise ReflowError("rectify: the shape of this flow is not known; give the sources")
         source = gaussian_noise(seed, np.arange(source), flow.made_of[0].shape)
@@ -192,6 +212,8 @@ def write_coupling(
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
         raise ReflowError(f"{folder}: exists and is not empty; name a new folder")
+    if pairs.pool is not None:
+        raise ReflowError("write_coupling: name both data sets in a project (`data`, `source`)")
     about = About(
         kind="independent" if pairs.independent else "imported",
         shape=list(pairs.target.shape[1:]),

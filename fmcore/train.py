@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fmcore.coupling.checks import check_labels
+from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
@@ -147,6 +147,7 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
             " start the round from a model of the same shape, or from scratch"
         )
     same_units(start.scale, coupling.about.units, str(coupling.path))
+    check_source(coupling.about.source, settings.interpolant)
     check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
     if settings.pairing.name != "independent" and not coupling.independent:
         raise ReflowError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.dag.graph import paths
+from flows.dag.graph import paths, prepared, read
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def draw(root: Path, round_: str, file: Path, wanted: Draw) -> None:
 
     from fmcore.verdict import pictures
 
-    x = _samples(paths(root, f"train@{round_}")["out"], wanted)
+    data = prepared(read(root))
+    x = _samples(paths(root, f"train@{round_}")["out"], root / (data or ""), wanted)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".npy":
@@ -42,12 +43,13 @@ def draw(root: Path, round_: str, file: Path, wanted: Draw) -> None:
         raise ReflowError(f"{file}: cannot be written ({error.strerror})") from error
 
 
-def _samples(model: Path, wanted: Draw) -> "Tensor":
-    """Return samples [count, *D] in the data's own units."""
+def _samples(model: Path, data: Path, wanted: Draw) -> "Tensor":
+    """Return samples [count, *D] in the data's own units, from noise or from the real source."""
     import numpy as np
     import torch
 
-    from fmcore.coupling.noise import gaussian_noise
+    from fmcore.coupling.read import open_coupling
+    from fmcore.coupling.source import Source
     from fmcore.network.store import load
     from fmcore.sampling.flow import Flow
     from fmcore.sampling.reverse_sde import Sde, diffuse
@@ -55,7 +57,10 @@ def _samples(model: Path, wanted: Draw) -> "Tensor":
 
     loaded = load(model)
     flow, ids, cpu = Flow.of(loaded), np.arange(wanted.count), torch.device("cpu")
-    noise = gaussian_noise(derive_seed(wanted.seed, "sample"), ids, loaded.shape)
+    source = Source(loaded.shape)
+    if loaded.config.get("source") is not None:
+        source = open_coupling(data).source
+    noise = source.draw(derive_seed(wanted.seed, "sample"), ids)
     if wanted.label is None and wanted.guidance != 1:
         raise ReflowError("--guidance pulls towards a class; say which by --label")
     label = None

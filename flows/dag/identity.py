@@ -29,7 +29,8 @@ def data_key(root: Path, whole: Chain) -> str:
     settings = dict(given) if isinstance(given, Mapping) else {}
     for place in known.get("files", {}):
         settings.pop(str(place).removeprefix("data."), None)  # the path of a file; see `files`
-    return digest([settings, known.get("files", {}), known.get("own", {})])
+    source = [known["source"]] if "source" in known else []
+    return digest([settings, known.get("files", {}), known.get("own", {}), *source])
 
 
 def yardstick_key(root: Path, whole: Chain, round_: Round, found: Comparison) -> str:

@@ -5,6 +5,7 @@ It writes a small JSON file for each other stage, and that stage depends on the 
     code   the meaning of each module of fmcore that the stage's verb imports
     own    the meaning of the user's own classes that its parameters name
     files  the content of the files and folders that its parameters name, with count and bytes
+    source for prepare, where it is set: the section `source`, which params.yaml may lack
 
 So editing a comment reruns nothing, editing a function reruns the stages that use it, and replacing
 a data file changes the input, on this and on every other machine. This module does not import torch
@@ -34,21 +35,24 @@ from fmcore.settings import ReflowError
 STAGE = "inputs"
 FOLDER = "inputs"
 
+DATA_FILES: dict[str, tuple[str, str | None]] = {
+    "images": ("root", None),
+    "array": ("path", None),
+    "cifar10": ("root", None),
+    "fashion_mnist": ("root", "/usr/share/datasets/fashion-mnist"),
+    "emoji": ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
+}
 NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
-    ("data", "images"): ("root", None),
-    ("data", "array"): ("path", None),
-    ("data", "cifar10"): ("root", None),
-    ("data", "fashion_mnist"): ("root", "/usr/share/datasets/fashion-mnist"),
-    ("data", "emoji"): ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
+    **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
     ("yardstick.features", "inception"): ("weights", None),
 }
 """Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
 
-READER = {"data": "prepare", "yardstick.features": "calibrate"}
+READER = {"data": "prepare", "source": "prepare", "yardstick.features": "calibrate"}
 """By place: the verb that reads these files; the others read what it made of them."""
 
 READS = {
-    "prepare": ("data",),
+    "prepare": ("data", "source"),
     "initialise": ("network",),
     "calibrate": ("yardstick",),
     "train": ("network", "rounds.{key}.train"),
@@ -78,6 +82,7 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
                 "code": closures[verb],
                 "own": _own(code, chosen, closures[verb]),
                 "files": dict(_files(root, seen, verb, chosen)),
+                **_source(chosen),
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
     return found
@@ -104,6 +109,13 @@ def write(root: Path) -> None:
             _remove(other)
 
 
+def _source(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `source` where it is no noise: DVC refuses absent parameters, and it may
+    be absent, so it is no parameter of the stage prepare."""
+    found = {str(key): str(value) for key, value in _mapping(chosen.get("source")).items()}
+    return {"source": found} if found and found.get("name") != "noise" else {}
+
+
 def text_of(file: Path) -> str | None:
     """Return the text of a file; None if it cannot be read as text."""
     try:
@@ -127,6 +139,7 @@ def changes(before: str | None, after: str | None) -> list[str]:
         return ["params.yaml no longer has it"]
     old, new = _parts(before), _parts(after)
     said = [f"code of {name} changed" for name in _different(old["code"], new["code"])]
+    said += ["source changed in params.yaml"] if old["source"] != new["source"] else []
     for name in _different(old["own"], new["own"]):
         named_now, named_before = name in new["own"], name in old["own"]
         how = "changed" if named_now and named_before else "is named now"
@@ -141,7 +154,9 @@ def _parts(text: str | None) -> dict[str, Mapping[str, Any]]:
         found = json.loads(text or "{}")
     except ValueError:
         found = {}
-    return {part: _mapping(_mapping(found).get(part)) for part in ("code", "own", "files")}
+    return {
+        part: _mapping(_mapping(found).get(part)) for part in ("code", "own", "files", "source")
+    }
 
 
 def md5(text: str) -> str:

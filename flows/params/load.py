@@ -12,7 +12,7 @@ from flows.params.possible import impossible
 from flows.params.replicates import mistakes
 from flows.params.tree import parse, place, plain, read_text, shown, unusual
 from fmcore import own
-from fmcore.dataset.kinds import Dataset
+from fmcore.dataset.kinds import Dataset, Noise, SourceOf
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import Network
@@ -95,6 +95,9 @@ class Params(Settings):
     """Where the stages compute: device, CPU threads, precision."""
     data: Dataset
     """The target samples: a density, a public data set, or files of your own."""
+    source: SourceOf = Noise()
+    """The samples at t = 1, from which the flow starts: noise, or any data set, for a transfer from
+    one data set to another. Both sides need one shape, and have the scale of `data`."""
     network: Network
     """The velocity network of all rounds; without a name it is a residual_mlp."""
     yardstick: YardstickSettings

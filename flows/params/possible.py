@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fmcore.choices.solvers import OdeSolver
+from fmcore.dataset.kinds import Noise
 from fmcore.dataset.samples import Known
 from fmcore.features.extractor import FeatureSettings
 from fmcore.matching.times import Grid, Point
@@ -40,6 +41,7 @@ def impossible(params: "Params") -> Iterator[Mistake]:
         yield from _round(params, name, known)
     yield from _pairs_of_students(params)
     yield from _scores(params)
+    yield from _source(params, known)
     yield from _guidance(params)
 
 
@@ -162,6 +164,25 @@ def _scores(params: "Params") -> Iterator[Mistake]:
     )
     if params.evaluate.sde and not any(having):
         what = "no round has a score: none is trained on independent pairs; leave it out"
+        yield ("evaluate", "sde"), what
+
+
+def _source(params: "Params", known: Known) -> Iterator[Mistake]:
+    """A source that is no noise: other shapes, units, and what is known of noise alone."""
+    source = params.source
+    if isinstance(source, Noise):
+        return
+    if source.scale.name != "none":
+        yield ("source", "scale"), "both sides are mapped by data.scale; remove source.scale"
+    shapes = [known.shape, source.known().shape]
+    if None not in shapes and shapes[0] != shapes[1]:
+        given = " and ".join(str(list(shape or ())) for shape in shapes)
+        yield ("source",), f"data and source need one shape, got {given}"
+    if params.evaluate.likelihood is not None:
+        what = "needs the density of the source, known for noise alone; leave it out, or the source"
+        yield ("evaluate", "likelihood"), what
+    if params.evaluate.sde:
+        what = "needs the score, which a flow from noise has alone; leave it out, or the source"
         yield ("evaluate", "sde"), what
 
 

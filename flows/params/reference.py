@@ -22,6 +22,7 @@ The examples of this page together are a whole parameter file.
 EXAMPLES = {
     "seed": "seed: 0",
     "data": "data: {name: images, root: data/images}",
+    "source": "source: {name: noise}",
     "network": "network: {name: unet, channels: [32, 64], attend: [1], dropout: 0.1}",
     "rounds": """\
 rounds:
@@ -76,9 +77,12 @@ def _described(own: list[Section], name: str, shown: dict[type, list[Section]]) 
         if group[0].cls in shown:
             again.append(group)
             continue
-        shown |= {section.cls: group for section in group}
+        new = [section for section in group if section.cls not in shown]
         yield f"### `{place}`\n" if place != name else ""
-        yield _table([s for section in group for s in section.settings])
+        yield _table([s for section in new for s in section.settings])
+        for same in dict.fromkeys(shown[s.cls][0].place for s in group if s not in new):
+            yield f"With any other name: the keys of [`{same}`](#{_anchor(same)}).\n"
+        shown |= {section.cls: group for section in new}
     for same in dict.fromkeys(shown[group[0].cls][0].place for group in again):
         groups = [g for g in again if shown[g[0].cls][0].place == same]
         fewer = len(groups[0]) < len(shown[groups[0][0].cls])

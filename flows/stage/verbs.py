@@ -32,7 +32,8 @@ def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
         print(f"warning: {text}", flush=True)
 
     say = partial(print, flush=True)
-    prepare(**paths, settings=params.data, seed=seed_of(params, "prepare"), say=say, warn=warn)
+    out, metrics, seed = paths["out"], paths["metrics"], seed_of(params, "prepare")
+    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=say, warn=warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:

@@ -62,6 +62,11 @@ class Sampler(PythonModel):
 
     def _source(self, given: Any, seed: int, count: int) -> Tensor:
         noise = np.asarray(given["noise"] if isinstance(given, dict) else given, dtype=np.float32)
+        if count > 0 and self.model.config.get("source") is not None:
+            raise ReflowError(
+                "this flow starts from the samples of another data set, not from noise: give them,"
+                " in model units, instead of params seed and count"
+            )
         if count > 0 and noise.size == 0:
             return gaussian_noise(derive_seed(seed, "sample"), np.arange(count), self.shape)
         if count > 0 or noise.shape[1:] != self.shape or noise.size == 0:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from torch import Tensor
 
 from fmcore.coupling.read import open_coupling, read, readable
 from fmcore.coupling.write import About
+from fmcore.matching.interpolant import Schedule
 from fmcore.settings import ReflowError
+
+ENDS_WITHIN = 0.05
+"""How far alpha(1) may be from 0 and sigma(1) from 1 for a flow that starts from real samples."""
 
 SEEN = 20000
 """Number of real samples with which the endpoints are compared."""
@@ -23,7 +28,8 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
     """Return the metrics of the coupling in `folder`, read shard by shard.
 
     noise_z: largest z-score of mean, variance and fourth moment of the generated source.
-    noise_repeats: sources that occur twice. endpoint_shift: squared gap of the targets' mean and
+    noise_repeats: sources that occur twice. Neither is measured where the source is no noise.
+    endpoint_shift: squared gap of the targets' mean and
     standard deviations from those of the real data, relative to its variance. solver_gap_rel:
     RMS solver gap relative to the data's standard deviation.
     """
@@ -50,6 +56,7 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
             moments += _powers(drawn)
     rms = float((gap / max(1, audited)) ** 0.5)
     shift, std, size = _shift(ends, data)
+    noise = {"noise_z": _z(moments), "noise_repeats": sum(n - 1 for n in hashes.values())}
     return {
         "nfe": about.nfe if about.nfe is not None else spent / about.pairs,
         "transport_cost": cost / about.pairs,
@@ -57,8 +64,7 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
         "solver_gap_rel": rms / std,
         "target_rms": size,
         "audited": audited,
-        "noise_z": _z(moments),
-        "noise_repeats": sum(n - 1 for n in hashes.values()),
+        **(noise if about.source is None else {}),
         "endpoint_shift": shift,
     }
 
@@ -82,6 +88,17 @@ def check_labels(label: Tensor | None, classes: int, place: str) -> None:
         raise ReflowError(
             f"network.classes is {classes}, so labels are 0 to {classes - 1}, but {place} has"
             f" labels {least} to {most}: {most} {says}; {cure}"
+        )
+
+
+def check_source(source: Mapping[str, Any] | None, interpolant: Schedule) -> None:
+    """Raise ReflowError if an interpolant does not end at the samples of a real source."""
+    end = torch.ones((), dtype=torch.float64)
+    alpha, sigma = float(interpolant.alpha(end)), float(interpolant.sigma(end))
+    if source is not None and max(abs(alpha), abs(sigma - 1)) > ENDS_WITHIN:
+        raise ReflowError(
+            f"train.interpolant: at t = 1 it is {alpha:.3g} target + {sigma:.3g} source, so its"
+            " flow would not start from the samples of `source`; use linear, cosine or polynomial"
         )
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.coupling.manifest import MANIFEST
-from fmcore.coupling.noise import NOT_REAL, gaussian_noise, is_held_out
+from fmcore.coupling.noise import NOT_REAL, is_held_out
+from fmcore.coupling.source import SAMPLES, Source
 from fmcore.coupling.write import COLUMNS, SCHEMA_VERSION, About
 from fmcore.settings import ReflowError, derive_seed
 
@@ -31,8 +32,10 @@ class Pairs:
     """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None.
 
     `real_id` [N] is the identity of the real sample of each pair, None where no pair has one.
+    Training draws the source of `independent` pairs from the real samples `pool` [M, *D]; None is
+    noise.
 
-    Training draws a new source for `independent` pairs at every step; here it is fixed noise.
+    Training draws a new source for `independent` pairs at every step; here it is a fixed one.
     """
 
     pair_id: Tensor
@@ -41,6 +44,7 @@ class Pairs:
     label: Tensor | None = None
     independent: bool = False
     real_id: Tensor | None = None
+    pool: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -60,7 +64,8 @@ class Pairs:
         """Return the pairs at the positions `index` [M]."""
         label, real_id = (None if v is None else v[index] for v in (self.label, self.real_id))
         target, source = self.target[index], self.source[index]
-        return Pairs(self.pair_id[index], target, source, label, self.independent, real_id)
+        pair_id = self.pair_id[index]
+        return Pairs(pair_id, target, source, label, self.independent, real_id, self.pool)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,25 @@ class Coupling:
     def independent(self) -> bool:
         """Whether training draws the source: prepared data is a coupling without a source."""
         return self.about.kind == "independent"
+
+    @cached_property
+    def source(self) -> Source:
+        """The source of which prepared data are the target side; real samples are in memory."""
+        shape = tuple(self.about.shape)
+        if self.about.source is None:
+            return Source(shape)
+        pairs = read(open_coupling(self.path / SAMPLES))
+        return Source(shape, pairs.target, pairs.real_id)
+
+    @cached_property
+    def train_source(self) -> Source:
+        """The source that training draws from: no sample of it is held out."""
+        return self.source.split(held_out=False)
+
+    @cached_property
+    def held_out_source(self) -> Source:
+        """The source of held-out pairs."""
+        return self.source.split(held_out=True)
 
     @cached_property
     def groups(self) -> list[tuple[str, int, int]]:
@@ -162,7 +186,10 @@ def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
 
 
 def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
-    """Decode Arrow rows; an independent coupling gets fixed noise as source, for held-out pairs."""
+    """Decode Arrow rows; an independent coupling gets a fixed source, for held-out pairs.
+
+    A held-out pair has a held-out source where sources are real.
+    """
     shape = tuple(coupling.about.shape)
 
     def vectors(name: str) -> Tensor:
@@ -172,16 +199,22 @@ def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
         return torch.from_numpy(array).reshape(-1, *shape)
 
     ids = rows["pair_id"].to_numpy()
-    if coupling.independent:
-        source = gaussian_noise(derive_seed(coupling.about.seed, "held_out"), ids, shape)
-    else:
-        source = vectors("source")
     label = torch.tensor(rows["label"].to_numpy()) if "label" in rows.column_names else None
     real_id = None
     if "real_id" in rows.column_names:
         real_id = torch.tensor(rows["real_id"].fill_null(NOT_REAL).to_numpy())
     target = vectors("target")
-    return Pairs(torch.tensor(ids), target, source, label, coupling.independent, real_id)
+    pairs = Pairs(torch.tensor(ids), target, target, label, coupling.independent, real_id)
+    if not coupling.independent:
+        return replace(pairs, source=vectors("source"))
+    seed = derive_seed(coupling.about.seed, "held_out")
+    if coupling.source.samples is None:
+        return replace(pairs, source=coupling.source.draw(seed, ids))
+    source, held = torch.empty_like(target), pairs.held_out
+    source[~held] = coupling.train_source.draw(seed, ids[~held.numpy()])
+    if bool(held.any()):
+        source[held] = coupling.held_out_source.draw(seed, ids[held.numpy()])
+    return replace(pairs, source=source, pool=coupling.train_source.samples)
 
 
 def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:
@@ -225,6 +258,9 @@ def verify(path: Path) -> Coupling:
     """Check every byte: hashes, rows, schema, foreign files, ids; a ReflowError names the fault."""
     coupling = open_coupling(path)
     listed = {s["file"] for s in coupling.shards}
+    if coupling.independent and coupling.about.source is not None:
+        verify(path / SAMPLES)
+        listed |= {SAMPLES}
     for file in sorted(path.iterdir()):
         if file.name not in listed | {MANIFEST}:
             raise ReflowError(f"{file}: foreign file, the manifest does not list it; remove it")

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class About(Settings):
     data: dict[str, Any] | None = None
     classes: list[str] | None = None
     scale: dict[str, list[float]] | None = None
+    source: dict[str, Any] | None = None
+    """The data set of the source; None for N(0, I)."""
 
     @property
     def units(self) -> Scale:
@@ -60,8 +62,9 @@ class About(Settings):
         return Scale.of(self.scale)
 
     def carried(self) -> dict[str, Any]:
-        """Return what a model made from this one keeps: class names, scale, guidance."""
-        return self.model_dump(include={"classes", "scale", "guided"}, exclude_none=True)
+        """Return what a model made from this one keeps: class names, scale, guidance, source."""
+        kept = {"classes", "scale", "guided", "source"}
+        return self.model_dump(include=kept, exclude_none=True)
 
     @property
     def in_shard(self) -> dict[str, Any]:
@@ -82,13 +85,14 @@ def table(
     label: Tensor | None = None,
     solver_gap: NDArray[np.float32] | None = None,
     real_id: NDArray[np.int64] | None = None,
-    nfe: Tensor | None = None,
+    extra: Mapping[str, NDArray[Any]] | None = None,
 ) -> pa.Table:
     """Build the Arrow table of some pairs; a `solver_gap` [N] of NaN means not audited.
 
     `real_id` [N] is the identity of each pair's real sample, `NOT_REAL` where it has none; it
-    decides the split, and how the pairs of a mixture were made. For prepared data it is that of the
-    targets, unless it is given. `nfe` [N] is that of an adaptive solver.
+    decides the split. For prepared data it is that of the targets, unless it is given. `extra`
+    holds other columns: the `kind` [N] of each pair of a mixture, the `nfe` [N] of an adaptive
+    solver.
 
     Raises ReflowError for a value that is not finite, so that no coupling holds NaN.
     """
@@ -102,11 +106,7 @@ def table(
         columns["solver_gap"] = pa.array(solver_gap, pa.float32(), mask=np.isnan(solver_gap))
     if real_id is None and about.kind == "independent":
         real_id = identities(target)
-    if about.kind == "mixed" and real_id is not None:
-        made = np.where(real_id == NOT_REAL, "generated", "inverted")
-        columns["kind"] = pa.array(made, pa.string())
-    if nfe is not None:
-        columns["nfe"] = pa.array(nfe.numpy(), pa.int64())
+    columns |= {name: pa.array(values) for name, values in (extra or {}).items()}
     if real_id is not None:
         columns["real_id"] = pa.array(real_id, pa.int64(), mask=real_id == NOT_REAL)
     split = np.where(is_held_out(pair_ids, real_id), "held_out", "train")
@@ -261,7 +261,7 @@ def finish(folder: Path, about: About, shards: int, *, keep_hashes: bool = False
     if keep_hashes:
         wanted |= {_record(folder / name).name for name in wanted}
     for path in folder.iterdir():
-        if path.name not in wanted:
+        if path.name not in wanted and not path.is_dir():
             path.unlink()
     rows = sum(int(str(f["rows"])) for f in files)
     if rows != about.pairs:

@@ -1,6 +1,6 @@
-"""Target samples: two-dimensional densities, public data sets, the user's own images and arrays."""
+"""Target and source samples: densities, public data sets, the user's own images and arrays."""
 
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import Tensor
@@ -49,7 +49,13 @@ class Custom(Own, Data):
         return cast(Tensor | None, self.own.log_density(x))
 
 
-Dataset = Annotated[
+class Noise(Settings):
+    """Standard normal noise N(0, I) of the target's shape."""
+
+    name: Literal["noise"] = "noise"
+
+
+_Kind = (
     EightGaussians
     | TwoMoons
     | Checkerboard
@@ -61,6 +67,10 @@ Dataset = Annotated[
     | Emoji
     | Images
     | Array
-    | Custom,
-    Field(discriminator="name"),
-]
+    | Custom
+)
+
+Dataset = Annotated[_Kind, Field(discriminator="name")]
+
+SourceOf = Annotated[Noise | _Kind, Field(discriminator="name")]
+"""The law of the source: noise, or any data set."""

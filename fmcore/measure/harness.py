@@ -121,10 +121,10 @@ class Harness:
 
 
 def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
-    """Return a flow's harness: `count` noise samples and, for a flow with classes, real labels."""
+    """Return a flow's harness: `count` sources and, for a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
     same_units(flow.scale, real.about.units, str(data))
-    noise = gaussian_noise(derive_seed(work.seed, "evaluate"), ids, tuple(real.about.shape))
+    noise = real.source.draw(derive_seed(work.seed, "evaluate"), ids)
     if flow.guided != 1:
         settings = settings.model_copy(update={"guidance": 1.0})
     label = None
@@ -194,6 +194,8 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     if settings is None:
         return {}
     coupling = open_coupling(data)
+    if coupling.about.source is not None:  # the density of real samples is not known
+        return {}
     pairs = read(coupling, split="held_out", limit=settings.samples)
     if len(pairs) < 2:
         pairs = read(coupling, limit=settings.samples)

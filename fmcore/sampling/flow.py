@@ -40,7 +40,9 @@ class Flow(Field):
             interpolant_of(about),
             about.get("objective", "velocity"),
             model.network.settings.classes,
-            about.get("coupling") == "independent" and about.get("pairing") == "independent",
+            about.get("coupling") == "independent"
+            and about.get("pairing") == "independent"
+            and about.get("source") is None,
             model.network.tile,
             (model, compute),
             about.get("guided", 1.0),

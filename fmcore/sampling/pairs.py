@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
 from fmcore.coupling.checks import check_labels
-from fmcore.coupling.noise import NOT_REAL, gaussian_noise, uniform
+from fmcore.coupling.noise import NOT_REAL, uniform
 from fmcore.coupling.read import Pairs, open_coupling, read
+from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, table
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
@@ -78,9 +79,10 @@ class Couple(Settings):
 
 @dataclass(frozen=True)
 class PairSampler:
-    """The sampler of a coupling's pairs: its flow, real data, settings and device."""
+    """The sampler of a coupling's pairs: its flow, source, real data, settings and device."""
 
     flow: Flow
+    source: Source
     data: Pairs | None
     about: About
     settings: Couple
@@ -129,23 +131,31 @@ class PairSampler:
                 finer = self._solve(given[audited], own, self.settings.solver.refined(), back).x
                 error = (finer - found.x[audited]).flatten(1).square().mean(1).sqrt()
                 gap[rows.numpy().nonzero()[0][audited.numpy()]] = error.numpy()
-        own_nfe = spent if isinstance(self.settings.solver, Adaptive) else None
+        extra: dict[str, NDArray[Any]] = {}
+        if len(self.settings.mix) > 1:
+            extra["kind"] = np.where(inverted.numpy(), "inverted", "generated")
+        if isinstance(self.settings.solver, Adaptive):
+            extra["nfe"] = spent.numpy()
         real_id = self._real_ids(ids, inverted)
-        return table(self.about, ids, target, source, label, gap, real_id, own_nfe), nfe
+        return table(self.about, ids, target, source, label, gap, real_id, extra), nfe
 
     def _real_ids(self, ids: NDArray[np.int64], inverted: Tensor) -> NDArray[np.int64] | None:
-        """Return the identity [N] of the real sample of each pair that is made from one."""
+        """Return the identity [N] of the real sample of each pair that is made from one.
+
+        An inverted pair is made from a target, any other from a source, real or noise.
+        """
+        drawn = self.source.identities(self.about.seed, ids)
         if self.data is None or self.data.real_id is None or "inverted" not in self.settings.mix:
-            return None
+            return None if drawn is None else drawn.numpy()
         known = self.data.real_id[torch.from_numpy(ids % len(self.data))]
-        return torch.where(inverted, known, NOT_REAL).numpy()
+        other = torch.full_like(known, NOT_REAL) if drawn is None else drawn
+        return torch.where(inverted, known, other).numpy()
 
     def _known(
         self, ids: NDArray[np.int64], inverted: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the source and target that are known before solving, and the labels."""
-        shape = tuple(self.about.shape)
-        source = gaussian_noise(self.about.seed, ids, shape)
+        source = self.source.draw(self.about.seed, ids)
         target = torch.zeros_like(source)
         if self.data is None:
             return source, target, None
@@ -208,7 +218,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         )
     if flow.classes and known is not None and (known.label is not None or settings.guidance != 1):
         check_labels(known.label, flow.classes, str(data))
-    return PairSampler(flow, known, about, settings, work.device)
+    return PairSampler(flow, real.source, known, about, settings, work.device)
 
 
 def _nfe(settings: Couple, flow: Flow) -> int | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fmcore.coupling.read import Coupling, Pairs, decode, open_shard, readable, table_of
+from fmcore.coupling.source import turns
 from fmcore.settings import ReflowError, derive_seed
 
 Group = tuple[str, int, int]
@@ -33,7 +34,7 @@ def batches(
     Row groups are taken in windows of at most `memory` bytes; a window is shuffled as a whole and
     cut into batches, and the windows themselves are shuffled in each epoch. A coupling that fits is
     one window, read once. Pairs are drawn independently, so their order on disk is random already
-    and nothing is lost by shuffling in windows. An independent coupling gets new noise each step.
+    and nothing is lost by shuffling in windows. An independent coupling gets new sources each step.
     Pairs with |target - source| of `shorter_than` or more are left out.
     """
     windows = _windows(coupling, memory)
@@ -132,5 +133,9 @@ def _shuffled(n: int, *names: str | int) -> Tensor:
 def _fresh(pairs: Pairs, seed: int, step: int) -> Pairs:
     if not pairs.independent:
         return pairs
-    generator = torch.Generator().manual_seed(derive_seed(seed, "source", step))
+    own = derive_seed(seed, "source", step)
+    if pairs.pool is not None:
+        rows = turns(own, np.arange(len(pairs)), len(pairs.pool))
+        return replace(pairs, source=pairs.pool[rows])
+    generator = torch.Generator().manual_seed(own)
     return replace(pairs, source=torch.randn(pairs.target.shape, generator=generator))

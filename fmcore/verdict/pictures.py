@@ -132,7 +132,7 @@ def trajectories(path: Path, trajectory: Tensor) -> None:
     axes = figure.add_subplot()
     for i in range(x.shape[1]):
         axes.plot(x[:, i, 0], x[:, i, 1], color=COLOURS[1], alpha=0.35, linewidth=0.8)
-    axes.scatter(x[0, :, 0], x[0, :, 1], s=7, color=FAINT, label="source (noise, t = 1)", zorder=3)
+    axes.scatter(x[0, :, 0], x[0, :, 1], s=7, color=FAINT, label="source (t = 1)", zorder=3)
     axes.scatter(x[-1, :, 0], x[-1, :, 1], s=7, color=COLOURS[0], label="target (t = 0)", zorder=3)
     axes.set_xlabel(names[0], color=INK)
     axes.set_ylabel(names[1], color=INK)
