@@ -53,6 +53,7 @@ def shrunk(params: Params, tmp_path) -> Params:
     return params.model_copy(
         update={
             "data": data,
+            "source": small(params.source, samples=80),
             "network": small(params.network, **thin),
             "yardstick": small(params.yardstick, samples=16, splits=1, features=features),
             "evaluate": small(
@@ -84,7 +85,7 @@ def test_the_chain_runs(file, tmp_path, capsys):
         pytest.skip(f"{NEEDS[whole.data.name]} is not installed")
     params = shrunk(whole, tmp_path)
     data = tmp_path / "couplings" / "independent"
-    prepare(data, params.data, seed=0)
+    prepare(data, params.data, params.source, seed=0)
     initialise(data, tmp_path / "models" / SCRATCH, params.network, seed=0)
     calibrate(data, tmp_path / "yardstick", params.yardstick, Work(scratch=tmp_path))
     for name, round_ in params.rounds.items():

@@ -124,12 +124,12 @@ def test_each_source_is_drawn_once_in_turn():
 def test_w2_falls_and_no_cost_rises(chain):
     _, found = chain
     one, two = found["rf1"], found["rf2"]
-    assert two["w2/nfe_1"] < one["w2/nfe_1"] / 2
+    assert two["w2_n700/nfe_1"] < one["w2_n700/nfe_1"] / 2
     assert two["straightness_rel"] < one["straightness_rel"] / 5
     for metrics in (one, two):
         assert metrics["cost_rise"] < 2 * metrics["cost_rise_se"]
     assert one["cost_rise"] < -0.1, "independent pairs cost more than the flow's"
-    assert one["w2/nfe_16"] < 2 * one["w2/floor"]
+    assert one["w2_n700/nfe_16"] < 2 * one["w2_n700/floor"]
 
 
 def test_pairs_start_from_real_sources_and_those_held_out_stay_so(chain):
@@ -196,7 +196,7 @@ def test_sources_that_do_not_fit_are_refused_in_one_line(tmp_path, target, sourc
 
 def test_an_interpolant_that_does_not_end_at_the_source_is_refused(chain):
     root, _ = chain
-    settings = Train(steps=5, batch=8, interpolant=VarianceExploding(name="ve"))
+    settings = Train(steps=5, batch=8, interpolant=VarianceExploding(name="variance_exploding"))
     with pytest.raises(ReflowError, match="would not start from the samples of `source`"):
         train(root / "data", root / "scratch", root / "v", root / "v.csv", root / "v.json",
               settings, name="v", work=Work(scratch=root / "tmp_v"))  # fmt: skip

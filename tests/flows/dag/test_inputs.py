@@ -109,6 +109,28 @@ def test_a_function_edited_changes_exactly_the_stages_that_reach_it(code, before
     assert stages_that_change(code, before, module) == reach
 
 
+@pytest.mark.parametrize(
+    ("source", "stages"),
+    [
+        ("source: {name: noise}", set()),
+        ("source: {name: array, path: data.npy}", {"prepare"}),
+        ("source: {name: two_moons}", {"prepare"}),
+    ],
+)
+def test_a_source_is_an_input_of_prepare_alone_and_noise_is_none(code, before, source, stages):
+    text = f"{WITH_COUPLING}\n{source}\n"
+    assert stages_that_change(code, before, "params.yaml", text) == stages
+    if "array" in source:
+        (code / "params.yaml").write_text(text)
+        try:
+            found = json.loads(inputs.compute(code)["inputs/prepare.json"])
+            assert set(found["files"]) == {"data.path", "source.path"}
+            said = inputs.changes(before["inputs/prepare.json"], json.dumps(found))
+            assert said == ["source changed in params.yaml", "source.path: is named now"]
+        finally:
+            (code / "params.yaml").write_text(WITH_COUPLING)
+
+
 def test_what_trains_is_not_what_solves_and_batches_prepare_nothing():
     assert "fmcore/solve/adaptive.py" not in closure("fmcore.train")
     assert "fmcore/training/batches.py" not in closure("fmcore.prepare")

@@ -71,6 +71,26 @@ CASES = [
         "data: {name: digits, scale: standardize}",
         r"params.yaml:\d+: data.scale.name: expected one of 'none', 'standardise', 'range'",
     ),
+    (
+        "data: {name: digits}",
+        "data: {name: digits}\nsource: {name: two_moons}",
+        r"params.yaml:\d+: source: data and source need one shape, got \[1, 8, 8\] and \[2\]",
+    ),
+    (
+        "data: {name: digits}",
+        "data: {name: digits}\nsource: {name: digits, scale: standardise}",
+        r"params.yaml:\d+: source.scale: both sides are mapped by data.scale",
+    ),
+    (
+        "data: {name: digits}\n",
+        "data: {name: digits}\nsource: {name: fashion}\n",
+        r"params.yaml:\d+: source.name: expected one of 'noise', .*got 'fashion'",
+    ),
+    (
+        "evaluate:\n",
+        "source: {name: digits}\nevaluate:\n  likelihood: {}\n",
+        r"evaluate.likelihood: needs the density of the source, known for noise alone",
+    ),
     (GOOD, "- a\n- b\n", r"params.yaml: expected a mapping"),
     ("device: auto", "device: gpu", r"compute.device: .*'auto', 'cpu' or 'cuda', got 'gpu'"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []", r"evaluate.nfe"),
