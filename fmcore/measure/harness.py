@@ -13,7 +13,7 @@ from torch import Tensor
 from fmcore import own
 from fmcore.choices.solvers import GridSolver
 from fmcore.coupling.checks import check_labels
-from fmcore.coupling.noise import gaussian_noise, uniform
+from fmcore.coupling.noise import uniform
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
