@@ -208,6 +208,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         guided=settings.guidance if settings.guidance != 1 else velocity.config.get("guided"),
         classes=real.about.classes,
         scale=real.about.scale,
+        source=real.about.source,
     )
     needed = flow.classes or "inverted" in settings.mix
     known = read(real) if needed else None
