@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmcore.choices.solvers import GridSolver
 from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.matching.interpolant import Linear
 from fmcore.measure import straightness as bend
@@ -27,12 +28,7 @@ from fmcore.measure.harness import (
     likelihood,
     reconstruction,
 )
-from fmcore.measure.transport import (
-    cost_rise,
-    transport_cost,
-    transport_cost_l1,
-    transport_cost_l4,
-)
+from fmcore.measure.transport import cost_rise, costs_per_pair, transport_cost
 from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.store import load
@@ -87,14 +83,14 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     result = {
         **_flat(rows, measure),
         **_against_floor(rows, measure),
-        **_with_errors(path),
+        **_paths(path, settings.solver),
         **_known(harness, paths.data, path),
         **reconstruction(harness, paths.data, path[-1]),
         **likelihood(harness, paths.data),
         **_budget(harness, loaded.config, paths.coupling, path),
         **guidance(harness),
     }
-    t, gap = bend.straightness_curve(path)
+    t, gap = bend.straightness_curve(path, settings.solver.grid(1.0, 0.0))
     cuts.write(paths.fd, rows)
     gaps = [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)]
     _csv(paths.straightness, gaps)
@@ -167,31 +163,16 @@ def _against_floor(rows: list[SamplerCuts], measure: Yardstick) -> dict[str, flo
     return found
 
 
-def _paths(path: Tensor) -> dict[str, float]:
-    """Straightness in its three definitions and the cost for three convex functions."""
-    source, target = path[0], path[-1]
+def _paths(path: Tensor, solver: GridSolver) -> dict[str, float]:
+    """Straightness in all its definitions and the cost for three convex functions, with errors.
+
+    The key of the number of paths names the grid: `paths/heun_32`.
+    """
     return {
-        "straightness": bend.straightness(path),
-        "straightness_per_dim": bend.straightness_per_dim(path),
-        "straightness_rel": bend.straightness_rel(path),
-        "curvature_angle": bend.curvature_angle(path),
-        "transport_cost": transport_cost(source, target),
-        "transport_cost_l1": transport_cost_l1(source, target),
-        "transport_cost_l4": transport_cost_l4(source, target),
+        **bend.measured(path, solver.grid(1.0, 0.0)),
+        **bend.with_errors(costs_per_pair(path[0], path[-1])),
+        keys.at_sampler("paths", f"{solver.name}_{solver.steps}"): path.shape[1],
     }
-
-
-GROUPS = 16
-"""Groups of paths whose values give the standard errors of what is measured on all of them."""
-
-
-def _with_errors(path: Tensor) -> dict[str, float]:
-    """Measure all paths [T+1, B, *D]; the errors are those of the mean of 16 groups of them."""
-    found = _paths(path)
-    if path.shape[1] < 2 * GROUPS:
-        return found
-    groups = summary(_paths(part) for part in path.tensor_split(GROUPS, dim=1))
-    return found | {keys.error(name): groups[keys.error(name)] for name in found}
 
 
 def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
@@ -200,7 +181,7 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     velocity = harness.flow.velocity(label, guidance=harness.settings.guidance)
     source = path[0].to(harness.device)
     start = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
-    found = {"ivd": bend.initial_velocity_delta(start, path)}
+    found = bend.with_errors({"ivd": bend.initial_velocity_delta(start, path)})
     about = open_coupling(data).about
     settings = about.data or {}
     if settings.get("name") == "gaussian" and about.source is None:
@@ -209,7 +190,8 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
         std = about.units.forward((own + spread)[None])[0] - mean if about.scale else spread
         w2_squared = float(mean.square().sum() + (1 - std).square().sum())
         if w2_squared > 0:
-            found["npe"] = bend.normalised_path_energy(path, w2_squared)
+            grid = harness.settings.solver.grid(1.0, 0.0)
+            found["npe"], found["npe_se"] = bend.normalised_path_energy(path, w2_squared, grid)
     return found
 
 
@@ -253,10 +235,11 @@ def _budget(
         return found
     loss = losses["held_out_loss"] * path[0, 0].numel()
     after = transport_cost(source, ends)
-    defect = (before - after - bend.straightness(path) - loss) / before
+    paths = bend.measured(path, harness.settings.solver.grid(1.0, 0.0))
+    defect = (before - after - paths["straightness"] - loss) / before
     parts = (
         before * error,
-        _with_errors(path).get("straightness_se", 0.0),
+        paths["straightness_se"],
         losses["held_out_loss_se"] * path[0, 0].numel(),
     )
     found |= {"budget_defect": defect, "budget_defect_se": math.hypot(*parts) / before}

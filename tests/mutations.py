@@ -310,8 +310,8 @@ MUTATIONS = [
     Mutation(
         "the chord turned round",
         "fmcore/measure/straightness.py",
-        "chord = x[0] - x[-1]\n    velocity",
-        "chord = x[-1] - x[0]\n    velocity",
+        "return (trajectory[0].double() - trajectory[-1].double())",
+        "return (trajectory[-1].double() - trajectory[0].double())",
         "tests/fmcore/measure/test_metrics.py::test_straightness_on_an_euler_grid_has_its_closed_form",
     ),
     Mutation(
@@ -324,8 +324,8 @@ MUTATIONS = [
     Mutation(
         "the budget with the wrong sign of S",
         "fmcore/evaluate.py",
-        "before - after - bend.straightness(path) - loss",
-        "before - after + bend.straightness(path) - loss",
+        'before - after - paths["straightness"] - loss',
+        'before - after + paths["straightness"] - loss',
         "tests/fmcore/measure/test_evaluate.py::test_the_first_round_has_the_straightness_loss_and_cost_of_theory",
     ),
     Mutation(

@@ -114,7 +114,8 @@ def test_every_solver_and_stage_is_in_the_documents(name):
 
 
 METRICS = (
-    "straightness", "straightness_per_dim", "straightness_rel", "transport_cost",
+    "straightness", "straightness_per_dim", "straightness_norm", "straightness_rel",
+    "transport_cost",
     "curvature_angle", "ivd", "npe", "transport_cost_l1", "transport_cost_l4", "budget_defect",
     "held_out_ratio", "solver_gap",
     "fd_clf", "fd_identity", "w2_n1000", "sliced_w2_n1000", "energy",

@@ -3,10 +3,10 @@
 Rectification does not raise the transport cost, for any convex cost (Liu et al. 2022, theorem 3.5).
 """
 
-import math
-
 import torch
 from torch import Tensor
+
+from fmcore.measure.straightness import ratio_with_error
 
 
 def _lengths(source: Tensor, target: Tensor) -> Tensor:
@@ -39,11 +39,17 @@ def cost_rise(source: Tensor, before: Tensor, after: Tensor) -> tuple[float, flo
     ratio of means, to first order).
     """
     old, new = (_lengths(source, target).square() for target in (before, after))
-    rise = float((new - old).mean() / old.mean())
-    if len(source) < 2:
-        return rise, 0.0
-    rest = new - old - rise * old
-    return rise, float(rest.std() / math.sqrt(len(source)) / old.mean())
+    return ratio_with_error(new - old, old)
+
+
+def costs_per_pair(source: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return the cost of each pair [B] for the three convex costs, by the name of the metric."""
+    lengths = _lengths(source, target)
+    return {
+        "transport_cost": lengths.square(),
+        "transport_cost_l1": lengths,
+        "transport_cost_l4": lengths.pow(4),
+    }
 
 
 def transport_cost_l1(source: Tensor, target: Tensor) -> float:

@@ -7,15 +7,7 @@ import torch
 
 from fmcore.matching.interpolant import Cosine
 from fmcore.measure.frechet import GaussianStats, frechet_distance
-from fmcore.measure.straightness import (
-    curvature_angle,
-    initial_velocity_delta,
-    normalised_path_energy,
-    straightness,
-    straightness_curve,
-    straightness_per_dim,
-    straightness_rel,
-)
+from fmcore.measure.straightness import straightness, straightness_curve, straightness_rel
 from fmcore.measure.transport import (
     energy_distance,
     sliced_w2,
@@ -92,32 +84,11 @@ def test_straightness_keeps_its_symmetries():
     assert straightness(path + 7) == pytest.approx(s)
     assert straightness(3 * path) == pytest.approx(9 * s)
     assert straightness(path.flip(0)) == pytest.approx(s)
-    assert straightness_per_dim(path) == pytest.approx(s / 3)
     chord = float((path[0] - path[-1]).square().sum(-1).mean())
     assert straightness_rel(path) == pytest.approx(s / chord)
     t, gap = straightness_curve(path)
     assert t[0] < t[-1]
     assert float(gap.mean()) == pytest.approx(s)
-
-
-def test_angle_energy_and_initial_velocity_of_known_paths():
-    """A right angle walked in two equal steps: 45 degrees off the chord all the way."""
-    corner = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 1.0]]])
-    assert curvature_angle(corner) == pytest.approx(torch.pi / 4)
-    assert normalised_path_energy(corner, 2.0) == pytest.approx((4 - 2) / 2)
-    line = corner[[0, 2]]
-    assert curvature_angle(line) == pytest.approx(0, abs=1e-6)
-    assert normalised_path_energy(line, 2.0) == pytest.approx(0)
-    velocity = torch.tensor([[-1.0, 1.0]])
-    assert initial_velocity_delta(velocity, line) == pytest.approx((0 + 4) / 2)
-
-
-@pytest.mark.parametrize("s", [0.5, 2.0])
-def test_path_energy_of_the_first_round_is_cost_plus_straightness(s):
-    """int E||v||^2 dt = E||Z1 - Z0||^2 + S for any flow; here cost = W2^2 = mu^2 + (1 - s)^2."""
-    w2_squared = 1.5**2 + (1 - s) ** 2
-    found = normalised_path_energy(paths(s, 200, "rk4"), w2_squared)
-    assert found == pytest.approx(oracles.straightness(s) / w2_squared, rel=5e-3)
 
 
 def test_the_curve_runs_from_data_to_noise():
