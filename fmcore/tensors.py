@@ -116,6 +116,8 @@ def fit_flow(
 
 
 def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
+    if settings.power_ema is not None:
+        raise ReflowError("fit_flow keeps no snapshots for power_ema; train in a project for that")
     if settings.processes > 1:
         raise ReflowError("fit_flow trains in one process; for more run train in a project")
     if settings.pairing.name != "independent" and not pairs.independent:

@@ -11,7 +11,7 @@ from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
-from fmcore.network.store import Model, load, save
+from fmcore.network.store import POWER, Model, load, save, save_snapshot, snapshot_file
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
@@ -70,6 +70,7 @@ def train(
     final = _held_out(state, opened, settings, seed=work.seed, limit=16 * settings.batch)
     final |= _beside_constant(final, opened, settings)
     work.accept(final)
+    kept, steps = settings.power_ema, _snapshot_steps(state, settings)
     about = {
         "round": name,
         "seed": work.seed,
@@ -80,11 +81,28 @@ def train(
         "coupling": opened.about.kind,
         "init": start.digest,
         "steps": settings.steps,
+        "ema": settings.average(),
+        **({"power_ema": {"sigma_rel": kept.sigma_rel, "steps": steps}} if kept else {}),
         **({"continued": state.continued} if state.continued else {}),
         **opened.about.carried(),
     }
-    save(out, state.ema, raw=state.network, about=about)
-    _write(curve, metrics, state, final, start)
+    snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
+    save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
+    _write(curve, metrics, state, {**final, **_lengths(settings)}, start)
+
+
+def _snapshot_steps(state: State, settings: Train) -> list[int]:
+    """Return the steps whose power averages are kept; not those of a training that it continues."""
+    if settings.power_ema is None:
+        return []
+    first = max((told["step"] for told in state.continued), default=0)
+    return [step for step in settings.power_ema.steps(settings.steps) if step > first]
+
+
+def _lengths(settings: Train) -> dict[str, float]:
+    """Return the length of the average at the end, as a decay and as a half-life in samples."""
+    found = settings.average()
+    return {"ema_decay": found["last_decay"], "ema_half_life": found["last_half_life"]}
 
 
 def _run(
@@ -105,8 +123,11 @@ def _run(
         shorter_than=longest(coupling, settings.drop_longest),
     )
     losses: list[Tensor] = []
+    snapshots = set(_snapshot_steps(state, settings))
     for done in fit(state, stream, settings, seed=work.seed, compute=work.compute, group=group):
         losses.append(done.loss)
+        if done.step in snapshots and group.leads:  # before the checkpoint of the same step
+            save_snapshot(work.scratch / POWER, done.step, state.powers)
         if watch:
             watch.recent.append(done.loss)
         last = done.step == settings.steps

@@ -51,8 +51,8 @@ MUTATIONS = [
     Mutation(
         "EMA never updated",
         "fmcore/training/fit.py",
-        "        state.ema.update_parameters(state.network)\n",
-        "",
+        "for average in (state.ema, *state.powers.values()):",
+        "for average in state.powers.values():",
         "tests/fmcore/training/test_train.py::test_training_lowers_the_held_out_loss_towards_the_least",
     ),
     Mutation(
@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation(
         "EMA not restored from a checkpoint",
         "fmcore/training/checkpoint.py",
-        '    state.ema.load_state_dict(_part(tensors, "ema."))\n',
+        "        average.load_state_dict(kept)\n",
         "",
         "tests/fmcore/training/test_train.py::test_a_killed_training_resumes_bit_for_bit",
     ),

@@ -156,6 +156,11 @@ def _holds(hint: Any) -> str:
         return "sections by name" if models else "mapping"
     if get_origin(hint) in (tuple, list):
         return f"list of {_plural(_holds(parts[0]))}"
+    plain = [p for p in parts if _plain(p) in (float, int, str)]
+    if len(models) == 1 and plain:
+        return f"{_holds(plain[0])} or section"
+    if get_origin(hint) in (Union, UnionType) and not models and plain:
+        return _either([w for p in parts for w in _holds(p).split(" or ")])
     if len(models) > 1:
         return f"section with name {_either(names_of(hint))}"
     if models:

@@ -43,6 +43,7 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     yield from _scores(params)
     yield from _source(params, known)
     yield from _guidance(params)
+    yield from _averages(params)
 
 
 def _network(place: tuple[str, ...], network: Network, known: Known) -> Iterator[Mistake]:
@@ -220,3 +221,18 @@ def guided(params: "Params", round_: str) -> str | None:
     if coupling is None:
         return None
     return name if coupling.guidance != 1 else guided(params, coupling.round)
+
+
+def _averages(params: "Params") -> Iterator[Mistake]:
+    """Power averages of a round that keeps none."""
+    wanted: list[tuple[tuple[str, ...], str, str | float]] = []
+    for key, coupling in params.couplings.items():
+        wanted.append((("couplings", key, "weights"), coupling.round, coupling.weights))
+    for key, own in params.rounds.items():
+        wanted.append((("rounds", key, "train", "start_from"), own.init, own.train.start_from))
+    for place, name, weights in wanted:
+        maker = params.rounds.get(name)
+        if isinstance(weights, float) and (maker is None or maker.train.power_ema is None):
+            kept = f"set rounds.{name}.train.power_ema, or " if maker else ""
+            what = f"{weights:g} is a power average, and {name} keeps none; {kept}take ema or raw"
+            yield place, what

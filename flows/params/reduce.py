@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.params.edit import edited
 from flows.params.load import Params, WithoutGpu, load
+from fmcore.network.ema import HalfLife
 
 LEAST_SAMPLES = 256
 SCHEMA_LINE = re.compile(
@@ -57,9 +58,13 @@ def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
         train, place = round_.train, f"rounds.{name}.train"
         changes[f"{place}.steps"] = _part(train.steps, share)
         changes[f"{place}.warmup"] = _part(train.warmup, share, 0)  # the same share of the steps,
-        ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))  # as for the moving average
-        changes[f"{place}.ema"] = round(ema, 6)
-        changes[f"{place}.batch"] = min(train.batch, cut.batch or train.batch)
+        batch = changes[f"{place}.batch"] = min(train.batch, cut.batch or train.batch)
+        if isinstance(train.ema, HalfLife):  # as for the moving average
+            fewer = share * batch / train.batch
+            changes[f"{place}.ema.half_life"] = max(1.0, round(fewer * train.ema.half_life, 1))
+        else:
+            ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))
+            changes[f"{place}.ema"] = round(ema, 6)
     for key, coupling in params.couplings.items():
         changes[f"couplings.{key}.pairs"] = _part(coupling.pairs, share)
     return changes

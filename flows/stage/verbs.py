@@ -63,6 +63,8 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
         print(
             f"continue: no earlier training of {key} is left; it starts from its init", flush=True
         )
+    if "ema" in settings.model_fields_set and (short := settings.short_average()) and rank() == 0:
+        print(f"warning: {short}", flush=True)
     with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
         work = work_of(params, scratch, log, seed=seed)
         train(**paths, settings=settings, name=key, work=work)

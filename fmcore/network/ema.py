@@ -1,21 +1,70 @@
-"""The exponential moving average of a network's weights."""
+"""The exponential moving average of a network's weights, and its length in steps or in samples."""
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import torch
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from fmcore.settings import Settings
+
+
+class HalfLife(Settings):
+    """The length of an average in training samples: of those longer ago, weights count half."""
+
+    half_life: float = Field(ge=1, le=1e12)
+    """Samples after which weights count half; the decay of a step is 0.5^(batch / half_life), as in
+    EDM (Karras et al. 2022; 500000 on CIFAR-10). It keeps its meaning at any batch."""
+
+
+def _kind(given: object) -> str:
+    return "half_life" if isinstance(given, dict | HalfLife) else "decay"
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Ema = Annotated[
+    Annotated[Decay, Tag("decay")] | Annotated[HalfLife, Tag("half_life")], Discriminator(_kind)
+]
+"""The length of an average: the decay of a step, or a half-life in samples."""
+
+
+def decay_of(ema: float | HalfLife, batch: int) -> float:
+    """Return the decay of a step of `batch` samples.
+
+    >>> decay_of(HalfLife(half_life=256), 256)
+    0.5
+    """
+    return float(0.5 ** (batch / ema.half_life)) if isinstance(ema, HalfLife) else ema
+
+
+def half_life_of(decay: float, batch: int) -> float:
+    """Return the half-life in samples of a decay per step of `batch` samples; 0 for decay 0.
+
+    >>> round(half_life_of(decay_of(HalfLife(half_life=5e4), 64), 64))
+    50000
+    """
+    return batch * math.log(0.5) / math.log(decay) if decay > 0 else 0.0
+
+
+def ramped(decay: float, n: float) -> float:
+    """Return the decay of update n (from 0): min(decay, (1 + n) / (10 + n)).
+
+    Its half-life is 8 % of the steps done (log 2 / 9), until it reaches its own length.
+    """
+    return min(decay, (1 + n) / (10 + n))
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of `model`, with a ramp for short runs.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so the initial weights are forgotten.
+    Its first update is the weights themselves: the weights that a training starts from, an average
+    of an earlier round or not, have no part in it.
     """
 
     @torch.no_grad()
     def update(ema: Any, current: Any, n: Tensor | int) -> None:
-        count = float(n)
-        torch._foreach_lerp_(ema, current, 1 - min(decay, (1 + count) / (10 + count)))
+        torch._foreach_lerp_(ema, current, 1 - ramped(decay, float(n)))
 
     return AveragedModel(model, multi_avg_fn=update)

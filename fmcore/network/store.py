@@ -2,16 +2,21 @@
 
 A model is a directory: `config.json`, `model.safetensors` (EMA weights) and `raw.safetensors` (the
 optimiser's own weights). A network of diffusers keeps its EMA weights in `diffusers/` instead, as
-`from_pretrained` of diffusers reads them. Nothing is ever unpickled. config.json has the sha256 of
+`from_pretrained` of diffusers reads them; `power/` has snapshots of power averages, if the training
+kept any. Nothing is ever unpickled. config.json has the sha256 of
 each of these files and its own, so that a model with a flipped bit is refused.
 """
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
+import torch
+from pydantic import Discriminator, Tag
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save_file
@@ -22,12 +27,26 @@ from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
 from fmcore.matching.interpolant import Objective
 from fmcore.network.build import Network, VelocityNetwork, build
 from fmcore.network.images import DIFFUSERS, ImageNetwork
+from fmcore.network.power import SigmaRel, factors
 from fmcore.own import read
 from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError
 
 CONFIG = "config.json"
 """The file of a model's folder that describes it."""
+POWER = "power"
+"""The folder of a model's folder that has snapshots of its power averages."""
+
+
+def _kind(given: object) -> str:
+    return "word" if isinstance(given, str) else "sigma_rel"
+
+
+Weights = Annotated[
+    Annotated[Literal["ema", "raw"], Tag("word")] | Annotated[SigmaRel, Tag("sigma_rel")],
+    Discriminator(_kind),
+]
+"""Weights of a model: the average, the optimiser's own, or a power average by relative length."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +86,17 @@ class Model:
 
 
 def save(
-    path: Path, network: nn.Module, *, raw: nn.Module | None = None, about: dict[str, Any]
+    path: Path,
+    network: nn.Module,
+    *,
+    raw: nn.Module | None = None,
+    about: dict[str, Any],
+    snapshots: Iterable[Path] = (),
 ) -> None:
-    """Write `network` (EMA weights) and `raw` to the directory `path`; `about` joins the config."""
+    """Write `network` (EMA weights) and `raw` to the directory `path`; `about` joins the config.
+
+    `snapshots` are the files of power averages, which are copied.
+    """
     averaged = isinstance(network, AveragedModel)
     inner = cast(VelocityNetwork, network.module if averaged else network)
     path.mkdir(parents=True, exist_ok=True)
@@ -84,6 +111,9 @@ def save(
     else:
         write_tensors(path / "model.safetensors", _weights(inner))
     write_tensors(path / "raw.safetensors", _weights(raw or inner))
+    for file in snapshots:
+        (path / POWER).mkdir(exist_ok=True)
+        shutil.copyfile(file, path / POWER / file.name)
     config[FILES] = hashes(path, besides=CONFIG)
     (path / CONFIG).write_text(_text(sealed(config)))
 
@@ -104,14 +134,34 @@ def write_tensors(
         ) from error
 
 
+def snapshot_file(step: int) -> str:
+    """Return the name of the file with the power averages after a step.
+
+    >>> snapshot_file(250)
+    'step_000000250.safetensors'
+    """
+    return f"step_{step:09d}.safetensors"
+
+
+def save_snapshot(folder: Path, step: int, powers: Mapping[str, AveragedModel]) -> None:
+    """Write the power averages after a step to `folder`, by their relative lengths, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{s}/{k}": v for s, p in powers.items() for k, v in _weights(p.module).items()}
+    temporary = folder / f".{snapshot_file(step)}.tmp"
+    write_tensors(temporary, tensors)
+    temporary.replace(folder / snapshot_file(step))
+
+
 def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
 
 
-def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "cpu") -> Model:
+def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
     """Read a model directory in evaluation mode; `weights` are the averaged or the raw ones.
 
-    Raises ReflowError if it is missing, damaged, or a model of another convention or objective.
+    A number is the relative length of a power average, which is made of the model's snapshots.
+    Raises ReflowError if the model is missing, damaged, of another convention or objective, or has
+    no such weights.
     """
     name = "model.safetensors" if weights == "ema" else "raw.safetensors"
     try:
@@ -122,8 +172,13 @@ def load(path: Path, *, weights: Literal["ema", "raw"] = "ema", device: str = "c
         whole: nn.Module = network
         if isinstance(network, ImageNetwork) and weights == "ema":
             name, whole = f"{DIFFUSERS}/diffusion_pytorch_model.safetensors", network.net
-        content = read_checked(path, name, config)
-        whole.load_state_dict(tensors_in(content))
+        if isinstance(weights, float):
+            name = POWER
+            tensors, content = _power_average(path, config, weights)
+        else:
+            content = read_checked(path, name, config)
+            tensors = tensors_in(content)
+        whole.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise ReflowError(
             f"{path}: expected a model (config.json and {name}), {error.filename} is missing;"
@@ -146,6 +201,34 @@ def redrawn(path: Path, out: Path, *, seed: int) -> Path:
     network = build(model.network.settings, model.shape, seed=seed)
     save(out, network, about={**model.config, "seed": seed})
     return out
+
+
+def _power_average(
+    path: Path, config: dict[str, Any], sigma_rel: float
+) -> tuple[dict[str, Tensor], bytes]:
+    """Return the power average of a model by its relative length, and bytes that identify it."""
+    kept = config.get("power_ema")
+    if not kept:
+        raise ReflowError(
+            f"{path}: weights {sigma_rel:g} is a power average, and this model kept none; set"
+            " train.power_ema of its round, or take ema or raw"
+        )
+    total: dict[str, Tensor] = {}
+    found = hashlib.sha256(f"{sigma_rel:g}".encode())
+    rows = factors(kept["steps"], kept["sigma_rel"], sigma_rel)
+    for step, row in zip(kept["steps"], rows, strict=True):
+        content = read_checked(path, f"{POWER}/{snapshot_file(step)}", config)
+        found.update(content)
+        tensors = tensors_in(content)
+        for sigma, factor in zip(kept["sigma_rel"], row.tolist(), strict=True):
+            for key, value in tensors.items():
+                if (name := key.removeprefix(f"{sigma:g}/")) == key:
+                    continue
+                whole = not value.is_floating_point()  # a buffer that counts: that of the end
+                part = value if whole else factor * value.double()
+                total[name] = part if whole or name not in total else total[name] + part
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in total.items()}
+    return weights, found.digest()
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fmcore.coupling.noise import NOT_REAL, uniform
 from fmcore.coupling.read import Pairs, open_coupling, read
 from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, table
-from fmcore.network.store import load
+from fmcore.network.store import Weights, load
 from fmcore.sampling.flow import Flow
 from fmcore.scale import same_units
 from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings
@@ -52,9 +52,9 @@ class Couple(Settings):
     """Strength of guidance in making the pairs: v_null + guidance (v - v_null). 1 is none; other
     values need network.classes and double the cost. Rounds that learn such pairs, and those after
     them, are not guided again: it is in their velocity."""
-    weights: Literal["ema", "raw"] = "ema"
-    """Which weights of the round make the pairs: the average (`ema`) or the optimiser's own
-    (`raw`)."""
+    weights: Weights = "ema"
+    """Which weights of the round make the pairs: the average (`ema`), the optimiser's own (`raw`),
+    or the power average of a relative length (0.1), if the round has `power_ema`."""
     batch: BatchSize = 1024
     """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; it
     does not change the bytes."""
@@ -198,7 +198,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         pairs=settings.pairs,
         seed=work.seed,
         model=velocity.digest,
-        weights=settings.weights,
+        weights=str(settings.weights),
         solver=settings.solver.model_dump(mode="json", exclude_none=True),
         nfe=_nfe(settings, flow),
         audit_every=settings.audit_every,

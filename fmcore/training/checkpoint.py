@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ History = list[dict[str, float]]
 class State:
     """What a training run keeps from step to step.
 
-    `settings` are those it runs with. `continued` has an entry for each training with other
+    `settings` are those it runs with. `powers` has the power averages by their relative length.
+    `continued` has an entry for each training with other
     settings that it continued: the step, the checkpoint's sha256, the settings that were others.
     """
 
@@ -43,6 +44,7 @@ class State:
     history: History = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     continued: list[dict[str, Any]] = field(default_factory=list)
+    powers: dict[str, AveragedModel] = field(default_factory=dict)
 
 
 FILE = "checkpoint.safetensors"
@@ -61,8 +63,8 @@ def save_state(folder: Path, state: State) -> None:
     tensors: dict[str, Tensor] = {}
     for key, value in state.network.state_dict().items():
         tensors[f"network.{key}"] = value
-    for key, value in state.ema.state_dict().items():
-        tensors[f"ema.{key}"] = value
+    for name, average in _averages(state):
+        tensors |= {f"{name}{key}": value for key, value in average.state_dict().items()}
     for index, slot in state.optimizer.state_dict()["state"].items():
         for key, value in slot.items():
             tensors[f"optimizer.{index}.{key}"] = value
@@ -153,7 +155,11 @@ def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
 
 def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> None:
     state.network.load_state_dict(_part(tensors, "network."))
-    state.ema.load_state_dict(_part(tensors, "ema."))
+    for name, average in _averages(state):
+        kept = _part(tensors, name)
+        if not kept:
+            raise ValueError("it kept no such power averages: train.power_ema was another")
+        average.load_state_dict(kept)
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in _part(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
@@ -167,6 +173,13 @@ def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> Non
     state.schedule.last_epoch = state.step
     for group, factor in zip(state.optimizer.param_groups, state.schedule.lr_lambdas, strict=True):
         group["lr"] = group["initial_lr"] * factor(state.step)
+
+
+def _averages(state: State) -> Iterator[tuple[str, AveragedModel]]:
+    """Yield each average with the beginning of its tensors' names."""
+    yield "ema.", state.ema
+    for sigma, average in state.powers.items():
+        yield f"power_{sigma}/", average
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -22,7 +21,9 @@ from fmcore.matching.interpolant import Linear, Objective
 from fmcore.matching.loss import Loss, flow_matching_loss
 from fmcore.matching.times import Grid, Point, Uniform
 from fmcore.network.build import VelocityNetwork
-from fmcore.network.ema import averaged
+from fmcore.network.ema import Ema, averaged, decay_of, half_life_of, ramped
+from fmcore.network.power import PowerEma, power_averaged
+from fmcore.network.store import Weights
 from fmcore.settings import (
     BatchSize,
     LearningRate,
@@ -63,9 +64,13 @@ class Train(Settings):
     spikes."""
     weight_decay: float = Field(default=0.0, ge=0, le=1e3)
     """Weight decay of AdamW. Raise it when the network remembers its pairs."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the average of the weights, the model that is sampled; it starts lower and rises to
-    this value. Raise it with `steps`: 0.9999 for hundreds of thousands."""
+    ema: Ema = 0.999
+    """Length of the average of the weights, the model that is sampled: the decay of a step, or
+    `{half_life: 500000}` in samples. It starts shorter, at 8 % of the steps done, and rises to
+    this. Raise it with `steps`: 0.9999 for hundreds of thousands."""
+    power_ema: PowerEma | None = None
+    """Averages that are kept beside it, so that one of any length is made after training
+    (`weights: 0.1`, `evaluate.weights`); `{}` takes the usual two. null keeps none."""
     interpolant: Interpolant = Linear()
     """How a point on the path is mixed from target and source. Keep linear for rectification; the
     budget is checked for it alone."""
@@ -92,9 +97,10 @@ class Train(Settings):
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of labels that is replaced by no label in training; guidance needs some. Without
     network.classes it has no effect."""
-    start_from: Literal["ema", "raw"] = "ema"
-    """Which weights of the model `init` the round starts from: the average (`ema`) or the
-    optimiser's own (`raw`)."""
+    start_from: Weights = "ema"
+    """Which weights of the model `init` the round starts from: the average (`ema`), the
+    optimiser's own (`raw`), or the power average of a relative length (0.1), if `init` has
+    `power_ema`."""
     log_every: StepCount = 50
     """Steps between two points of the training curve; each is the mean loss since the
     previous point."""
@@ -115,6 +121,37 @@ class Train(Settings):
         """Whether the round learns single times only: a student for one or k steps."""
         return isinstance(self.time, Point | Grid)
 
+    @property
+    def decay(self) -> float:
+        """The decay of the average at its full length, for a step."""
+        return decay_of(self.ema, self.batch)
+
+    @property
+    def last_decay(self) -> float:
+        """The decay at the last step: lower than `decay` if the training is too short for it."""
+        return ramped(self.decay, self.steps - 1)
+
+    def average(self) -> dict[str, float]:
+        """Return the decay of the average and its half-life in samples, asked for and reached."""
+        return {
+            "decay": self.decay,
+            "half_life": half_life_of(self.decay, self.batch),
+            "last_decay": self.last_decay,
+            "last_half_life": half_life_of(self.last_decay, self.batch),
+        }
+
+    def short_average(self) -> str | None:
+        """Return a line if the training ends with an average below half the length asked for."""
+        found = self.average()
+        asked, reached = found["half_life"], found["last_half_life"]
+        if not asked > 2 * reached:
+            return None
+        return (
+            f"train.ema: a half-life of {asked:.0f} samples is asked for, the average ends at"
+            f" {reached:.0f}: in each round it rises anew to 8 % of the steps, whatever `init` is;"
+            f" train {4.5 / (1 - self.decay):.0f} steps, or ask for less"
+        )
+
 
 @dataclass(frozen=True)
 class Step:
@@ -126,22 +163,24 @@ class Step:
 
 
 def new_state(network: VelocityNetwork, settings: Train) -> State:
-    """Return the state before the first step: AdamW, warm-up and cosine to zero, EMA."""
+    """Return the state before the first step: AdamW, warm-up and cosine to zero, averages."""
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / (settings.warmup + 1))
         return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
 
     network.train().requires_grad_(True)
+    kept = settings.power_ema.sigma_rel if settings.power_ema else ()
     optimizer = AdamW(
         network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
     )
     return State(
         network,
-        averaged(network, settings.ema),
+        averaged(network, settings.decay),
         optimizer,
         LambdaLR(optimizer, factor),
         settings=settings.model_dump(mode="json"),
+        powers={f"{s:g}": power_averaged(network, s) for s in kept},
     )
 
 
@@ -179,7 +218,8 @@ def fit(
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
         state.optimizer.step()
         state.schedule.step()
-        state.ema.update_parameters(state.network)
+        for average in (state.ema, *state.powers.values()):
+            average.update_parameters(state.network)
         state.step += 1
         yield Step(state.step, error, norm.detach())
 

@@ -38,6 +38,20 @@ CASES = [
         "steps: 4000, lr: .nan",
         r"rounds.rf2.train.lr: .*finite.*got nan",
     ),
+    ("steps: 4000", "steps: 4000, ema: 2", r"rounds.rf2.train.ema: .*less than 1, got 2"),
+    (
+        "steps: 4000",
+        "steps: 4000, ema: {half_lives: 9}",
+        r"rounds.rf2.train.ema.half_lives: unknown key; did you mean 'half_life'\?",
+    ),
+    (
+        "pairs: 30000",
+        "weights: 0.1, pairs: 30000",
+        r"couplings.rf1.weights: 0.1 is a power average, and rf1 keeps none; set"
+        r" rounds.rf1.train.power_ema",
+    ),
+    ("pairs: 30000", "weights: emma, pairs: 30000", r"couplings.rf1.weights: .*'ema' or 'raw'"),
+    ("pairs: 30000", "weights: 0.5, pairs: 30000", r"couplings.rf1.weights: .*equal to 0.28"),
     (
         "init: rf1",
         "init: rf9",
@@ -142,6 +156,16 @@ def test_without_a_gpu_a_chain_can_be_a_share_of_its_size():
     assert part["evaluate.trajectories"] == 256 and part["rounds.rf1.train.batch"] == 64
     assert part["rounds.rf1.train.warmup"] == 5 and part["rounds.rf1.train.ema"] == 0.95
     assert "network" not in part
+
+
+def test_a_half_life_in_samples_is_shortened_with_the_samples(tmp_path):
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params" / "fashion_mnist.yaml").read_text()
+    path.write_text(text.replace("ema: 0.9995", "ema: {half_life: 500000}"))
+    part = reductions(load(path), WithoutGpu(share=0.01, batch=64))
+    assert part["rounds.rf1.train.ema.half_life"] == 0.01 * 500000 * 64 / 256
+    small = YAML(typ="safe").load(edited(path.read_text(), part))
+    assert small["rounds"]["rf1"]["train"]["ema"] == {"half_life": 1250.0}
 
 
 def test_a_share_of_one_changes_nothing():

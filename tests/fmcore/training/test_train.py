@@ -43,7 +43,8 @@ def run(tmp_path, name, settings, *, log=silent, data="data", seed=5, continued=
         name="rf1",
         work=Work(scratch=out / "scratch", seed=seed, log=log),
     )
-    return {p.relative_to(out): p.read_bytes() for p in (out / "model").iterdir()} | {
+    files = [p for p in (out / "model").rglob("*") if p.is_file()]
+    return {p.relative_to(out): p.read_bytes() for p in files} | {
         "curve": (out / "curve.csv").read_bytes(),
         "metrics": (out / "metrics.json").read_bytes(),
     }

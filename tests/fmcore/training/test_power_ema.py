@@ -1,0 +1,86 @@
+"""Power averages through training: snapshots in the model, resumption, weights by length."""
+
+import pytest
+import torch
+
+from fmcore.network.power import PowerEma
+from fmcore.network.store import load
+from fmcore.settings import ReflowError
+from fmcore.train import Train
+from tests.chains import gaussian_data, scratch_model
+from tests.fmcore.training.test_train import Killed, run
+
+SETTINGS = Train(
+    steps=120, batch=32, lr=5e-3, log_every=10, checkpoint_every=40, warmup=5, power_ema=PowerEma()
+)
+
+
+@pytest.fixture
+def start(tmp_path):
+    torch.set_num_threads(1)
+    gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
+    scratch_model(tmp_path / "init", dim=2)
+    return tmp_path
+
+
+def stopping_at(step):
+    def kill(values, now):
+        if now >= step and "loss" in values:
+            raise Killed
+
+    return kill
+
+
+def vector(model):
+    return torch.cat([p.flatten() for p in model.network.parameters()]).double()
+
+
+def test_a_killed_training_keeps_the_same_snapshots_to_the_last_bit(start):
+    whole = run(start, "whole", SETTINGS)
+    snapshots = sorted(str(name) for name in whole if "power" in str(name))
+    assert len(snapshots) == 16 and snapshots[-1].endswith("step_000000120.safetensors")
+    with pytest.raises(Killed):
+        run(start, "killed", SETTINGS, log=stopping_at(70))
+    assert run(start, "killed", SETTINGS) == whole
+    plain = run(start, "plain", SETTINGS.model_copy(update={"power_ema": None}))
+    name = next(name for name in whole if str(name).endswith("model.safetensors"))
+    assert plain[name] == whole[name]  # they change nothing else
+
+
+def test_weights_of_any_length_are_those_of_an_average_that_was_tracked(start):
+    run(start, "two", SETTINGS)
+    for sigma in (0.05, 0.07, 0.15, 0.2):
+        direct = PowerEma(sigma_rel=(sigma,), snapshots=1)
+        run(start, f"{sigma}", SETTINGS.model_copy(update={"power_ema": direct}))
+        tracked = vector(load(start / f"{sigma}" / "model", weights=sigma))
+        made = load(start / "two" / "model", weights=sigma)
+        moved = float((tracked - vector(load(start / "init"))).norm())
+        assert float((vector(made) - tracked).norm()) < 0.01 * moved
+    assert made.digest != load(start / "two" / "model").digest
+    assert made.digest != load(start / "two" / "model", weights=0.15).digest
+
+
+def test_weights_that_cannot_be_had_are_one_line(start):
+    few = PowerEma(snapshots=2)
+    run(start, "few", SETTINGS.model_copy(update={"power_ema": few}))
+    with pytest.raises(ReflowError, match="make its profile to 45% only"):
+        load(start / "few" / "model", weights=0.2)
+    with pytest.raises(ReflowError, match="this model kept none; set train.power_ema"):
+        load(start / "init", weights=0.1)
+    file = next((start / "few" / "model" / "power").iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ReflowError, match="damaged"):
+        load(start / "few" / "model", weights=0.1)
+
+
+def test_a_continued_training_keeps_snapshots_from_there_on(start):
+    with pytest.raises(Killed):
+        run(start, "stopped", SETTINGS, log=stopping_at(70))
+    before = start / "stopped" / "scratch"
+    lower = SETTINGS.model_copy(update={"lr": 1e-3})
+    run(start, "again", lower, continued=before)
+    model = load(start / "again" / "model", weights=0.05)
+    assert min(model.config["power_ema"]["steps"]) > 40
+    other = SETTINGS.model_copy(update={"power_ema": PowerEma(sigma_rel=(0.2,))})
+    with pytest.raises(ReflowError, match="kept no such power averages"):
+        run(start, "other", other, continued=before)
