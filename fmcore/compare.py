@@ -17,7 +17,7 @@ from fmcore.verdict.gates import Gates, absent, judge
 
 PLAIN = (
     "straightness", "straightness_rel", "transport_cost", "held_out_loss", "held_out_ratio",
-    "budget_defect",
+    "budget_defect", "raw_minus_ema",
 )  # fmt: skip
 
 YARDSTICK = "yardstick.json"

@@ -9,7 +9,8 @@ units, in which the source is N(0, I).
 import csv
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from fmcore.choices.solvers import GridSolver
 from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.matching.interpolant import Linear
+from fmcore.measure import averages
 from fmcore.measure import straightness as bend
 from fmcore.measure.harness import (
     Evaluate,
@@ -39,7 +41,7 @@ from fmcore.training.held_out import held_out_losses
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.cuts import SamplerCuts
 from fmcore.verdict.errors import summary
-from fmcore.work.work import Work
+from fmcore.work.work import Work, silent
 from fmcore.work.workers import start_workers
 
 __all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
@@ -75,7 +77,8 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     measure = load_yardstick(paths.yardstick)
     flow = Flow.of(loaded, work.compute)
     harness = harness_of(flow, paths.data, measure.samples, settings, work)
-    rows, shown = _by_nfe(harness, measure, work)
+    rows, shown = _by_nfe(harness, settings.nfe, measure, work)
+    others, beside = _other_weights(harness, loaded.config, paths.model, rows, measure, work)
     rows += _by_churn(harness, measure)
     count = min(settings.trajectories, len(harness.noise))
     path = harness.samples(settings.solver, count=count, keep=True).trajectory
@@ -83,6 +86,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     result = {
         **_flat(rows, measure),
         **_against_floor(rows, measure),
+        **beside,
         **_paths(path, settings.solver),
         **_known(harness, paths.data, path),
         **reconstruction(harness, paths.data, path[-1]),
@@ -91,10 +95,11 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
         **guidance(harness),
     }
     t, gap = bend.straightness_curve(path, settings.solver.grid(1.0, 0.0))
-    cuts.write(paths.fd, rows)
+    cuts.write(paths.fd, [*rows, *others])
     gaps = [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)]
     _csv(paths.straightness, gaps)
     _draw(paths.out, shown, path, open_coupling(paths.data))
+    pictures.scan_of_weights(paths.out / "weights.png", result, measure.name)
     paths.metrics.parent.mkdir(parents=True, exist_ok=True)
     paths.metrics.write_text(json.dumps(result, indent=2) + "\n")
     work.accept(result)
@@ -102,7 +107,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
 
 
 def _by_nfe(
-    harness: Harness, measure: Yardstick, work: Work
+    harness: Harness, nfe: Iterable[int], measure: Yardstick, work: Work
 ) -> tuple[list[SamplerCuts], dict[int, Tensor]]:
     """Return what Euler scores at each number of steps, and some samples for the pictures."""
     rows: list[SamplerCuts] = []
@@ -110,7 +115,7 @@ def _by_nfe(
     batch = harness.settings.batch
     job = SampleJob(harness.flow, harness.settings.guidance, harness.device)
     with start_workers(work.executor, job, harness.device) as run:
-        for done, steps in enumerate(sorted(set(harness.settings.nfe)), start=1):
+        for done, steps in enumerate(sorted(set(nfe)), start=1):
             solver = Solver(name="euler", steps=steps)
             found = sampled(run, harness.noise, solver, batch=batch, label=harness.label)
             row, x = _measured(f"euler_{steps}", found, harness, measure)
@@ -118,6 +123,26 @@ def _by_nfe(
             shown[found.nfe] = x[: SHOWN if x.ndim > 2 else 2000]
             work.log({measure.name: summary(row.cuts)[measure.name]}, done)
     return rows, shown
+
+
+def _other_weights(
+    harness: Harness,
+    about: dict[str, Any],
+    model: Path,
+    average: list[SamplerCuts],
+    measure: Yardstick,
+    work: Work,
+) -> tuple[list[SamplerCuts], dict[str, float]]:
+    """Return what other weights of the model score beside its average, and their metrics."""
+    rows: list[SamplerCuts] = []
+    found: dict[str, float] = {}
+    steps = set(harness.settings.nfe) & set(harness.settings.weights_nfe)
+    for weights in averages.there(harness.settings.weights, about):
+        flow = Flow.of(load(model, weights=weights, device=str(work.device)), work.compute)
+        own, _ = _by_nfe(replace(harness, flow=flow), steps, measure, replace(work, log=silent))
+        named, values = averages.beside(weights, own, average, measure.name)
+        rows, found = [*rows, *named], {**found, **values}
+    return rows, found
 
 
 def _by_churn(harness: Harness, measure: Yardstick) -> list[SamplerCuts]:

@@ -117,7 +117,7 @@ METRICS = (
     "straightness", "straightness_per_dim", "straightness_norm", "straightness_rel",
     "transport_cost",
     "curvature_angle", "ivd", "npe", "transport_cost_l1", "transport_cost_l4", "budget_defect",
-    "held_out_ratio", "solver_gap",
+    "held_out_ratio", "solver_gap", "fd_clf_raw_minus_ema", "raw_minus_ema", "ema_half_life",
     "fd_clf", "fd_identity", "w2_n1000", "sliced_w2_n1000", "energy",
     "fid", "fd_lite0", "fd_clf_inf", "kd_clf", "precision", "recall", "density", "coverage",
     "samples", "features", "classes", "skipped", "class_least",

@@ -230,6 +230,12 @@ def _averages(params: "Params") -> Iterator[Mistake]:
         wanted.append((("couplings", key, "weights"), coupling.round, coupling.weights))
     for key, own in params.rounds.items():
         wanted.append((("rounds", key, "train", "start_from"), own.init, own.train.start_from))
+    keeps = any(own.train.power_ema for own in params.rounds.values())
+    if not keeps and (lengths := [w for w in params.evaluate.weights if isinstance(w, float)]):
+        what = (
+            f"{lengths[0]:g} is a power average, and no round keeps any; set train.power_ema of one"
+        )
+        yield ("evaluate", "weights"), what
     for place, name, weights in wanted:
         maker = params.rounds.get(name)
         if isinstance(weights, float) and (maker is None or maker.train.power_ema is None):

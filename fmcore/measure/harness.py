@@ -17,6 +17,7 @@ from fmcore.coupling.noise import uniform
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
+from fmcore.network.store import Weights
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.scale import same_units
@@ -64,6 +65,13 @@ class Evaluate(Settings):
     without; the data has none."""
     seed: Seed | None = None
     """Seed of the noise and labels on which every round is measured. null takes the chain's."""
+    weights: Annotated[tuple[Weights, ...], Field(max_length=100, strict=False)] = ("raw",)
+    """Other weights that are measured beside the average: `raw`, the optimiser's own, and power
+    averages by relative length, of rounds with `power_ema`; [raw, 0.03, 0.05, 0.1, 0.2] is a scan.
+    [] measures none."""
+    weights_nfe: Annotated[tuple[GridSize, ...], Field(max_length=100, strict=False)] = (1, 8)
+    """Numbers of Euler steps at which other weights are measured, where `nfe` has them too. Add
+    some when weights differ more at others."""
     likelihood: Likelihood | None = None
     """How the likelihood of held-out data is measured; `{}` takes the defaults. null skips it."""
     batch: BatchSize = 1024

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-import torch
 from pydantic import Discriminator, Tag
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fmcore.verdict import keys
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -188,6 +190,35 @@ def fd_over_nfe(path: Path, found: "Comparison") -> None:
     axes.set_xlabel("NFE (Euler steps from noise to data)", color=INK)
     axes.set_ylabel(f"{found.metric} ± 2 standard errors", color=INK)
     axes.set_title("Distance to real data: lower is better", fontsize=11, color=INK, loc="left")
+    axes.legend(frameon=False)
+    _plain(axes)
+    _save(figure, path)
+
+
+def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
+    """Draw the distance over the length of a power average, with standard errors, at each NFE.
+
+    `values` are the metrics of a round; nothing is drawn if it has fewer than two such averages.
+    Dashed is the average that the round is known by.
+    """
+    found: dict[int, list[tuple[float, float, float]]] = {}
+    for metric, nfe, value in keys.measured(values):
+        length = metric.removeprefix(f"{name}_power_")
+        if length != metric and length.replace(".", "", 1).isdigit():
+            error = values.get(keys.error(keys.at_nfe(metric, nfe)), 0.0)
+            found.setdefault(nfe, []).append((float(length), value, error))
+    if max(map(len, found.values()), default=0) < 2:
+        return
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot()
+    for i, (nfe, points) in enumerate(sorted(found.items())):
+        x, y, errors = zip(*sorted(points), strict=True)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.errorbar(x, y, errors, fmt="o-", color=colour, capsize=3, label=f"NFE {nfe}")
+        axes.axhline(values[keys.at_nfe(name, nfe)], color=colour, linestyle="--", linewidth=1)
+    axes.set_xlabel("length of the power average (sigma_rel); dashed: train.ema", color=INK)
+    axes.set_ylabel(name, color=INK)
+    axes.set_title("Distance by the length of the average", fontsize=11, color=INK, loc="left")
     axes.legend(frameon=False)
     _plain(axes)
     _save(figure, path)
