@@ -2,13 +2,52 @@
 
 from pathlib import Path
 
+from fmcore.coupling.read import open_coupling
 from fmcore.measure import yardstick
-from fmcore.measure.yardstick import YardstickSettings
+from fmcore.measure.yardstick import Yardstick, YardstickSettings
+from fmcore.settings import Say
+from fmcore.verdict import keys
+from fmcore.verdict.errors import with_error
 from fmcore.work.work import Work
 
 __all__ = ["YardstickSettings", "calibrate"]
 
 
-def calibrate(data: Path, out: Path, settings: YardstickSettings, work: Work) -> None:
-    """Fit features and floor on the real data in the coupling `data`; write them to `out`."""
-    yardstick.save(out, yardstick.fit(data, settings, seed=work.seed, log=work.log))
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def calibrate(
+    data: Path,
+    out: Path,
+    settings: YardstickSettings,
+    work: Work,
+    *,
+    say: Say = _silent,
+    warn: Say = _silent,
+) -> None:
+    """Fit features and floor on the real data in the coupling `data`; write them to `out`.
+
+    `say` is told which metric judges the rounds, its floor, and which differences it can resolve;
+    `warn` is called where it cannot judge what samples show.
+    """
+    if settings.features.kind == "identity" and open_coupling(data).about.image:
+        warn(
+            "yardstick.features.kind identity judges images by mean and covariance of their raw"
+            " pixels, which do not see what an image shows: take lite0, or classifier for images"
+            " with labels"
+        )
+    made = yardstick.fit(data, settings, seed=work.seed, log=work.log)
+    yardstick.save(out, made)
+    say(_words(made))
+
+
+def _words(made: Yardstick) -> str:
+    name, floor, n = made.name, made.floor, made.about["n"]
+    scored = with_error(floor[name], floor.get(keys.error(name)))
+    said = f"rounds are judged by {name} of {n:,} samples a cut; real against real (the floor)"
+    said += f" {scored}"
+    resolves, cuts = made.about["resolves"], len(made.cuts)
+    if resolves is None:
+        return f"{said}; a single cut has no error: raise yardstick.splits to compare by a test"
+    return f"{said}; a paired test over {cuts} cuts sees differences above {resolves:.2g}"

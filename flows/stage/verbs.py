@@ -25,15 +25,19 @@ from fmcore.training.processes import rank, started
 Paths = dict[str, Path]
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", flush=True)
+
+
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.prepare import prepare
 
-    def warn(text: str) -> None:
-        print(f"warning: {text}", flush=True)
-
-    say = partial(print, flush=True)
     out, metrics, seed = paths["out"], paths["metrics"], seed_of(params, "prepare")
-    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=say, warn=warn)
+    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=_say, warn=_warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -48,7 +52,7 @@ def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
 
     with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
         work = work_of(params, scratch, log, seed=seed_of(params, "calibrate"))
-        calibrate(**paths, settings=params.yardstick, work=work)
+        calibrate(**paths, settings=params.yardstick, work=work, say=_say, warn=_warn)
 
 
 def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:

@@ -1,8 +1,10 @@
 """The reconstruction errors in closed form, on a velocity that is straight for some points only."""
 
+import numpy as np
 import pytest
 import torch
 
+from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.evaluate import Evaluate
 from fmcore.matching.interpolant import Linear
 from fmcore.measure.harness import Harness, reconstruction
@@ -30,3 +32,27 @@ def test_real_samples_that_come_back_worse_than_generated_ones_are_a_drift_upwar
     near = gaussian_data(tmp_path / "near", mu=[0.0], s=[0.1])
     found = reconstruction(harness, near, torch.full((40, 1), 20.0))
     assert found["drift"] == pytest.approx(-400, rel=0.01)
+
+
+class ByClass(torch.nn.Module):
+    """Class 0 stays; class 1 moves as `bent_far_away` does; the null class is far off."""
+
+    def forward(self, x, t, label=None):
+        assert label is not None and label.shape == t.shape
+        return torch.where((label == 1)[:, None], t[:, None] * x, 0.0)
+
+
+def test_a_flow_with_classes_takes_each_sample_with_its_own_label(tmp_path):
+    """Real samples are all of class 1, whose error is x^2; generated ones of class 0, with none."""
+    about = About(kind="independent", shape=[1], pairs=200, seed=0)
+    ids, x = np.arange(200), torch.full((200, 1), 20.0)
+    labels = torch.ones(200, dtype=torch.long)
+    write_shard(tmp_path / "d", 0, table(about, ids, x, label=labels))
+    finish(tmp_path / "d", about, 1)
+    flow = Flow(ByClass(), Linear(), "velocity", 2)
+    zeros = torch.zeros(40, dtype=torch.long)
+    harness = Harness(flow, torch.zeros(40, 1), zeros, SETTINGS, 0, CPU)
+    found = reconstruction(harness, tmp_path / "d", torch.full((40, 1), 20.0))
+    assert found["recon_real"] == pytest.approx(400, rel=0.01) and found["recon_fake"] == 0
+    plain = Harness(flow, torch.zeros(40, 1), None, SETTINGS, 0, CPU)
+    assert reconstruction(plain, tmp_path / "d", torch.zeros(40, 1)) == {}

@@ -24,7 +24,7 @@ from fmcore.measure.distances import disjoint
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.prepare import prepare
 from fmcore.settings import ReflowError, derive_seed
-from fmcore.verdict.errors import summary
+from fmcore.verdict.errors import paired, summary
 from tests.chains import gaussian_data, silent
 
 
@@ -202,3 +202,27 @@ def test_the_metrics_of_the_cuts_are_their_own(tmp_path):
     assert [a == b for a, b in zip(good, bad, strict=True)] == [True, False, True]
     assert bad[1]["energy"] > 5 and len(good) == 3
     assert summary(good)["energy_se"] > 0 and "fd_identity_inf_se" not in summary(good)
+
+
+def test_one_blob_does_not_pass_for_eight_gaussians(tmp_path):
+    """Mean and covariance of a single Gaussian are those of the data; its energy is not."""
+    law = EightGaussians(name="eight_gaussians", samples=2000)
+    prepare(tmp_path / "data", law, seed=0)
+    settings = YardstickSettings(
+        features=FeatureSettings(kind="identity"), samples=500, splits=4, floor_cuts=8,
+        w2_samples=50,
+    )  # fmt: skip
+    made = yardstick.fit(tmp_path / "data", settings, seed=0, log=silent)
+    assert made.name == "energy"
+    fresh = law.read(1).target
+    draw = torch.randn(2000, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    root = torch.linalg.cholesky(fresh.double().T.cov())
+    blob = made.measure((fresh.double().mean(0) + draw @ root.T).float())
+    true = made.measure(fresh)
+    energy, share, frechet = (
+        [[cut[name] for cut in side] for side in (blob, true)]
+        for name in ("energy", "mode_share", "fd_identity")
+    )
+    assert paired(*energy).p < 0.01 and paired(*reversed(share)).p < 0.01
+    assert sum(energy[0]) / 4 > made.floor["energy"] + 10 * made.floor["energy_se"]
+    assert not paired(*frechet).p < 0.01, "mean and covariance alone do not tell them apart"
