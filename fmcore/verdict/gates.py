@@ -134,6 +134,8 @@ STAGES = {
 }
 """The gates of each stage: one that its metrics do not have was not measured."""
 ABSENT = {
+    "noise_z": "the source is a data set, not noise",
+    "noise_repeats": "the source is a data set, not noise",
     "held_out_ratio": "no held-out pairs",
     "held_out_rel": "no held-out pairs",
     "cost_rise": "a student, guidance, or another interpolant than linear",
