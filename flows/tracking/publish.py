@@ -266,9 +266,10 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     folder = tracker.root / entry.path("out")
     _files(tracker, run, entry.path("out"), "*", "comparison")
     tracker.client.log_dict(run, about.as_json(), "chain.json")
-    points = [(keys.at_floor(found.metric), float(found.floor), 0)]
+    floor = keys.at_floor(found.metric)
+    points = _with_error(floor, found.floor, found.floor_se)
     for use, choice in found.ship.items():
-        points += [(f"{use}/{found.metric}", float(choice.distance), 0)]
+        points += _with_error(f"{use}/{found.metric}", choice.distance, choice.se)
         points += [(f"{use}/nfe", float(choice.nfe), 0)]
         tracker.client.set_tag(run, f"reflow.{use}", choice.round)
     tracker.complete(run, points)
@@ -276,6 +277,14 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
     tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")
     tracker.client.set_tag(run, "reflow.fingerprint", found.fingerprint)
     tracker.client.set_tag(run, "mlflow.note.content", (folder / "rounds.md").read_text())
+
+
+def _with_error(name: str, value: float, error: float | None) -> list[Point]:
+    """Return the point of a number and that of its standard error, `<name>_se`, if it has one."""
+    place, slash, metric = name.rpartition("/")
+    own = keys.error(name) if metric == "floor" else f"{place}{slash}{metric}_se"
+    points = [(name, float(value), 0)]
+    return points if error is None else [*points, (own, float(error), 0)]
 
 
 def _ship(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:

@@ -1,16 +1,20 @@
 """Features and the yardstick: what a distance is read against."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fmcore.calibrate import calibrate
 from fmcore.checked import read_json, sealed
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.densities import EightGaussians
 from fmcore.dataset.public import Digits
+from fmcore.evaluate import _against_floor
 from fmcore.features.extractor import (
     FeatureSettings,
     extract,
@@ -24,7 +28,10 @@ from fmcore.measure.distances import disjoint
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.prepare import prepare
 from fmcore.settings import ReflowError, derive_seed
+from fmcore.verdict.cuts import SamplerCuts
 from fmcore.verdict.errors import paired, summary
+from fmcore.verdict.gates import Gates, judge
+from fmcore.work.work import Work
 from tests.chains import gaussian_data, silent
 
 
@@ -226,3 +233,52 @@ def test_one_blob_does_not_pass_for_eight_gaussians(tmp_path):
     assert paired(*energy).p < 0.01 and paired(*reversed(share)).p < 0.01
     assert sum(energy[0]) / 4 > made.floor["energy"] + 10 * made.floor["energy_se"]
     assert not paired(*frechet).p < 0.01, "mean and covariance alone do not tell them apart"
+
+
+def calibrated(folder, data, **settings):
+    """Return what calibrate says, and what it warns of."""
+    said, warned = [], []
+    chosen = YardstickSettings(
+        features=FeatureSettings(kind="identity"), samples=40, floor_cuts=8, w2_samples=10,
+        **settings,
+    )  # fmt: skip
+    work = Work(scratch=folder / "tmp")
+    calibrate(data, folder / "yardstick", chosen, work, say=said.append, warn=warned.append)
+    return said, warned
+
+
+def test_calibrate_says_what_judges_and_what_it_resolves(tmp_path):
+    data = gaussian_data(tmp_path / "data", mu=[0.0, 0.0], s=[1.0, 1.0], pairs=80)
+    (said,), warned = calibrated(tmp_path / "a", data, splits=4)
+    resolves = yardstick.load(tmp_path / "a" / "yardstick").about["resolves"]
+    assert said.startswith("rounds are judged by energy of 40 samples a cut; real against real")
+    assert said.endswith(f"a paired test over 4 cuts sees differences above {resolves:.2g}")
+    assert not warned and resolves > 0
+    (said,), _ = calibrated(tmp_path / "b", data, splits=1)
+    assert said.endswith("a single cut has no error: raise yardstick.splits to compare by a test")
+
+
+def test_raw_pixels_of_images_draw_a_warning(tmp_path):
+    about = About(kind="independent", shape=[1, 4, 4], pairs=80, seed=0, image=True)
+    x = torch.rand(80, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    write_shard(tmp_path / "d", 0, table(about, np.arange(80), x))
+    finish(tmp_path / "d", about, 1)
+    said, warned = calibrated(tmp_path / "y", tmp_path / "d", splits=2)
+    assert "judged by fd_identity" in said[0]
+    assert len(warned) == 1 and "lite0, or classifier" in warned[0]
+
+
+def test_what_is_missing_and_what_comes_back_is_measured_at_the_best_nfe():
+    """Recall half of its floor, samples at a fourth of the distance of held-out data."""
+    good = [{"fd": 1.0, "recall": 0.4, "nearest_train": 0.5 + e} for e in (-0.01, 0.01)]
+    rows = [SamplerCuts("euler_1", 1.0, [{"fd": 9.0, "recall": 0.0}] * 2)]
+    rows.append(SamplerCuts("euler_4", 4.0, good))
+    floor = {"recall": 0.8, "recall_se": 0.02, "nearest_train": 2.0, "nearest_train_se": 0.04}
+    found = _against_floor(rows, SimpleNamespace(name="fd", floor=floor))
+    assert found["recall_lost"] == pytest.approx(0.5) and found["recall_lost_cuts"] == 2
+    assert found["recall_lost_se"] == pytest.approx(0.5 * 0.02 / 0.8)
+    assert found["memorised"] == pytest.approx(0.75)
+    assert found["memorised_se"] == pytest.approx(math.hypot(0.01, 0.25 * 0.04) / 2)
+    states = {v.gate: v.state for v in judge(Gates(), {**found, "memorised_cuts": 4})}
+    assert states["memorised"] == "warn"
+    assert "memorised" not in _against_floor(rows, SimpleNamespace(name="fd", floor={"recall": 1}))
