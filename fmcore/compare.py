@@ -1,19 +1,22 @@
 """Verb: compare the rounds of a chain."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
 
-from fmcore.checked import MEND, read_json
+from fmcore.checked import MEND, read_json, sha256
 from fmcore.settings import ReflowError, Settings
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.errors import with_error
 from fmcore.verdict.gates import Gates, absent, judge
+from fmcore.verdict.replicates import lines as replicate_lines
+from fmcore.verdict.replicates import replicates
 
 PLAIN = (
     "straightness", "straightness_rel", "transport_cost", "held_out_loss", "held_out_ratio",
@@ -30,13 +33,15 @@ class RoundName(Settings):
     """A round, the coupling it trained on, and the round that made this coupling, if any.
 
     A student learns a number of steps, not a velocity: the straightness of its paths has no
-    meaning.
+    meaning. Replicates of a round are averaged; what to ship is said of the rounds themselves.
     """
 
     name: str
     coupling: str
     parent: str | None = None
     student: bool = False
+    replicate_of: str | None = None
+    replicate: int | None = None
 
 
 def compare(
@@ -62,24 +67,27 @@ def compare(
         _result(r, metrics / "evaluate" / f"{r.name}.json", fd / f"{r.name}.csv", metric)
         for r in rounds
     ]
+    own = [r for r in results if not r.replicate]
     found = Comparison(
         metric=metric,
         fingerprint=about["fingerprint"],
         floor=floor,
         rounds=results,
-        ship=ship(results),
-        next=next_round(results),
+        ship=ship(own),
+        next=next_round(own),
         gates=_judged(gates, rounds, metrics),
         floor_se=about["floor"].get(keys.error(metric)),
         resolves=about["resolves"],
+        yardstick=sha256(yardstick / YARDSTICK)[:16],
+        replicates=replicates(results),
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(found.text())
     _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
     (out / "rounds.md").write_text(_markdown(found))
-    pictures.fd_over_nfe(out / "fd_over_nfe.png", found)
+    pictures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
-    pictures.straightness_over_t(out / "straightness.png", gaps)
+    pictures.straightness_over_t(out / "straightness.png", {r.name: gaps[r.name] for r in own})
     _curves(out, found, gaps)
 
 
@@ -120,6 +128,8 @@ def _result(which: RoundName, file: Path, fd: Path, metric: str) -> RoundResult:
         distances=distances,
         metrics=keys.plain(values),
         cuts=cuts.by_nfe(cuts.read(fd), metric),
+        replicate_of=which.replicate_of,
+        replicate=which.replicate,
     )
 
 
@@ -186,7 +196,13 @@ def _markdown(found: Comparison) -> str:
     ]
     notes += found.next
     notes += [judged.text for judged in found.unhappy]
-    return body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    text = body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    if not found.replicates:
+        return text
+    title = "Over replicates: mean ± standard deviation; difference ± standard error, paired"
+    return (
+        f"{text}\n{title}\n\n" + "\n".join(replicate_lines(found.replicates, found.metric)) + "\n"
+    )
 
 
 def _curves(out: Path, found: Comparison, gaps: dict[str, pd.DataFrame]) -> None:

@@ -146,12 +146,18 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(help="Also write a report, one page with its pictures.")
     ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The round that replicates are tested against, such as rf2.")
+    ] = None,
 ) -> None:
     """Show rounds side by side: of this chain, of other commits, or of all chains in MLflow."""
     from flows.compare.show import show
 
     with one_line_errors():
-        show(project(), rev or [], published=every, as_json=as_json, csv=csv, html=html, out=out)
+        show(
+            project(), rev or [], published=every, as_json=as_json, csv=csv, html=html,
+            baseline=baseline, out=out,
+        )  # fmt: skip
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""Group the chains that differ only in the seed (same `recipe`): mean and spread over seeds."""
+"""Group the chains that differ only in the seed (same `recipe`): mean and spread over seeds.
+
+Only chains with one yardstick are averaged: distances to other references do not compare.
+"""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -53,13 +56,14 @@ class GroupRow:
 
 
 def grouped(chains: Iterable[ComparedChain]) -> list[Group]:
-    """Group chains that differ only in the seed; say how each group differs from the first.
+    """Group chains of one yardstick that differ only in the seed; say how groups differ.
 
     The spread of a single seed is unknown, so it is absent, not 0.
     """
-    by_recipe: dict[str, list[ComparedChain]] = {}
-    for one in chains:
-        by_recipe.setdefault(one.about.recipe, []).append(one)
+    by_recipe: dict[tuple[str, str], list[ComparedChain]] = {}
+    for one in chains:  # comparisons of earlier versions do not name their yardstick
+        measured = one.found.yardstick or one.about.key
+        by_recipe.setdefault((one.about.recipe, measured), []).append(one)
     groups: list[Group] = []
     for members in by_recipe.values():
         columns: dict[str, dict[str, list[float]]] = {}
@@ -85,6 +89,8 @@ def _differences(first: ComparedChain, other: ComparedChain) -> list[str]:
         for key in sorted({*one, *two})
         if one.get(key) != two.get(key)
     ]
+    if first.about.recipe == other.about.recipe:
+        found.insert(0, "another seed, and a yardstick of its own: not averaged")
     return found or ["settings are equal; the code or the data differs"]
 
 
@@ -118,11 +124,12 @@ def with_spread(mean: float, sd: float | None) -> str:
 def notes(groups: Sequence[Group]) -> list[str]:
     """Say in words how the chains differ, and which distances cannot be compared."""
     found = [f"{g.name}: {line}" for g in groups for line in g.differs]
-    prints = {one.found.fingerprint for g in groups for one in g.chains}
+    chains = [one for g in groups for one in g.chains]
+    prints = {(c.found.fingerprint, c.found.yardstick or c.about.key) for c in chains}
     if len(prints) > 1:
         found.append(
-            "the chains have yardsticks of their own (other fingerprints): compare distances with"
-            " the floor of their chain, not exactly with each other"
+            "the chains have yardsticks of their own (other features or references): compare"
+            " distances with the floor of their chain, not exactly with each other"
         )
     return found
 

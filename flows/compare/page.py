@@ -19,6 +19,7 @@ from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.comparison import Choice, Comparison, Table
 from fmcore.verdict.errors import short, with_error
+from fmcore.verdict.replicates import gap_text, spread_text
 
 USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
@@ -60,6 +61,7 @@ def page(groups: Sequence[Group]) -> str:
         lstrip_blocks=True,
     )
     place.globals.update(number=_number, error=with_error)
+    place.globals.update(spread_text=spread_text, gap_text=gap_text)
     chains = [one for group in groups for one in group.chains]
     return place.get_template("page.html").render(
         title=", ".join(dict.fromkeys(one.about.data.replace("_", " ") for one in chains)),

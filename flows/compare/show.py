@@ -8,7 +8,7 @@ from rich.console import Console
 from flows.compare.chains import gather
 from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
-from flows.compare.tables import comparison, group_tables, rounds_table
+from flows.compare.tables import comparison, group_tables, replicates_table, rounds_table
 from fmcore.settings import ReflowError
 from fmcore.verdict.errors import with_error
 
@@ -21,6 +21,7 @@ def show(
     as_json: bool,
     csv: Path | None,
     html: Path | None,
+    baseline: str | None = None,
     out: Console,
 ) -> None:
     """Print the comparison asked for, and write it to the files asked for."""
@@ -35,15 +36,17 @@ def show(
 
         _write(html, ".html", page(groups))
     if as_json:
-        found = comparison(root).as_dict() if alone else groups_as_json(groups)
+        found = comparison(root, baseline).as_dict() if alone else groups_as_json(groups)
         print(json.dumps(found, indent=2))
         return
     if alone:
-        timed = comparison(root)
+        timed = comparison(root, baseline)
         out.print(rounds_table(timed))
         for use, choice in timed.found.ship.items():
             scored = with_error(choice.distance, choice.se)
             out.print(f"{use:<9} {choice.round} at NFE {choice.nfe} ({scored})", highlight=False)
+        if timed.found.replicates:
+            out.print(replicates_table(timed.found))
     for table in group_tables(groups) if not alone else []:
         out.print(table)
     for note in notes(groups):

@@ -1,7 +1,7 @@
 """The tables of `reflow run` and `reflow compare`: the workspace's rounds, groups of chains."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -14,6 +14,7 @@ from flows.dag.receipts import timings
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE, Comparison, nearest
 from fmcore.verdict.errors import short, with_error
+from fmcore.verdict.replicates import gap_text, replicates, spread_text
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class TimedComparison:
         return {**self.found.as_dict(), "rounds": rows}
 
 
-def comparison(root: Path) -> TimedComparison:
-    """Return the comparison of the workspace's rounds."""
+def comparison(root: Path, baseline: str | None = None) -> TimedComparison:
+    """Return the comparison of the workspace's rounds, replicates against the round `baseline`."""
     file = paths(root, "compare")["out"] / FILE
     where = str(file.relative_to(root))
     if not file.exists():
         raise ReflowError(f"{where}: no comparison yet; `reflow run` makes it")
     found = Comparison.read(file.read_bytes(), where)
+    if baseline is not None:
+        found = replace(found, replicates=replicates(found.rounds, baseline))
     took, entries = timings(root), lineage.lock_entries(root)
     seconds = {
         entry.key: round(took[name, entry.digest], 1)
@@ -76,6 +79,31 @@ def rounds_table(timed: TimedComparison) -> Table:
             short(metrics.get("transport_cost")),
             "" if seconds is None else f"{seconds:.0f} s",
         )
+    return table
+
+
+def replicates_table(found: Comparison) -> Table:
+    """Lay out rounds over their replicates, at the least NFE, that nearest to four, and the most.
+
+    A row for each round: mean ± standard deviation; under it the paired difference from its
+    baseline ± its standard error, with its p.
+    """
+    nfes = sorted({nfe for g in found.replicates for nfe in g.distances})
+    nfes = sorted({nfes[0], nearest(nfes), nfes[-1]})
+    table = Table(
+        title=f"{escape(found.metric)} over replicates, mean ± standard deviation",
+        title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("round")
+    table.add_column("n", justify="right")
+    for nfe in nfes:
+        table.add_column(f"NFE {nfe}", justify="right")
+    for g in found.replicates:
+        cells = [g.distances.get(nfe) for nfe in nfes]
+        table.add_row(escape(g.round), str(g.count), *map(spread_text, cells))
+        if g.baseline:
+            less = f"  less {escape(g.baseline)}"
+            table.add_row(less, str(g.pairs), *map(gap_text, cells))
     return table
 
 

@@ -17,6 +17,7 @@ class Round:
     train: Entry | None
     evaluate: Entry | None
     couples: dict[str, Entry]
+    replicate_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
     done = {n: e for n, e in locked.items() if n in keys and past[n] == keys[n]}
     trainings = trained(planned)
     names = sorted(trainings, key=lambda name: _depth(trainings, name))
+    names.sort(key=lambda name: bool(trainings[name].setting(f"rounds.{name}", "replicate_of")))
     rounds = [
         Round(
             name=name,
@@ -59,6 +61,7 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
             train=done.get(f"train@{name}"),
             evaluate=_ours(done, f"evaluate@{name}", "out", "straightness"),
             couples=_couples(done, trainings[name].paths["out"]),
+            replicate_of=_text(trainings[name].setting(f"rounds.{name}", "replicate_of")),
         )
         for index, name in enumerate(names, start=1)
     ]
@@ -82,10 +85,21 @@ def _ours(done: Mapping[str, Entry], stage: str, *paths: str) -> Entry | None:
 
 def _seedless(entry: Entry) -> Entry:
     params = {
-        file: {key: value for key, value in values.items() if key != "seed"}
+        file: {key: _unseeded(value) for key, value in values.items() if key != "seed"}
         for file, values in entry.params.items()
     }
     return replace(entry, params=params)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _unseeded(section: object) -> object:
+    """Return a section of settings without a seed of its own."""
+    if not isinstance(section, Mapping):
+        return section
+    return {key: value for key, value in section.items() if key != "seed"}
 
 
 def _depth(trainings: Mapping[str, Entry], name: str) -> tuple[int, str]:

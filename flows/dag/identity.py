@@ -27,6 +27,7 @@ def data_key(root: Path, whole: Chain) -> str:
         raise ReflowError("dvc.lock: no stage prepare, so the data has no name; `reflow run` first")
     known, given = _recorded(root, entry), entry.setting("data")
     settings = dict(given) if isinstance(given, Mapping) else {}
+    settings.pop("seed", None)
     for place in known.get("files", {}):
         settings.pop(str(place).removeprefix("data."), None)  # the path of a file; see `files`
     source = [known["source"]] if "source" in known else []
@@ -49,10 +50,16 @@ def yardstick_key(root: Path, whole: Chain, round_: Round, found: Comparison) ->
             found.fingerprint,
             whole.settings.get("seed"),
             whole.settings.get("yardstick"),
-            scored.setting("evaluate", "guidance"),
+            [scored.setting("evaluate", key) for key in ("guidance", "seed")],
+            _data_seed(whole),
             _recorded(root, scored).get("code", {}),
         ]
     )
+
+
+def _data_seed(whole: Chain) -> object:
+    data = whole.settings.get("data")
+    return data.get("seed") if isinstance(data, Mapping) else None
 
 
 def _recorded(root: Path, entry: Entry) -> Mapping[str, Any]:

@@ -101,6 +101,8 @@ def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
             coupling=round_.coupling,
             parent=maker(params, name),
             student=round_.train.student,
+            replicate_of=round_.replicate_of,
+            replicate=round_.replicate,
         )
         for name, round_ in params.rounds.items()
     ]

@@ -147,6 +147,7 @@ class Tracker:
             KEY: round_.key,
             "reflow.round": round_.name,
             "mlflow.parentRunId": parent,
+            **_replicate(round_, planned),
             **_git(self.root),
         }
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
@@ -199,6 +200,14 @@ class Tracker:
         """Log only the points that the run does not have, so that no point is logged twice."""
         there = set(self.points(run, names={name for name, _, _ in points}))
         self.log(run, [p for p in points if p not in there])
+
+
+def _replicate(round_: Round, planned: Entry | None) -> dict[str, str]:
+    """Return the tags of a replicate, by which its runs are grouped; the round itself is 1."""
+    number = planned.setting(f"rounds.{round_.name}", "replicate") if planned else None
+    if number is None:
+        return {}
+    return {"reflow.replicate_of": str(round_.replicate_of), "reflow.replicate": str(number)}
 
 
 def _git(root: Path) -> dict[str, str]:

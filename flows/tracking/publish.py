@@ -220,7 +220,9 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
 
     def log() -> None:
         tracker.complete(run, [(k, v, 0) for k, v in values.items()])
-        tracker.complete(done.parent, [(f"round/{k}", v, round_.index) for k, v in values.items()])
+        if not round_.replicate_of:
+            points = [(f"round/{k}", v, round_.index) for k, v in values.items()]
+            tracker.complete(done.parent, points)
 
     tags = tracker.client.get_run(run).data.tags
     _once(tracker, run, tags, f"spent@{round_.name}", values, log, done, say)
@@ -237,7 +239,7 @@ def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: b
             known = partial(_data, tracker, done.parent, read)
             _once(tracker, done.parent, tags, "prepare", read, known, done, say)
     for round_ in whole.rounds:
-        if (entry := round_.evaluate) is None:
+        if (entry := round_.evaluate) is None or round_.replicate_of:
             continue
 
         def log(entry: Entry = entry, index: int = round_.index) -> None:
@@ -272,6 +274,11 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
         points += _with_error(f"{use}/{found.metric}", choice.distance, choice.se)
         points += [(f"{use}/nfe", float(choice.nfe), 0)]
         tracker.client.set_tag(run, f"reflow.{use}", choice.round)
+    for g in found.replicates:
+        for nfe, over in g.distances.items():
+            name = f"replicates/{g.round}/{found.metric}"
+            known = {"mean": over.mean, "sd": over.sd, "gap": over.gap, "gap_se": over.gap_se}
+            points += [(f"{name}_{k}", float(v), nfe) for k, v in known.items() if v is not None]
     tracker.complete(run, points)
     unhappy = [f"{j.verdict.state}: {j.stage} {j.verdict.gate}" for j in found.unhappy]
     tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")

@@ -14,6 +14,7 @@ from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.errors import standard_error, with_error
 from fmcore.verdict.gates import Verdict
+from fmcore.verdict.replicates import Replicates
 
 FILE = "rounds.json"
 """The name of the comparison in the folder that `compare` writes."""
@@ -31,7 +32,8 @@ class RoundResult:
 
     `distances` are by NFE, `cuts` are the values of each distance on every cut of the yardstick,
     whose mean it is, and `metrics` holds every metric that belongs to no NFE, with its standard
-    error as `<name>_se`. A `student` is trained for a number of steps, not for a velocity.
+    error as `<name>_se`. A `student` is trained for a number of steps, not for a velocity. A
+    `replicate` repeats the round `replicate_of` under that number.
     """
 
     name: str
@@ -41,6 +43,8 @@ class RoundResult:
     distances: dict[int, Number]
     metrics: dict[str, Number]
     cuts: dict[int, list[Number]] = field(default_factory=dict)
+    replicate_of: str | None = None
+    replicate: int | None = None
 
     def at(self, nfe: int) -> Number | None:
         """Return the distance at an NFE; None where it was not measured."""
@@ -130,7 +134,8 @@ class Comparison:
     `metric` is the distance that rounds are compared by, `floor` its value for real against real
     data with the standard error `floor_se`, `fingerprint` names the yardstick: distances of two
     yardsticks do not compare. `resolves` is the smallest difference of two rounds that their paired
-    test sees.
+    test sees. `yardstick` is a hash of the whole yardstick, its reference included: chains average
+    over equal ones only. `replicates` are the rounds that were trained several times.
     """
 
     metric: str
@@ -142,6 +147,8 @@ class Comparison:
     gates: list[Judged]
     floor_se: Number | None = None
     resolves: Number | None = None
+    yardstick: str = ""
+    replicates: list[Replicates] = field(default_factory=list)
 
     @property
     def nfes(self) -> list[int]:
@@ -178,15 +185,18 @@ class Comparison:
 
     def as_dict(self) -> dict[str, object]:
         """Return the content of rounds.json, in its order."""
+        several = [group.as_dict() for group in self.replicates]
         return {
             "metric": self.metric,
             "fingerprint": self.fingerprint,
             "floor": self.floor,
             "floor_se": self.floor_se,
             "resolves": self.resolves,
+            **({"yardstick": self.yardstick} if self.yardstick else {}),
             "rounds": [self.row(r) for r in self.rounds],
             "ship": {use: asdict(choice) for use, choice in self.ship.items()},
             "next": self.next,
+            **({"replicates": several} if several else {}),
             "gates": [{"stage": j.stage, **asdict(j.verdict)} for j in self.gates],
         }
 
@@ -197,6 +207,7 @@ class Comparison:
             "coupling": r.coupling,
             "parent": r.parent,
             "student": r.student,
+            **({"replicate_of": r.replicate_of, "replicate": r.replicate} if r.replicate else {}),
             self.metric: {str(nfe): distance for nfe, distance in r.distances.items()},
             keys.error(self.metric): {str(nfe): r.error(nfe) for nfe in r.distances},
             "cuts": {str(nfe): values for nfe, values in r.cuts.items()},
@@ -227,7 +238,7 @@ class Comparison:
         )
 
 
-FIXED = ("coupling", "parent", "student", "cuts")
+FIXED = ("coupling", "parent", "student", "cuts", "replicate_of", "replicate")
 _WHOLE = TypeAdapter(Comparison)
 
 

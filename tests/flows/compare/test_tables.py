@@ -10,18 +10,19 @@ from rich.console import Console
 from flows.compare.chains import ComparedChain
 from flows.compare.groups import as_json, frame, grouped, notes
 from flows.compare.page import page
-from flows.compare.tables import TimedComparison, group_tables, rounds_table
+from flows.compare.tables import TimedComparison, group_tables, replicates_table, rounds_table
 from flows.dag.description import CouplingRecord, Description, Files, RoundFiles
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult
 from fmcore.verdict.gates import Gates, judge
+from fmcore.verdict.replicates import replicates
 
 RF1 = {1: 600.0, 2: 90.0, 4: 40.0, 64: 5.0}
 RF2 = {1: 13.0, 2: 9.0, 4: 7.0, 64: 6.0}
 PNG = b"\x89PNG"
 
 
-def comparison(shift: float = 0.0) -> Comparison:
+def comparison(shift: float = 0.0, yardstick: str = "y") -> Comparison:
     def result(name, parent, distances):
         metrics = {"straightness": 8.0, "straightness_rel": 0.1, "transport_cost": 75.0}
         moved = {nfe: d + shift for nfe, d in distances.items()}
@@ -38,10 +39,14 @@ def comparison(shift: float = 0.0) -> Comparison:
     gates = [Judged("train@rf1", v) for v in judge(Gates(), {"held_out_ratio": 1.5})]
     ship = {"one_step": Choice("rf2", 1, 13.0 + shift), "best": Choice("rf1", 64, 5.0 + shift)}
     rounds = [result("rf1", None, RF1), result("rf2", "rf1", RF2)]
-    return Comparison("fd", "abc", 4.0, rounds, ship, ["after rf2: stop"], gates, 0.3)
+    return Comparison(
+        "fd", "abc", 4.0, rounds, ship, ["after rf2: stop"], gates, 0.3, yardstick=yardstick
+    )
 
 
-def chain(name: str = "one", seed: int = 0, recipe: str = "r", shift: float = 0.0) -> ComparedChain:
+def chain(
+    name: str = "one", seed: int = 0, recipe: str = "r", shift: float = 0.0, yardstick: str = "y"
+) -> ComparedChain:
     made = CouplingRecord(
         "rf1", "couplings/rf1", "rf1", ["rf2"], "1b.dir", 20, 4, {"name": "heun", "steps": 4},
         300, 8, 0.01, 75.0,
@@ -51,7 +56,7 @@ def chain(name: str = "one", seed: int = 0, recipe: str = "r", shift: float = 0.
         f"key-{name}", recipe, "digits", seed, "c0ffee", {"train": {"lr": seed}}, [made], files
     )
     held = {"gap/rf1.csv": b"t,gap\n0.1,2.0\n0.9,1.0\n", "pictures/rf1/samples.png": PNG}
-    return ComparedChain(name, about, comparison(shift), held.get)
+    return ComparedChain(name, about, comparison(shift, yardstick), held.get)
 
 
 def printed(table) -> list[str]:
@@ -104,6 +109,42 @@ def test_chains_of_one_recipe_are_a_group_with_mean_and_spread():
     assert found["groups"][0]["mean"]["rf1"]["fd/nfe_64"] == 6.0
     assert found["chains"][0]["files"]["rounds"]["rf1"]["pictures"] == "pictures/rf1"
     assert found["chains"][0]["rounds"] == json.loads(comparison().text())["rounds"]
+
+
+def test_chains_of_other_yardsticks_are_never_averaged():
+    groups = grouped([chain(), chain("two", 1, yardstick="z"), chain("old", 2, yardstick="")])
+    assert [len(g.chains) for g in groups] == [1, 1, 1]
+    said = notes(groups)
+    assert "two: another seed, and a yardstick of its own: not averaged" in said
+    assert any("compare distances with the floor of their chain" in line for line in said)
+
+
+def repeated() -> Comparison:
+    plain, own = comparison(), []
+    for number in (2, 3):
+        for r in plain.rounds:
+            moved = {nfe: d + number * (r.name == "rf2") for nfe, d in r.distances.items()}
+            name = f"{r.name}_r{number}"
+            own.append(
+                replace(r, name=name, distances=moved, replicate_of=r.name, replicate=number)
+            )
+    rounds = [*plain.rounds, *own]
+    return replace(plain, rounds=rounds, replicates=replicates(rounds))
+
+
+def test_replicates_are_a_table_with_a_paired_test():
+    lines = printed(replicates_table(repeated()))
+    assert lines[:3] == [
+        "fd over replicates, mean ± standard deviation",
+        "round n NFE 1 NFE 4 NFE 64",
+        "rf1 3 600 ± 0 40 ± 0 5 ± 0",
+    ]
+    assert lines[3].startswith("rf2 3 14.67 ± 1.5 8.667 ± 1.5")
+    assert lines[4].startswith("less rf1 3 -585 ± 0.88 (p ")
+    one = chain()
+    text = page(grouped([replace(one, found=repeated())]))
+    assert "Over replicates" in text and "<td>14.67 ± 1.5</td>" in text
+    assert "less rf1, paired" in text
 
 
 def test_the_page_shows_what_the_comparison_says():
