@@ -147,7 +147,7 @@ class Tracker:
             KEY: round_.key,
             "reflow.round": round_.name,
             "mlflow.parentRunId": parent,
-            **_replicate(round_, planned),
+            **replicate_tags(round_, planned),
             **_git(self.root),
         }
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
@@ -202,7 +202,7 @@ class Tracker:
         self.log(run, [p for p in points if p not in there])
 
 
-def _replicate(round_: Round, planned: Entry | None) -> dict[str, str]:
+def replicate_tags(round_: Round, planned: Entry | None) -> dict[str, str]:
     """Return the tags of a replicate, by which its runs are grouped; the round itself is 1."""
     number = planned.setting(f"rounds.{round_.name}", "replicate") if planned else None
     if number is None:

@@ -85,8 +85,17 @@ def test_gates_and_advice_are_on_the_chains_run(chain):
 
 @pytest.mark.long
 def test_revisions_and_seeds_are_compared_with_mean_and_spread(chain):
+    def rows():
+        chain.reflow("compare", "--rev", "first", "--rev", "HEAD", "--csv", "both.csv")
+        return pd.read_csv(chain.root / "both.csv")["seeds"].tolist()
+
     chain.sh("git", "tag", "-f", "first")
     chain.edit("params.yaml", "seed: 0", "seed: 1")
+    chain.reflow("run", "--no-prefect", "--no-mlflow")
+    chain.commit("another seed, and its own yardstick")
+    assert rows() == [1, 1, 1, 1]
+    for old in ("samples: 4000", "splits: 2", "trajectories: 500"):
+        chain.edit("params.yaml", old, f"{old}, seed: 0")
     chain.reflow("run", "--no-prefect", "--no-mlflow")
     chain.commit("another seed")
     shown = chain.reflow("compare", "--rev", "first", "--rev", "HEAD", "--csv", "both.csv")

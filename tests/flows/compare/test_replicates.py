@@ -6,6 +6,7 @@ import pytest
 
 from flows.params.load import load, maker
 from flows.params.replicates import replicate
+from flows.stage import taken
 from flows.stage.verbs import VERBS
 from fmcore.coupling.read import open_coupling
 from fmcore.network.store import load as load_model
@@ -38,7 +39,9 @@ couplings:
 def run(root, params, verb, key="", **paths):
     scratch = root / "tmp" / f"{verb}{key}"
     scratch.mkdir(parents=True)
-    VERBS[verb](params, key, {word: root / path for word, path in paths.items()}, scratch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taken, "shards", lambda *_: [])  # DVC's cache, which this folder has not
+        VERBS[verb](params, key, {word: root / path for word, path in paths.items()}, scratch)
 
 
 @pytest.fixture(scope="module")

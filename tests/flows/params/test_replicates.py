@@ -4,11 +4,13 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from flows.dag.chain import chain
 from flows.dag.lineage import entries, lineage
 from flows.params.load import load
 from flows.params.reduce import at_root
 from flows.params.replicates import replicate, replicated
 from flows.params.seeds import depth, seed_of
+from flows.tracking.client import replicate_tags
 from fmcore.settings import ReflowError
 from tests.conftest import SOURCE
 from tests.real_chain import PARAMS, real_stages
@@ -178,3 +180,27 @@ def test_replicates_leave_every_other_stage_as_it_was(real):
     new = {"train@rf1_r2", "train@rf2_r2", "couple@rf1_r2", "evaluate@rf1_r2", "evaluate@rf2_r2"}
     assert {*found} - {*first} == new
     assert {name for name in first if found[name] != first[name]} == {"compare"}
+
+
+def test_the_records_of_a_replicate_say_whose_it_is_and_the_rounds_keep_their_places(real):
+    replicate(real.root / "params.yaml", 2)
+    planned = entries(real.root)
+    rounds = chain(planned, {}).rounds
+    assert [(r.name, r.index, r.replicate_of) for r in rounds] == [
+        ("rf1", 1, None), ("rf2", 2, None), ("rf1_r2", 3, "rf1"), ("rf2_r2", 4, "rf2"),
+    ]  # fmt: skip
+    tags = [replicate_tags(r, planned[f"train@{r.name}"]) for r in rounds]
+    assert tags[:2] == [{}, {}]
+    assert tags[3] == {"reflow.replicate_of": "rf2", "reflow.replicate": "2"}
+
+
+def test_chains_that_differ_in_seeds_alone_have_one_recipe(real):
+    def recipe(text):
+        real.write("params.yaml", text)
+        return chain(entries(real.root), {}).recipe
+
+    first = recipe(PARAMS)
+    fixed = PARAMS.replace("samples: 4000}", "samples: 4000, seed: 0}")
+    fixed = fixed.replace("splits: 2}", "splits: 2, seed: 0}").replace("seed: 0\n", "seed: 1\n", 1)
+    assert recipe(fixed) == first
+    assert recipe(PARAMS.replace("steps: 200", "steps: 201")) != first
