@@ -164,7 +164,9 @@ def compare(
 def sample(
     round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, such as rf2.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
-    nfe: Annotated[int, typer.Option(min=1, help="Euler steps from noise to data.")] = 1,
+    nfe: Annotated[
+        int, typer.Option(min=1, help="Euler steps from noise to data; two each with guidance.")
+    ] = 1,
     count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     churn: Annotated[
@@ -178,8 +180,8 @@ def sample(
 
     with one_line_errors():
         wanted = Draw(nfe, count, seed, churn, label, guidance)
-        draw(project(), round_, file, wanted)
-    out.print(f"{count} samples of {round_} at NFE {nfe}: {file}", markup=False)
+        spent = draw(project(), round_, file, wanted)
+    out.print(f"{count} samples of {round_} at NFE {spent}: {file}", markup=False)
 
 
 @app.command()

@@ -23,8 +23,8 @@ class Draw:
     guidance: float = 1.0
 
 
-def draw(root: Path, round_: str, file: Path, wanted: Draw) -> None:
-    """Write samples of a round to a .png or .npy file."""
+def draw(root: Path, round_: str, file: Path, wanted: Draw) -> int:
+    """Write samples of a round to a .png or .npy file; return the evaluations for each sample."""
     if file.suffix not in {".png", ".npy"}:
         raise ReflowError(f"{file}: expected a name that ends in .png or .npy")
     import numpy as np
@@ -32,19 +32,23 @@ def draw(root: Path, round_: str, file: Path, wanted: Draw) -> None:
     from fmcore.verdict import pictures
 
     data = prepared(read(root))
-    x = _samples(paths(root, f"train@{round_}")["out"], root / (data or ""), wanted)
+    x, nfe = _samples(paths(root, f"train@{round_}")["out"], root / (data or ""), wanted)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".npy":
             np.save(file, x.numpy())
         else:
-            pictures.samples_by_nfe(file, {wanted.nfe: x}, image=x.ndim == 4, reference=None)
+            pictures.samples_by_nfe(file, {nfe: x}, image=x.ndim == 4, reference=None)
     except OSError as error:
         raise ReflowError(f"{file}: cannot be written ({error.strerror})") from error
+    return nfe
 
 
-def _samples(model: Path, data: Path, wanted: Draw) -> "Tensor":
-    """Return samples [count, *D] in the data's own units, from noise or from the real source."""
+def _samples(model: Path, data: Path, wanted: Draw) -> "tuple[Tensor, int]":
+    """Return samples [count, *D] in the data's own units, and the evaluations for each.
+
+    They start from noise, or from the real source.
+    """
     import numpy as np
     import torch
 
@@ -75,4 +79,4 @@ def _samples(model: Path, data: Path, wanted: Draw) -> "Tensor":
     else:
         solver = Solver(name="euler", steps=wanted.nfe)
         found = flow.sample(noise, solver, device=cpu, label=label, guidance=wanted.guidance)
-    return flow.scale.inverse(found.x)
+    return flow.scale.inverse(found.x), found.nfe

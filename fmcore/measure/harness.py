@@ -45,8 +45,8 @@ class Evaluate(Settings):
     nfe: Annotated[tuple[GridSize, ...], Field(min_length=1, max_length=100, strict=False)] = (
         1, 2, 4, 8, 16, 32, 64,
     )  # fmt: skip
-    """Numbers of Euler steps (NFE) at which samples are drawn and compared with the data. Drop the
-    large ones to save time."""
+    """Numbers of Euler steps with which samples are drawn and compared with the data. Tables count
+    evaluations: two a step with guidance, one without. Drop the large ones to save time."""
     solver: GridSolver = Solver(name="heun", steps=32)
     """The fine solver of the paths on which straightness and transport cost are measured. Raise its
     steps when paths are curved."""

@@ -140,8 +140,11 @@ def test_sample_and_the_served_model_take_names_and_give_the_units_of_the_data(p
     sampler = Sampler()
     sampler.load_context(context)
     for number, name in enumerate(NAMES):
-        x = _samples(pets / "rf1", Draw(nfe=8, count=40, label=name))
-        assert torch.equal(x, _samples(pets / "rf1", Draw(nfe=8, count=40, label=str(number))))
+        x, nfe = _samples(pets / "rf1", pets, Draw(nfe=8, count=40, label=name))
+        wanted = Draw(nfe=8, count=40, label=str(number))
+        assert nfe == 8 and torch.equal(x, _samples(pets / "rf1", pets, wanted)[0])
+        guided = Draw(nfe=2, count=2, label=name, guidance=2.0)
+        assert _samples(pets / "rf1", pets, guided)[1] == 4
         assert float(x.mean()) == pytest.approx(200 * (number - 1), abs=80)
         for given in ({"class": name}, {"label": number}):
             served = sampler.predict(context, [], {"count": 40, "nfe": 8, **given})
