@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fmcore.coupling.read import open_coupling
-from fmcore.measure import yardstick
+from fmcore.measure import protocol, yardstick
 from fmcore.measure.yardstick import Yardstick, YardstickSettings
 from fmcore.settings import Say
 from fmcore.verdict import keys
@@ -29,7 +29,8 @@ def calibrate(
     """Fit features and floor on the real data in the coupling `data`; write them to `out`.
 
     `say` is told which metric judges the rounds, its floor, and which differences it can resolve;
-    `warn` is called where it cannot judge what samples show.
+    `warn` is called where it cannot judge what samples show. The reference of the published
+    protocol is written too, if the settings have one.
     """
     if settings.features.kind == "identity" and open_coupling(data).about.image:
         warn(
@@ -37,6 +38,9 @@ def calibrate(
             " pixels, which do not see what an image shows: take lite0, or classifier for images"
             " with labels"
         )
+    if settings.protocol is not None:
+        reference = protocol.fit(data, settings.protocol, seed=work.seed, device=work.device)
+        protocol.save(out / protocol.FOLDER, reference)
     made = yardstick.fit(data, settings, seed=work.seed, log=work.log)
     yardstick.save(out, made)
     say(_words(made))

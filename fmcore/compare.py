@@ -1,6 +1,7 @@
 """Verb: compare the rounds of a chain."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from pydantic import TypeAdapter
 
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.settings import ReflowError, Settings
-from fmcore.verdict import cuts, keys, pictures
+from fmcore.verdict import cuts, keys, pictures, spent
 from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.errors import with_error
@@ -20,7 +21,7 @@ from fmcore.verdict.replicates import replicates
 
 PLAIN = (
     "straightness", "straightness_rel", "transport_cost", "held_out_loss", "held_out_ratio",
-    "budget_defect", "raw_minus_ema",
+    "budget_defect", "raw_minus_ema", spent.TRAINING, spent.PAIRS,
 )  # fmt: skip
 
 YARDSTICK = "yardstick.json"
@@ -34,6 +35,7 @@ class RoundName(Settings):
 
     A student learns a number of steps, not a velocity: the straightness of its paths has no
     meaning. Replicates of a round are averaged; what to ship is said of the rounds themselves.
+    `needs` are the rounds that it was made from, by their pairs or their weights.
     """
 
     name: str
@@ -42,6 +44,7 @@ class RoundName(Settings):
     student: bool = False
     replicate_of: str | None = None
     replicate: int | None = None
+    needs: tuple[str, ...] = ()
 
 
 def compare(
@@ -68,6 +71,7 @@ def compare(
         for r in rounds
     ]
     own = [r for r in results if not r.replicate]
+    _cost(results, rounds, metrics)
     found = Comparison(
         metric=metric,
         fingerprint=about["fingerprint"],
@@ -86,6 +90,11 @@ def compare(
     _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
     (out / "rounds.md").write_text(_markdown(found))
     pictures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))
+    samplers = _samplers(found, int(about["n"]) * int(about["splits"]))
+    samplers.to_csv(out / "samplers.csv", index=False, lineterminator="\n")
+    if "flops_total" in samplers:
+        shown = samplers[samplers["round"].isin([r.name for r in own])]
+        pictures.quality_over_compute(out / "quality_over_compute.png", shown, found)
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", {r.name: gaps[r.name] for r in own})
     _curves(out, found, gaps)
@@ -120,6 +129,7 @@ def _result(which: RoundName, file: Path, fd: Path, metric: str) -> RoundResult:
             f"{file}: round {which.name} has no {metric}, the distance of the current yardstick;"
             " run evaluate"
         )
+    every = cuts.read(fd)
     return RoundResult(
         name=which.name,
         coupling=which.coupling,
@@ -127,10 +137,49 @@ def _result(which: RoundName, file: Path, fd: Path, metric: str) -> RoundResult:
         student=which.student,
         distances=distances,
         metrics=keys.plain(values),
-        cuts=cuts.by_nfe(cuts.read(fd), metric),
         replicate_of=which.replicate_of,
         replicate=which.replicate,
+        cuts=cuts.by_nfe(every, metric),
+        samplers=spent.by_sampler(every, metric, values),
     )
+
+
+def _cost(results: list[RoundResult], rounds: list[RoundName], metrics: Path) -> None:
+    """Add to the metrics of each round what it cost, its ancestors included."""
+
+    def read(stage: str, names: Iterable[str], key: str) -> dict[str, float]:
+        files = {name: metrics / stage / f"{name}.json" for name in names}
+        values = {name: _numbers(file) for name, file in files.items() if file.exists()}
+        return {name: own[key] for name, own in values.items() if key in own}
+
+    made = {r.name: spent.Made(r.coupling, r.needs) for r in rounds}
+    training = read("train", made, spent.TRAINING)
+    pairs = read("couple", {r.coupling for r in rounds}, spent.PAIRS)
+    cost = spent.cumulated(made, training, pairs)
+    for result in results:
+        own = cost.get(result.name, {})
+        result.metrics.update({key: float(value) for key, value in own.items()})
+
+
+def _samplers(found: Comparison, samples: int) -> pd.DataFrame:
+    """Return the table of samplers.csv: a row for each round and sampler, with its compute.
+
+    `flops_sampling` is that of `samples` samples, as many as the distance was measured on.
+    """
+    rows: list[dict[str, Any]] = []
+    for r in found.rounds:
+        for sampler, values in r.samplers.items():
+            row: dict[str, Any] = {"round": r.name, "sampler": sampler, **values}
+            made = [r.metrics.get(key) for key in (spent.TRAINING, spent.PAIRS)]
+            each = r.metrics.get(spent.EVALUATION)
+            if each is not None:
+                row["flops_per_sample"] = values["nfe"] * each
+            if each is not None and None not in made:
+                row |= dict(zip((spent.TRAINING, spent.PAIRS), made, strict=True))
+                row["flops_sampling"] = row["flops_per_sample"] * samples
+                row["flops_total"] = sum(filter(None, made)) + row["flops_sampling"]
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _about(file: Path) -> dict[str, Any]:
@@ -196,6 +245,9 @@ def _markdown(found: Comparison) -> str:
     ]
     notes += found.next
     notes += [judged.text for judged in found.unhappy]
+    if others := spent.sampler_table(found):
+        cells = [others[0], ["---"] * len(others[0]), *others[1:]]
+        body += "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells)
     text = body + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
     if not found.replicates:
         return text

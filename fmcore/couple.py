@@ -17,6 +17,7 @@ from fmcore.checked import sha256
 from fmcore.coupling.checks import measure
 from fmcore.coupling.manifest import MANIFEST, recorded
 from fmcore.coupling.write import adopt, finish, holds, is_whole, shard_name, write_shard
+from fmcore.network.flops import flops_per_evaluation
 from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
@@ -61,10 +62,21 @@ def couple(
     manifest = finish(folder, about, count, keep_hashes=True)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
+    found["flops_pairs"] = _flops(sampler, found)
     work.accept(found)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
     _put(folder, out)
+
+
+def _flops(sampler: PairSampler, found: Mapping[str, float]) -> int:
+    """Return the FLOPs of all pairs: an audited pair is solved again with twice the steps.
+
+    For dopri5, whose tolerances are tightened, twice is an estimate.
+    """
+    assert sampler.flow.made_of is not None
+    evaluations = found["nfe"] * (found["pairs"] + 2 * found["audited"])
+    return round(flops_per_evaluation(sampler.flow.made_of[0]) * evaluations)
 
 
 def _put(folder: Path, out: Path) -> None:

@@ -9,7 +9,8 @@ units, in which the source is N(0, I).
 import csv
 import json
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmcore.choices.solvers import GridSolver
+from fmcore.choices.solvers import GridSolver, OdeSolver, euler_at, sampler_name
 from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.matching.interpolant import Linear
 from fmcore.measure import averages
@@ -30,13 +31,15 @@ from fmcore.measure.harness import (
     likelihood,
     reconstruction,
 )
+from fmcore.measure.scores import Scores, load_protocol
 from fmcore.measure.transport import cost_rise, costs_per_pair, transport_cost
 from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
+from fmcore.network.flops import flops_per_evaluation
 from fmcore.network.store import load
-from fmcore.sampling.flow import Flow, mean_nfe
+from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, sampled
-from fmcore.solve.solver import Solution, Solver
+from fmcore.solve.solver import Solution
 from fmcore.training.held_out import held_out_losses
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.cuts import SamplerCuts
@@ -76,10 +79,11 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     loaded = load(paths.model, device=str(work.device))
     measure = load_yardstick(paths.yardstick)
     flow = Flow.of(loaded, work.compute)
-    harness = harness_of(flow, paths.data, measure.samples, settings, work)
-    rows, shown = _by_nfe(harness, settings.nfe, measure, work)
+    scores = Scores(measure, load_protocol(paths.yardstick, work.device))
+    harness = harness_of(flow, paths.data, scores.samples, settings, work)
+    rows, shown = _by_solver(harness, [*euler_at(settings.nfe), *settings.solvers], scores, work)
     others, beside = _other_weights(harness, loaded.config, paths.model, rows, measure, work)
-    rows += _by_churn(harness, measure)
+    rows += _by_churn(harness, scores)
     count = min(settings.trajectories, len(harness.noise))
     path = harness.samples(settings.solver, count=count, keep=True).trajectory
     assert path is not None
@@ -87,6 +91,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
         **_flat(rows, measure),
         **_against_floor(rows, measure),
         **beside,
+        "flops_per_evaluation": flops_per_evaluation(loaded),
         **_paths(path, settings.solver),
         **_known(harness, paths.data, path),
         **reconstruction(harness, paths.data, path[-1]),
@@ -106,22 +111,29 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     return result
 
 
-def _by_nfe(
-    harness: Harness, nfe: Iterable[int], measure: Yardstick, work: Work
+def _by_solver(
+    harness: Harness, solvers: Sequence[OdeSolver], measure: Scores, work: Work
 ) -> tuple[list[SamplerCuts], dict[int, Tensor]]:
-    """Return what Euler scores at each number of steps, and some samples for the pictures."""
+    """Return what each solver scores, and some samples of Euler at each NFE for the pictures.
+
+    The milliseconds that a sample took are an event, no metric: they change from run to run.
+    """
     rows: list[SamplerCuts] = []
     shown: dict[int, Tensor] = {}
     batch = harness.settings.batch
     job = SampleJob(harness.flow, harness.settings.guidance, harness.device)
     with start_workers(work.executor, job, harness.device) as run:
-        for done, steps in enumerate(sorted(set(nfe)), start=1):
-            solver = Solver(name="euler", steps=steps)
+        for done, solver in enumerate(solvers, start=1):
+            began = time.perf_counter()
             found = sampled(run, harness.noise, solver, batch=batch, label=harness.label)
-            row, x = _measured(f"euler_{steps}", found, harness, measure)
+            took = 1000 * (time.perf_counter() - began) / len(harness.noise)
+            row, x = _measured(sampler_name(solver), found, harness, measure)
             rows.append(row)
-            shown[found.nfe] = x[: SHOWN if x.ndim > 2 else 2000]
-            work.log({measure.name: summary(row.cuts)[measure.name]}, done)
+            if row.euler:
+                shown[found.nfe] = x[: SHOWN if x.ndim > 2 else 2000]
+            name, nfe = measure.yardstick.name, row.nfe
+            values = {name: summary(row.cuts)[name], "nfe": nfe, "ms_per_sample": took}
+            work.log(values, done)
     return rows, shown
 
 
@@ -139,13 +151,14 @@ def _other_weights(
     steps = set(harness.settings.nfe) & set(harness.settings.weights_nfe)
     for weights in averages.there(harness.settings.weights, about):
         flow = Flow.of(load(model, weights=weights, device=str(work.device)), work.compute)
-        own, _ = _by_nfe(replace(harness, flow=flow), steps, measure, replace(work, log=silent))
+        other, scores = replace(harness, flow=flow), Scores(measure, None)
+        own, _ = _by_solver(other, euler_at(steps), scores, replace(work, log=silent))
         named, values = averages.beside(weights, own, average, measure.name)
         rows, found = [*rows, *named], {**found, **values}
     return rows, found
 
 
-def _by_churn(harness: Harness, measure: Yardstick) -> list[SamplerCuts]:
+def _by_churn(harness: Harness, measure: Scores) -> list[SamplerCuts]:
     """Return what the reverse SDE scores, for a velocity that is a score."""
     return [
         _measured(keys.churned(sde.churn, sde.steps), harness.diffused(sde), harness, measure)[0]
@@ -154,11 +167,11 @@ def _by_churn(harness: Harness, measure: Yardstick) -> list[SamplerCuts]:
 
 
 def _measured(
-    sampler: str, found: Solution, harness: Harness, measure: Yardstick
+    sampler: str, found: Solution, harness: Harness, measure: Scores
 ) -> tuple[SamplerCuts, Tensor]:
     """Measure samples on every cut; return the row, and the samples in the data's own units."""
     x = harness.flow.scale.inverse(found.x)
-    return SamplerCuts(sampler, mean_nfe(found), measure.measure(x, harness.label)), x
+    return measure.row(sampler, found, x, harness.label), x
 
 
 def _flat(rows: list[SamplerCuts], measure: Yardstick) -> dict[str, float]:

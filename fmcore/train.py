@@ -11,6 +11,7 @@ from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
+from fmcore.network.flops import TRAINING, flops_per_evaluation
 from fmcore.network.store import POWER, Model, load, save, save_snapshot, snapshot_file
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
@@ -88,7 +89,7 @@ def train(
     }
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
     save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    _write(curve, metrics, state, {**final, **_lengths(settings)}, start)
+    _write(curve, metrics, state, {**final, **_lengths(settings)}, start, settings.batch)
 
 
 def _snapshot_steps(state: State, settings: Train) -> list[int]:
@@ -225,7 +226,9 @@ def _beside_constant(
     }
 
 
-def _write(curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model) -> None:
+def _write(
+    curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model, batch: int
+) -> None:
     curve.parent.mkdir(parents=True, exist_ok=True)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     columns = ["step", "loss", "lr", "grad_norm", "held_out_loss"]
@@ -236,4 +239,5 @@ def _write(curve: Path, metrics: Path, state: State, final: dict[str, float], st
         writer.writerows(history)
     size = sum(p.numel() for p in start.network.parameters())
     result = {"loss": history[-1]["loss"], **final, "steps": state.step, "parameters": size}
+    result["flops_training"] = TRAINING * flops_per_evaluation(start) * state.step * batch
     metrics.write_text(json.dumps(result, indent=2) + "\n")

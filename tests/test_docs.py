@@ -119,7 +119,10 @@ METRICS = (
     "curvature_angle", "ivd", "npe", "transport_cost_l1", "transport_cost_l4", "budget_defect",
     "held_out_ratio", "solver_gap", "fd_clf_raw_minus_ema", "raw_minus_ema", "ema_half_life",
     "fd_clf", "fd_identity", "w2_n1000", "sliced_w2_n1000", "energy",
-    "fid", "fd_lite0", "fd_clf_inf", "kd_clf", "precision", "recall", "density", "coverage",
+    "fid_n2000_half", "fid50k_train", "sfid50k_train", "is50k", "kid50k_train",
+    "fd_dinov2_50k_train", "cmmd_50k_train", "flops_per_evaluation", "flops_training",
+    "flops_pairs", "flops_total",
+    "fd_lite0", "fd_clf_inf", "kd_clf", "precision", "recall", "density", "coverage",
     "samples", "features", "classes", "skipped", "class_least",
     "nearest_train", "mode_share", "mode_weights_tv", "nll", "bits_per_dim", "fd_clf_se",
 )  # fmt: skip

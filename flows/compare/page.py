@@ -20,6 +20,7 @@ from fmcore.verdict import keys
 from fmcore.verdict.comparison import Choice, Comparison, Table
 from fmcore.verdict.errors import short, with_error
 from fmcore.verdict.replicates import gap_text, spread_text
+from fmcore.verdict.spent import sampler_table
 
 USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
@@ -45,6 +46,7 @@ class Section:
     about: Description
     found: Comparison
     table: Table
+    samplers: list[list[str]]
     uses: list[tuple[str, Choice]]
     charts: list[tuple[str, str]]
     pictures: list[tuple[str, list[tuple[str, str]]]]
@@ -116,6 +118,7 @@ def _section(one: ComparedChain) -> Section:
         about=one.about,
         found=one.found,
         table=one.found.table(SHOWN),
+        samplers=sampler_table(one.found),
         uses=[(USES.get(use, use), choice) for use, choice in one.found.ship.items()],
         charts=_charts(one),
         pictures=[(name, _pictures(one, name)) for name in names],

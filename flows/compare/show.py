@@ -8,7 +8,13 @@ from rich.console import Console
 from flows.compare.chains import gather
 from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
-from flows.compare.tables import comparison, group_tables, replicates_table, rounds_table
+from flows.compare.tables import (
+    comparison,
+    group_tables,
+    replicates_table,
+    rounds_table,
+    samplers_of,
+)
 from fmcore.settings import ReflowError
 from fmcore.verdict.errors import with_error
 
@@ -42,6 +48,8 @@ def show(
     if alone:
         timed = comparison(root, baseline)
         out.print(rounds_table(timed))
+        if others := samplers_of(timed):
+            out.print(others)
         for use, choice in timed.found.ship.items():
             scored = with_error(choice.distance, choice.se)
             out.print(f"{use:<9} {choice.round} at NFE {choice.nfe} ({scored})", highlight=False)

@@ -15,6 +15,7 @@ from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE, Comparison, nearest
 from fmcore.verdict.errors import short, with_error
 from fmcore.verdict.replicates import gap_text, replicates, spread_text
+from fmcore.verdict.spent import sampler_table
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,19 @@ def replicates_table(found: Comparison) -> Table:
         if g.baseline:
             less = f"  less {escape(g.baseline)}"
             table.add_row(less, str(g.pairs), *map(gap_text, cells))
+    return table
+
+
+def samplers_of(timed: TimedComparison) -> Table | None:
+    """Lay out what samplers other than Euler score, and published metrics; None without any."""
+    lines = sampler_table(timed.found)
+    if not lines:
+        return None
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for i, name in enumerate(lines[0]):
+        table.add_column(escape(name), justify="left" if i < 2 else "right")
+    for cells in lines[1:]:
+        table.add_row(*map(escape, cells))
     return table
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
 from flows.project.seen import Seen
@@ -34,33 +35,6 @@ from fmcore.settings import ReflowError
 
 STAGE = "inputs"
 FOLDER = "inputs"
-
-DATA_FILES: dict[str, tuple[str, str | None]] = {
-    "images": ("root", None),
-    "array": ("path", None),
-    "cifar10": ("root", None),
-    "fashion_mnist": ("root", "/usr/share/datasets/fashion-mnist"),
-    "emoji": ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
-}
-NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
-    **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
-    ("yardstick.features", "inception"): ("weights", None),
-}
-"""Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
-
-READER = {"data": "prepare", "source": "prepare", "yardstick.features": "calibrate"}
-"""By place: the verb that reads these files; the others read what it made of them."""
-
-READS = {
-    "prepare": ("data", "source"),
-    "initialise": ("network",),
-    "calibrate": ("yardstick",),
-    "train": ("network", "rounds.{key}.train"),
-    "couple": ("network", "couplings.{key}", "rounds.{round}.train.interpolant"),
-    "evaluate": ("network", "evaluate", "yardstick", "data", "rounds.{key}.train.interpolant"),
-    "compare": (),
-}
-"""For each verb, the places of params.yaml whose files and own classes it reads."""
 
 
 def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
@@ -77,6 +51,8 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
             if only is not None and path not in only:
                 continue
             places = [place.format_map(words) for place in READS[verb]]
+            if verb == "calibrate" and _at(params, "yardstick.protocol.reference") == "test":
+                places.append("data")  # its test set
             chosen = {place: _at(params, place) for place in places}
             entry = {
                 "code": closures[verb],
@@ -232,7 +208,7 @@ def _files(
 ) -> Iterator[tuple[str, Any]]:
     """Yield (place, content) of the files and folders of some parameters that a verb reads."""
     for (place, name), (key, default) in NAMED_FILES.items():
-        if READER[place] != verb:
+        if READER[place] != verb and (verb != "calibrate" or place not in chosen):
             continue
         top, _, inner = place.partition(".")
         settings = chosen.get(top)
@@ -243,6 +219,10 @@ def _files(
             path = settings.get(key) or default
             if isinstance(path, str):
                 yield f"{place}.{key}", content(root / path, seen)
+    for key in PROTOCOL if verb == "calibrate" else ():
+        path = _mapping(_mapping(chosen.get("yardstick")).get("protocol")).get(key)
+        if isinstance(path, str):
+            yield f"yardstick.protocol.{key}", content(root / path, seen)
     yield from _own_files(root, seen, "", chosen)
 
 

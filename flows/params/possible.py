@@ -77,8 +77,8 @@ def _features(params: "Params", known: Known) -> Iterator[Mistake]:
         return
     if known.image is False:
         yield place, f"{features.kind} needs images, this data has none; use identity"
-    if features.kind == "inception" and features.weights is None:
-        what = "inception needs the path of its weights; nothing is downloaded"
+    if features.kind in ("inception", "dinov2") and features.weights is None:
+        what = f"{features.kind} needs the path of its weights; nothing is downloaded"
         yield ("yardstick", "features", "weights"), what
 
 

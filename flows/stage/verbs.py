@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flows.params.load import FILE, SCRATCH, Params, load, maker
+from flows.params.load import FILE, SCRATCH, Params, load, maker, parents
 from flows.params.seeds import seed_of
 from flows.project.environment import configure, find_root
 from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
@@ -87,7 +87,8 @@ def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.evaluate import EvaluatePaths, evaluate
 
-    with Reporter(f"evaluate@{key}", len(set(params.evaluate.nfe)), scratch) as log:
+    samplers = len(set(params.evaluate.nfe)) + len(params.evaluate.solvers)
+    with Reporter(f"evaluate@{key}", samplers, scratch) as log:
         work = work_of(params, scratch, log, seed=seed_of(params, "evaluate"))
         evaluate(EvaluatePaths(**paths), params.evaluate, work)
 
@@ -103,6 +104,7 @@ def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
             student=round_.train.student,
             replicate_of=round_.replicate_of,
             replicate=round_.replicate,
+            needs=tuple(parents(params, name)),
         )
         for name, round_ in params.rounds.items()
     ]

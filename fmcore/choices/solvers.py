@@ -1,6 +1,7 @@
 """Solvers of the ODE by their name in params.yaml."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -11,7 +12,7 @@ from fmcore.matching.conversions import Velocity
 from fmcore.own import Own
 from fmcore.settings import Settings
 from fmcore.solve.adaptive import Adaptive
-from fmcore.solve.solver import Solver
+from fmcore.solve.solver import Solver, euler, heun
 
 
 class StepRule(Settings):
@@ -48,7 +49,40 @@ class Custom(Own, Solver):
         return cast(Tensor, self.own.step(v, x, t, dt))
 
 
-OdeSolver = Annotated[Solver | Custom | Adaptive, Field(discriminator="name")]
+class HeunToEuler(Solver):
+    """Heun, but with an Euler step to t = 0: 2 steps - 1 evaluations (Karras et al. 2022)."""
+
+    name: Literal["heun_to_euler"]  # type: ignore[assignment]
+    """Heun with an Euler step at the end, the sampler of EDM: 35 evaluations for 18 steps."""
+
+    def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
+        """Return x at t + dt by Heun, or by Euler where t + dt is 0."""
+        return heun(v, x, t, dt) if t + dt else euler(v, x, t, dt)
+
+
+def sampler_name(solver: Solver | Adaptive) -> str:
+    """Return a solver's name in metrics: heun_18, shift_3_euler_4, dopri5, dopri5_0.001.
+
+    >>> sampler_name(Solver(name="rk4", steps=12))
+    'rk4_12'
+    """
+    if isinstance(solver, Adaptive):
+        own = dict.fromkeys(f"{tolerance:g}" for tolerance in (solver.rtol, solver.atol))
+        return "_".join([solver.name] if solver == Adaptive() else [solver.name, *own])
+    name = solver.path.partition(":")[2].lower() if isinstance(solver, Custom) else solver.name
+    if solver.times is not None:
+        name = f"times_{name}"
+    elif solver.shift != 1:
+        name = f"shift_{solver.shift:g}_{name}"
+    return f"{name}_{solver.steps}"
+
+
+def euler_at(nfe: Iterable[int]) -> list[Solver]:
+    """Return Euler with even steps at each number of steps, in order."""
+    return [Solver(name="euler", steps=steps) for steps in sorted(set(nfe))]
+
+
+OdeSolver = Annotated[Solver | HeunToEuler | Custom | Adaptive, Field(discriminator="name")]
 
 
 def _heun_unless_named(value: Any) -> Any:
@@ -56,6 +90,6 @@ def _heun_unless_named(value: Any) -> Any:
 
 
 GridSolver = Annotated[
-    Solver | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
+    Solver | HeunToEuler | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
 ]
 """A solver on a fixed grid."""

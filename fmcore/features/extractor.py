@@ -2,7 +2,7 @@
 
 A small classifier trained on the data itself gives `fd_clf`, EfficientNet-Lite0 `fd_lite0`, samples
 as they are `fd_identity`; distances compare only between equal fingerprints. Only the features of
-the Inception network of 2015 give `fid`.
+the Inception network of 2015 give a name with `fid` in it, and it says n and the reference.
 """
 
 import hashlib
@@ -17,26 +17,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fmcore.features.own import Custom, OwnFeatures
-from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Lite0
+from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Lite0, Transformer
 from fmcore.own import read
 from fmcore.settings import BatchSize, LearningRate, Log, ReflowError, Settings, derive_seed
+
+FILES = {
+    "inception": "weights-inception-2015-12-05-6726825d.pth",
+    "dinov2": "dinov2_vitl14_pretrain.pth",
+}
+"""The published files with the weights of each kind."""
 
 
 class FeatureSettings(Settings):
     """`classifier` for images with labels, `identity` for vectors, `lite0` for RGB images.
 
-    `inception` reads the file `weights`, whose hash has to be `sha256`.
+    `inception` and `dinov2` read the file `weights`, whose hash has to be `sha256`.
     """
 
-    kind: Literal["classifier", "lite0", "inception", "identity"] = "classifier"
-    """`classifier` is trained on the data itself (images with labels), `lite0` and `inception` are
-    pretrained networks for images, `identity` takes samples as they are (vectors)."""
+    kind: Literal["classifier", "lite0", "inception", "dinov2", "identity"] = "classifier"
+    """`classifier` is trained on the data itself (images with labels), `lite0`, `inception` and
+    `dinov2` are pretrained networks for images, `identity` takes samples as they are (vectors)."""
     weights: str | None = None
-    """Path of the file with the weights of kind inception; nothing is downloaded. Other kinds
-    ignore it."""
-    sha256: str = Field(default=INCEPTION_SHA256, pattern="^[0-9a-f]{64}$")
-    """Expected hash of the file `weights`. Change it only for another Inception; its distance is
-    then called fd_inception, not fid."""
+    """Path of the file with the weights of kind inception or dinov2; nothing is downloaded. Other
+    kinds ignore it."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Expected hash of the file `weights`. null expects that of the Inception of 2015, and takes
+    any file of DINOv2. The distance of another Inception is called fd_inception, not fid."""
     epochs: int = Field(default=30, gt=0, le=10_000)
     """Passes over the data that train the classifier. Raise it when its accuracy is low."""
     batch: BatchSize = 128
@@ -87,29 +93,31 @@ class Extractor(nn.Module):
         return cast(Tensor, self.head(self.features(images)))
 
 
-Features = Extractor | Lite0 | Inception2015 | OwnFeatures
+Features = Extractor | Lite0 | Inception2015 | Transformer | OwnFeatures
 """A network with `features(images)` and a `config`; None stands for the samples themselves."""
 
 
 def suffix(settings: FeaturesOf) -> str:
-    """Return the word for the features in metric names: clf, lite0, inception, identity.
+    """Return the word for the features in metric names: clf, lite0, inception, dinov2, identity.
 
     For features of the user's own it is the class name in lower case.
     """
     return "clf" if settings.kind == "classifier" else settings.kind
 
 
-def metric_name(settings: FeaturesOf) -> str:
-    """Return the name of the Frechet distance: fd_clf, ...; fid with the weights that define it."""
+def metric_name(settings: FeaturesOf, n: int) -> str:
+    """Return the name of the Frechet distance of n samples to a half of the data: fd_clf, ...
+
+    `fid_n2000_half` with the weights that define the FID: the published FID is that of 50,000
+    samples to the whole training set, which is `measure.protocol`.
+    """
     if not isinstance(settings, FeatureSettings) or settings.kind != "inception":
         return f"fd_{suffix(settings)}"
-    if settings.sha256 == INCEPTION_SHA256:
-        return "fid"
-    return f"fd_{suffix(settings)}"
+    return f"fid_n{n}_half" if settings.sha256 in (None, INCEPTION_SHA256) else "fd_inception"
 
 
 def pretrained(settings: FeaturesOf) -> Features:
-    """Return the network that `kind` lite0 or inception names, or the user's own features.
+    """Return the network that `kind` lite0, inception or dinov2 names, or the user's own.
 
     Raises ReflowError.
     """
@@ -119,10 +127,12 @@ def pretrained(settings: FeaturesOf) -> Features:
         return Lite0()
     if settings.weights is None:
         raise ReflowError(
-            "yardstick.features.weights: inception needs the path of its weights,"
-            " weights-inception-2015-12-05-6726825d.pth; nothing is downloaded"
+            f"yardstick.features.weights: {settings.kind} needs the path of its weights,"
+            f" {FILES[settings.kind]}; nothing is downloaded"
         )
-    return Inception2015(settings.weights, settings.sha256)
+    if settings.kind == "dinov2":
+        return Transformer("dinov2", settings.weights, settings.sha256)
+    return Inception2015(settings.weights, settings.sha256 or INCEPTION_SHA256)
 
 
 def quantise(images: Tensor) -> Tensor:
@@ -200,6 +210,8 @@ def load_extractor(path: Path) -> Features:
             return Lite0(config["size"])
         if config.get("kind") == "inception":
             return Inception2015(config["weights"], config["sha256"])
+        if config.get("kind") == "dinov2":
+            return Transformer("dinov2", config["weights"], config["sha256"])
         extractor = Extractor(tuple(config["shape"]), config["classes"], config["width"])
         extractor.load_state_dict(load_file(path / "model.safetensors"))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

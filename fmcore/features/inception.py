@@ -1,4 +1,4 @@
-"""The Inception network of 2015 as in TensorFlow, up to its pooled features.
+"""The Inception network of 2015 as in TensorFlow: pooled features, logits, spatial features.
 
 Names and shapes are those of pt_inception-2015-12-05-6726825d.pth (M. Seitzer's port). It differs
 from torchvision's in three ways: average pools leave out the padding, the last block has a maximum
@@ -7,7 +7,7 @@ pool, and images are resized as TensorFlow 1 did.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import avg_pool2d, linear, max_pool2d
 
 
 class Conv(nn.Module):
@@ -144,15 +144,27 @@ class Inception(nn.Module):
         self.Mixed_6a, self.Mixed_6b, self.Mixed_6c = B(288), C(768, 128), C(768, 160)
         self.Mixed_6d, self.Mixed_6e, self.Mixed_7a = C(768, 160), C(768, 192), D(768)
         self.Mixed_7b, self.Mixed_7c = E(1280, largest=False), E(2048, largest=True)
+        self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features [B, 2048]."""
+        return self.outputs(x)[0]
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pooled features [B, 2048], the logits [B, 1008] and the spatial [B, 2023].
+
+        Logits are without the bias, as in TensorFlow's Inception Score. Spatial features are the
+        first 7 channels of `mixed_6/conv`, 17 x 17 each, channels last (Nash et al. 2021, in the
+        order of ADM's evaluator).
+        """
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(max_pool2d(x, 3, 2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(max_pool2d(x, 3, 2))))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        return x.mean((2, 3))
+        x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
+        spatial = self.Mixed_6d.branch1x1(x)[:, :7].permute(0, 2, 3, 1).flatten(1)
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))))
+        pooled = x.mean((2, 3))
+        return pooled, linear(pooled, self.fc.weight), spatial
 
 
 def tf1_resize(x: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fmcore.own import Own, called
 from fmcore.settings import ReflowError, Settings
 
-TAKEN = ("clf", "lite0", "inception", "identity")
+TAKEN = ("clf", "lite0", "inception", "dinov2", "identity")
 
 
 class FeatureMap(Settings):

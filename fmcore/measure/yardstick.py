@@ -38,6 +38,7 @@ from fmcore.measure.distances import NEIGHBOURS, WIDE, Group, Measures, Referenc
 from fmcore.measure.floor import floor_of, modes, nearest_floor, shared
 from fmcore.measure.frechet import GaussianStats
 from fmcore.measure.neighbours import nearest
+from fmcore.measure.protocol import Protocol
 from fmcore.network.store import write_tensors
 from fmcore.settings import Log, ReflowError, Seed, Settings, SeveralSamples, derive_seed
 from fmcore.verdict import errors
@@ -63,6 +64,9 @@ class YardstickSettings(Settings):
     floor_cuts: int = Field(default=64, gt=0, le=10_000)
     """Over how many cuts the floor is averaged; 8 at most for what is dear to measure (W2,
     neighbours, features wider than 512)."""
+    protocol: Protocol | None = None
+    """The published protocol: FID of 50,000 samples to the whole training set and what goes with
+    it, measured beside the distances to halves. null leaves it out; it needs weights and a GPU."""
     w2_samples: int = Field(default=1000, gt=1, le=20_000)
     """Points on each side for w2 and sliced_w2, whose names end in this number. 1,000 take a fifth
     of a second, 10,000 half a minute; published values are often of 10,000."""
@@ -144,14 +148,14 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
     ]
     keys, class_n = shared(pairs.label, halves[: settings.splits])
     plane = min(settings.w2_samples, n)
-    frechet, word = metric_name(settings.features), suffix(settings.features)
+    frechet, word = metric_name(settings.features, n), suffix(settings.features)
     measures = Measures(frechet, f"kd_{word}", plane, class_n)
     cuts = []
     for i, (reference, _) in enumerate(halves[: settings.splits]):
         some = keys if i == 0 or whole.features.shape[1] <= WIDE else []
         cuts.append(Reference.of(whole.rows(reference), plane, some))
     about: dict[str, Any] = {
-        "metric": judging(settings.features, image=coupling.about.image),
+        "metric": judging(settings.features, frechet, image=coupling.about.image),
         "frechet": frechet,
         "features": word,
         "fingerprint": fingerprint(extractor),
@@ -172,13 +176,13 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
     return Yardstick(extractor, cuts, train, measures, about)
 
 
-def judging(features: FeaturesOf, *, image: bool) -> str:
+def judging(features: FeaturesOf, frechet: str, *, image: bool) -> str:
     """Return the metric that rounds are judged by.
 
     For points as they are it is the energy distance, which is 0 for equal laws alone: a Frechet
     distance sees mean and covariance, so that a single blob passes for many modes.
     """
-    return "energy" if features.kind == "identity" and not image else metric_name(features)
+    return "energy" if features.kind == "identity" and not image else frechet
 
 
 def _apart(pairs: Pairs, features: Tensor) -> tuple[Tensor, Tensor]:

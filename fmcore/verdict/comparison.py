@@ -32,8 +32,9 @@ class RoundResult:
 
     `distances` are by NFE, `cuts` are the values of each distance on every cut of the yardstick,
     whose mean it is, and `metrics` holds every metric that belongs to no NFE, with its standard
-    error as `<name>_se`. A `student` is trained for a number of steps, not for a velocity. A
-    `replicate` repeats the round `replicate_of` under that number.
+    error as `<name>_se`. `samplers` are NFE, distance and its error of every sampler, Euler and the
+    others, by name. A `student` is trained for a number of steps, not for a velocity. A `replicate`
+    repeats the round `replicate_of` under that number.
     """
 
     name: str
@@ -45,6 +46,7 @@ class RoundResult:
     cuts: dict[int, list[Number]] = field(default_factory=dict)
     replicate_of: str | None = None
     replicate: int | None = None
+    samplers: dict[str, dict[str, Number]] = field(default_factory=dict)
 
     def at(self, nfe: int) -> Number | None:
         """Return the distance at an NFE; None where it was not measured."""
@@ -211,6 +213,7 @@ class Comparison:
             self.metric: {str(nfe): distance for nfe, distance in r.distances.items()},
             keys.error(self.metric): {str(nfe): r.error(nfe) for nfe in r.distances},
             "cuts": {str(nfe): values for nfe, values in r.cuts.items()},
+            "samplers": r.samplers,
             **r.metrics,
         }
 
@@ -238,7 +241,7 @@ class Comparison:
         )
 
 
-FIXED = ("coupling", "parent", "student", "cuts", "replicate_of", "replicate")
+FIXED = ("coupling", "parent", "student", "cuts", "replicate_of", "replicate", "samplers")
 _WHOLE = TypeAdapter(Comparison)
 
 

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmcore.checked import MEND
@@ -20,12 +20,14 @@ class SamplerCuts:
     """What one sampler scores: its name (euler_4, heun_18), its NFE, the metrics of every cut.
 
     The NFE is that of one sample as it was counted: guidance counts twice, and for a solver that
-    adapts its steps it is the mean.
+    adapts its steps it is the mean. `published` are metrics of all samples together, by the
+    protocols of papers; they are not in the csv.
     """
 
     sampler: str
     nfe: float
     cuts: Sequence[dict[str, float]]
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def euler(self) -> bool:
@@ -34,7 +36,7 @@ class SamplerCuts:
 
     def flat(self) -> dict[str, float]:
         """Return every metric and its standard error by the key that metrics/evaluate has."""
-        found = summary(self.cuts)
+        found = {**summary(self.cuts), **self.published}
         if self.euler:
             return {keys.at_nfe(name, round(self.nfe)): value for name, value in found.items()}
         flat = {keys.at_sampler(name, self.sampler): value for name, value in found.items()}

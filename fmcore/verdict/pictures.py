@@ -222,3 +222,42 @@ def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
     axes.legend(frameon=False)
     _plain(axes)
     _save(figure, path)
+
+
+def quality_over_compute(path: Path, table: "pd.DataFrame", found: "Comparison") -> None:
+    """Draw the distance over all FLOPs that it took: training, pairs and samples.
+
+    A point for each row of samplers.csv, a line through the Euler steps of each round, bars of two
+    standard errors. Rows that are no larger than their error are at the lower edge.
+    """
+    figure, name = _figure(6.4, 4.0), found.metric
+    axes = figure.add_subplot()
+    rows = [row for row in table.to_dict("records") if row["flops_total"] > 0]  # NaN is not
+    edge = min((row[name] for row in rows if row[name] > 0), default=1e-12) / 2
+    for i, round_ in enumerate(dict.fromkeys(row["round"] for row in rows)):
+        own = [row for row in rows if row["round"] == round_]
+        for euler, style in ((True, "o-"), (False, "D")):
+            some = [row for row in own if str(row["sampler"]).startswith("euler_") == euler]
+            x = [row["flops_total"] for row in some]
+            y = [max(row[name], edge) for row in some]
+            errors = [2 * float(row.get(f"{name}_se", 0)) for row in some]
+            low = [min(e, v - edge / 2) for v, e in zip(y, errors, strict=True)]
+            axes.errorbar(
+                x, y, yerr=[low, errors], fmt=style, color=COLOURS[i % len(COLOURS)], linewidth=2,
+                markersize=5, elinewidth=1, capsize=2, label=str(round_) if euler else None,
+            )  # fmt: skip
+            for j, (row, a, b) in enumerate(zip(some, x, y, strict=True)):
+                word = f"{row['nfe']:.3g}" if euler else str(row["sampler"])
+                at = (5, 4) if euler else (5, -9 - 9 * (j % 2))
+                axes.annotate(word, (a, b), at, textcoords="offset points", fontsize=7)
+    if found.floor > edge / 2:
+        label = "real vs real (floor)"
+        axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOPs of training, pairs and samples, ancestors included", color=INK)
+    axes.set_ylabel(f"{name} ± 2 standard errors", color=INK)
+    axes.set_title("Quality over compute; numbers are NFE", fontsize=11, color=INK, loc="left")
+    axes.legend(frameon=False)
+    _plain(axes)
+    _save(figure, path)

@@ -97,8 +97,8 @@ def test_identity_flattens():
 
 
 def test_the_name_says_the_features_and_never_fid():
-    assert metric_name(FeatureSettings()) == "fd_clf"
-    assert metric_name(FeatureSettings(kind="identity")) == "fd_identity"
+    assert metric_name(FeatureSettings(), 5) == "fd_clf"
+    assert metric_name(FeatureSettings(kind="identity"), 5) == "fd_identity"
 
 
 def test_quantised_images_have_256_levels():

@@ -22,10 +22,9 @@ from fmcore.settings import ReflowError
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Random weights in the layout of the real file, the classifier's head included."""
+    """Random weights in the layout of the real file."""
     torch.manual_seed(0)
     state = dict(Inception().state_dict())
-    state |= {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(state, path)
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -56,11 +55,13 @@ def test_inception_reads_its_file_and_has_2048_features(weights, tmp_path):
     assert not (tmp_path / "kept" / "model.safetensors").exists()  # 96 MB that are there already
 
 
-def test_only_the_real_weights_are_called_fid(weights):
+def test_only_the_real_weights_are_called_fid_and_the_name_says_n_and_halves(weights):
     other = FeatureSettings(kind="inception", weights=str(weights[0]), sha256=weights[1])
-    assert metric_name(other) == "fd_inception"
+    assert metric_name(other, 2000) == "fd_inception"
     real = FeatureSettings(kind="inception", weights=str(weights[0]))
-    assert metric_name(real) == "fid" and real.sha256 == INCEPTION_SHA256
+    assert metric_name(real, 2000) == "fid_n2000_half"
+    named = FeatureSettings(kind="inception", weights=str(weights[0]), sha256=INCEPTION_SHA256)
+    assert metric_name(named, 70) == "fid_n70_half"
     assert suffix(real) == "inception"
     with pytest.raises(ReflowError, match=r"sha256 .*expected 6726825d"):
         pretrained(real)

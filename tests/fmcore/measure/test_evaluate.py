@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from fmcore.choices.solvers import HeunToEuler
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
 from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
@@ -15,6 +16,7 @@ from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
 from fmcore.network.mlp import MLP
 from fmcore.settings import ReflowError
+from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
 from fmcore.verdict.gates import Gates
@@ -23,7 +25,12 @@ from tests.chains import gaussian_data, scratch_model, silent
 from tests.oracles import least_loss, straightness
 
 MU, S = [2.0, -1.0], [1.0, 1.0]
-SETTINGS = Evaluate(nfe=(1, 2, 8), solver=Solver(name="heun", steps=32), trajectories=2000)
+SETTINGS = Evaluate(
+    nfe=(1, 2, 8),
+    solvers=(Solver(name="heun", steps=4), HeunToEuler(name="heun_to_euler", steps=4), Adaptive()),
+    solver=Solver(name="heun", steps=32),
+    trajectories=2000,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def rounds(tmp_path_factory):
 
     learn("rf1", "data", "scratch", 1500, 5e-3)
     couple(
-        root / "rf1", root / "data", root / "pairs", root / "couple.json",
+        root / "rf1", root / "data", root / "pairs", root / "couple/rf1.json",
         Couple(pairs=20_000, solver=Solver(name="rk4", steps=10)),
         Work(scratch=root / "tmp" / "couple", seed=2),
     )  # fmt: skip
@@ -116,8 +123,11 @@ def test_measuring_again_gives_the_same_bytes_and_another_seed_does_not(rounds):
 def test_curves_and_pictures(rounds):
     rows = list(csv.DictReader((rounds / "fd" / "rf1.csv").open()))
     named = [(r["sampler"], float(r["nfe"]), r["cut"]) for r in rows]
-    expected = [(f"euler_{n}", n) for n in (1, 2, 8)] + [(f"raw_euler_{n}", n) for n in (1, 8)]
-    assert named == [(*row, str(cut)) for row in expected for cut in (0, 1)]
+    fixed = {"euler_1": 1, "euler_2": 2, "euler_8": 8, "heun_4": 8, "heun_to_euler_4": 7}
+    assert named[:10] == [(name, n, str(cut)) for name, n in fixed.items() for cut in (0, 1)]
+    assert [name for name, *_ in named[10:12]] == ["dopri5", "dopri5"] and named[10][1] > 8
+    raw = [(f"raw_euler_{n}", n, str(cut)) for n in (1, 8) for cut in (0, 1)]
+    assert named[12:] == raw
     both = [float(r["fd_identity"]) for r in rows[:2]]
     found = result(rounds, "rf1")
     assert found["fd_identity/nfe_1"] == pytest.approx(sum(both) / 2)
@@ -128,6 +138,45 @@ def test_curves_and_pictures(rounds):
     assert mean == pytest.approx(result(rounds, "rf1")["straightness"])
     names = {p.name for p in (rounds / "pictures" / "rf1").iterdir()}
     assert names == {"samples.png", "trajectories.png"}
+
+
+def test_every_solver_is_a_row_with_its_counted_evaluations(rounds):
+    found = result(rounds, "rf1")
+    assert found["nfe/heun_4"] == 8 and found["nfe/heun_to_euler_4"] == 7
+    # The mean over samples, each of which took steps of its own: 2 to begin, 6 for each step.
+    assert (found["nfe/dopri5"] * 2000 - 2 * 2000) % 6 == pytest.approx(0, abs=1e-6)
+    assert found["fd_identity/heun_4"] < 0.1 * found["fd_identity/nfe_2"]
+    assert found["fd_identity/dopri5"] < 0.05
+    assert {"fd_identity_se/heun_4", "energy/dopri5", "energy_se/heun_to_euler_4"} <= found.keys()
+
+
+def test_what_a_round_cost_is_counted_and_cumulated(rounds, tmp_path):
+    each = result(rounds, "rf1")["flops_per_evaluation"]
+    trained = {r: json.loads((rounds / f"train/{r}.json").read_text()) for r in ("rf1", "rf2")}
+    assert trained["rf1"]["flops_training"] == 3 * each * 1500 * 512
+    assert trained["rf2"]["flops_training"] == 3 * each * 1000 * 512
+    pairs = json.loads((rounds / "couple/rf1.json").read_text())
+    assert pairs["flops_pairs"] == each * 40 * (20_000 + 2 * pairs["audited"])
+    names = [
+        RoundName(name="rf1", coupling="independent"),
+        RoundName(name="rf2", coupling="rf1", parent="rf1", needs=("rf1",)),
+    ]
+    side_by_side(names, rounds, tmp_path)
+    found = {r["round"]: r for r in json.loads((tmp_path / "rounds.json").read_text())["rounds"]}
+    assert found["rf1"]["flops_training"] == trained["rf1"]["flops_training"]
+    assert found["rf1"]["flops_pairs"] == 0
+    assert found["rf2"]["flops_training"] == sum(t["flops_training"] for t in trained.values())
+    assert found["rf2"]["flops_pairs"] == pairs["flops_pairs"]
+    rows = list(csv.DictReader((tmp_path / "samplers.csv").open()))
+    assert [(r["round"], r["sampler"]) for r in rows][3] == ("rf1", "heun_4")
+    for row in rows:
+        assert float(row["flops_per_sample"]) == pytest.approx(each * float(row["nfe"]))
+        parts = sum(float(row[f"flops_{k}"]) for k in ("training", "pairs", "sampling"))
+        assert float(row["flops_total"]) == pytest.approx(parts)
+        assert float(row["flops_sampling"]) == pytest.approx(2000 * float(row["flops_per_sample"]))
+    assert (tmp_path / "quality_over_compute.png").stat().st_size > 10_000
+    table = (tmp_path / "rounds.md").read_text()
+    assert "| round | sampler | NFE | energy |" in table and "| rf2 | heun_4 | 8 |" in table
 
 
 def side_by_side(names, rounds, out):

@@ -61,6 +61,7 @@ FILE = """{
           10.0
         ]
       },
+      "samplers": {},
       "straightness_rel": 0.1,
       "transport_cost": 3.0
     },
@@ -78,6 +79,7 @@ FILE = """{
         "8": null
       },
       "cuts": {},
+      "samplers": {},
       "transport_cost": 3.5
     }
   ],
