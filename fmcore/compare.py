@@ -90,11 +90,7 @@ def compare(
     _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
     (out / "rounds.md").write_text(_markdown(found))
     pictures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))
-    samplers = _samplers(found, int(about["n"]) * int(about["splits"]))
-    samplers.to_csv(out / "samplers.csv", index=False, lineterminator="\n")
-    if "flops_total" in samplers:
-        shown = samplers[samplers["round"].isin([r.name for r in own])]
-        pictures.quality_over_compute(out / "quality_over_compute.png", shown, found)
+    _over_compute(out, found, int(about["n"]) * int(about["splits"]))
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
     pictures.straightness_over_t(out / "straightness.png", {r.name: gaps[r.name] for r in own})
     _curves(out, found, gaps)
@@ -180,6 +176,15 @@ def _samplers(found: Comparison, samples: int) -> pd.DataFrame:
                 row["flops_total"] = sum(filter(None, made)) + row["flops_sampling"]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _over_compute(out: Path, found: Comparison, samples: int) -> None:
+    """Write samplers.csv and, where the compute is known, the figure of the rounds themselves."""
+    samplers = _samplers(found, samples)
+    samplers.to_csv(out / "samplers.csv", index=False, lineterminator="\n")
+    if "flops_total" in samplers:
+        shown = samplers[samplers["round"].isin([r.name for r in found.rounds if not r.replicate])]
+        pictures.quality_over_compute(out / "quality_over_compute.png", shown, found)
 
 
 def _about(file: Path) -> dict[str, Any]:
