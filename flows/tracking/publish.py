@@ -220,19 +220,15 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
 
     def log() -> None:
         tracker.complete(run, [(k, v, 0) for k, v in values.items()])
-        if not round_.replicate_of:
-            points = [(f"round/{k}", v, round_.index) for k, v in values.items()]
-            tracker.complete(done.parent, points)
+        own = {} if round_.replicate_of else values
+        tracker.complete(done.parent, [(f"round/{k}", v, round_.index) for k, v in own.items()])
 
     tags = tracker.client.get_run(run).data.tags
     _once(tracker, run, tags, f"spent@{round_.name}", values, log, done, say)
 
 
 def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: bool) -> None:
-    """Log `round/<metric>` with step = round, so that MLflow's charts show it by default.
-
-    The data belong to the chain as a whole: their receipt is logged as `data/<number>`.
-    """
+    """Log `round/<metric>` with step = round, which MLflow's charts show, and `data/<number>`."""
     tags = tracker.client.get_run(done.parent).data.tags
     for read in whole.entries.values():
         if read.runs("prepare", "out", "metrics"):
@@ -274,11 +270,7 @@ def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
         points += _with_error(f"{use}/{found.metric}", choice.distance, choice.se)
         points += [(f"{use}/nfe", float(choice.nfe), 0)]
         tracker.client.set_tag(run, f"reflow.{use}", choice.round)
-    for g in found.replicates:
-        for nfe, over in g.distances.items():
-            name = f"replicates/{g.round}/{found.metric}"
-            known = {"mean": over.mean, "sd": over.sd, "gap": over.gap, "gap_se": over.gap_se}
-            points += [(f"{name}_{k}", float(v), nfe) for k, v in known.items() if v is not None]
+    points += [point for over in found.replicates for point in over.points(found.metric)]
     tracker.complete(run, points)
     unhappy = [f"{j.verdict.state}: {j.stage} {j.verdict.gate}" for j in found.unhappy]
     tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")
@@ -290,8 +282,8 @@ def _with_error(name: str, value: float, error: float | None) -> list[Point]:
     """Return the point of a number and that of its standard error, `<name>_se`, if it has one."""
     place, slash, metric = name.rpartition("/")
     own = keys.error(name) if metric == "floor" else f"{place}{slash}{metric}_se"
-    points = [(name, float(value), 0)]
-    return points if error is None else [*points, (own, float(error), 0)]
+    found = [(name, float(value), 0)]
+    return found if error is None else [*found, (own, float(error), 0)]
 
 
 def _ship(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:

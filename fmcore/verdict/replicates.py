@@ -5,7 +5,7 @@ that of the training. Two rounds are compared replicate by replicate: those of o
 came before, the draws of a common teacher and its pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
@@ -52,6 +52,13 @@ class Replicates:
         """Return it as JSON holds it."""
         distances = {str(nfe): asdict(found) for nfe, found in self.distances.items()}
         return {**asdict(self), "distances": distances}
+
+    def points(self, metric: str) -> Iterator[tuple[str, float, int]]:
+        """Yield (name, value, NFE) of its distances, for curves over NFE."""
+        for nfe, found in self.distances.items():
+            for what in ("mean", "sd", "gap", "gap_se"):
+                if (value := getattr(found, what)) is not None:
+                    yield f"replicates/{self.round}/{metric}_{what}", float(value), nfe
 
 
 def replicates(rounds: Sequence["RoundResult"], baseline: str | None = None) -> list[Replicates]:

@@ -86,6 +86,12 @@ def test_the_table_says_mean_sd_n_and_the_difference_with_its_error():
     assert spread_text(None) == gap_text(None) == ""
 
 
+def test_its_curves_over_nfe_have_a_point_for_each_number_that_is_known():
+    one, two = (dict((p[:1] + p[2:], p[1]) for p in g.points("fd")) for g in replicates(rounds()))
+    assert two["replicates/b/fd_mean", 1] == 12.5 and two["replicates/b/fd_gap_se", 4] > 0
+    assert ("replicates/a/fd_sd", 1) in one and ("replicates/a/fd_gap_se", 1) not in one
+
+
 def test_rounds_json_gives_them_back():
     found = replicates(rounds())
     whole = Comparison("fd", "f", 4.0, rounds(), {}, [], [], yardstick="y", replicates=found)
