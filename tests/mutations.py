@@ -56,6 +56,20 @@ MUTATIONS = [
         "tests/fmcore/training/test_train.py::test_training_lowers_the_held_out_loss_towards_the_least",
     ),
     Mutation(
+        "a power average with another exponent",
+        "fmcore/network/power.py",
+        "** (gamma + 1)\n        torch",
+        "** gamma\n        torch",
+        "tests/fmcore/network/test_ema.py::test_the_profile_of_a_power_average_has_its_standard_deviation",
+    ),
+    Mutation(
+        "the raw weights compared the wrong way round",
+        "fmcore/measure/averages.py",
+        "cut[metric] - other[metric]",
+        "other[metric] - cut[metric]",
+        "tests/fmcore/measure/test_averages.py::test_differences_are_paired_cut_by_cut",
+    ),
+    Mutation(
         "sum in place of the mean over processes",
         "fmcore/training/processes.py",
         "        flat /= self.size\n",
