@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fmcore.choices.laws import Beta as Beta
+    from fmcore.choices.laws import LogitNormal as LogitNormal
+    from fmcore.choices.laws import Mode as Mode
     from fmcore.coupling.read import Pairs as Pairs
     from fmcore.coupling.read import open_coupling as open_coupling
     from fmcore.matching.conversions import to_score as to_score
@@ -25,10 +28,7 @@ if TYPE_CHECKING:
     from fmcore.matching.loss import Batch as Batch
     from fmcore.matching.loss import Loss as Loss
     from fmcore.matching.loss import flow_matching_loss as flow_matching_loss
-    from fmcore.matching.times import Beta as Beta
     from fmcore.matching.times import Grid as Grid
-    from fmcore.matching.times import LogitNormal as LogitNormal
-    from fmcore.matching.times import Mode as Mode
     from fmcore.matching.times import Point as Point
     from fmcore.matching.times import Uniform as Uniform
     from fmcore.matching.times import UShaped as UShaped
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from fmcore.training.fit import Train as Train
 
 _HOMES = {
+    "fmcore.choices.laws": ("Beta", "LogitNormal", "Mode"),
     "fmcore.coupling.read": ("Pairs", "open_coupling"),
     "fmcore.matching.conversions": ("to_score", "to_source", "to_target"),
     "fmcore.matching.interpolant": (
@@ -64,9 +65,7 @@ _HOMES = {
         "interpolate",
     ),
     "fmcore.matching.loss": ("Batch", "Loss", "flow_matching_loss"),
-    "fmcore.matching.times": (
-        "Beta", "Grid", "LogitNormal", "Mode", "Point", "UShaped", "Uniform",
-    ),
+    "fmcore.matching.times": ("Grid", "Point", "UShaped", "Uniform"),
     "fmcore.measure.straightness": ("straightness", "straightness_rel"),
     "fmcore.measure.transport": ("transport_cost",),
     "fmcore.network.images": ("DiT", "UNet"),

@@ -37,7 +37,7 @@ from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.flops import flops_per_evaluation
 from fmcore.network.store import load
-from fmcore.sampling.flow import Flow
+from fmcore.sampling.flow import Flow, advice_on_few_steps
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.solve.solver import Solution
 from fmcore.training.held_out import held_out_losses
@@ -79,6 +79,8 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     loaded = load(paths.model, device=str(work.device))
     measure = load_yardstick(paths.yardstick)
     flow = Flow.of(loaded, work.compute)
+    if advice := advice_on_few_steps(flow, settings.nfe):
+        work.warn(advice)
     scores = Scores(measure, load_protocol(paths.yardstick, work.device))
     harness = harness_of(flow, paths.data, scores.samples, settings, work)
     rows, shown = _by_solver(harness, [*euler_at(settings.nfe), *settings.solvers], scores, work)
@@ -216,7 +218,7 @@ def _paths(path: Tensor, solver: GridSolver) -> dict[str, float]:
 def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     """Measure the velocity at t = 1, and the path energy where W2 is known (Gaussian data)."""
     label = None if harness.label is None else harness.label[: path.shape[1]].to(harness.device)
-    velocity = harness.flow.velocity(label, guidance=harness.settings.guidance)
+    velocity = harness.flow.velocity(label, guidance=harness.settings.guidance, span=1.0)
     source = path[0].to(harness.device)
     start = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
     found = bend.with_errors({"ivd": bend.initial_velocity_delta(start, path)})

@@ -5,6 +5,7 @@ The same code and the same numbers as the stages of a project, without folders: 
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -30,7 +31,8 @@ from fmcore.solve.solver import Solver
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, watch_of
-from fmcore.training.fit import Step, Train, check_loss, fit, new_state
+from fmcore.training.fit import Step, Train, advice_on_loss, check_loss, fit, new_state
+from fmcore.training.losses import Perceptual
 from fmcore.work.compute import Compute
 
 SHARD_ROWS = 16384
@@ -81,6 +83,8 @@ def fit_flow(
     these, write the pairs into a project with `write_coupling`.
     """
     _check(pairs, settings, init)
+    if advice := advice_on_loss(settings, independent=pairs.independent):
+        warnings.warn(advice, stacklevel=2)
     shape = tuple(pairs.target.shape[1:])
     if init is not None and init.made_of is not None:
         start: VelocityNetwork = deepcopy(init.made_of[0].network)
@@ -107,6 +111,8 @@ def fit_flow(
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
         "source": source,
+        "loss": settings.loss.model_dump(mode="json", exclude_none=True),
+        "learns_mean": settings.loss.learns_mean,
     }
     if init is not None and init.made_of is not None:
         before = init.made_of[0].config
@@ -125,6 +131,8 @@ def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
             f"pairing {settings.pairing.name} would undo the pairs that are given; use it with"
             " `independent(target)`"
         )
+    if isinstance(settings.loss, Perceptual):
+        settings.loss.ready(settings.objective, tuple(pairs.target.shape[1:]), scaled=False)
     if init is not None and init.made_of is None:
         raise ReflowError("init: expected a flow made by fit_flow or load_flow")
     if init is not None and init.made_of is not None:

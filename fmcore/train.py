@@ -25,8 +25,9 @@ from fmcore.training.checkpoint import (
     save_state,
 )
 from fmcore.training.divergence import Watch, watch_of
-from fmcore.training.fit import Train, check_loss, fit, new_state
+from fmcore.training.fit import Train, advice_on_loss, check_loss, fit, new_state
 from fmcore.training.held_out import constant_loss, held_out_losses
+from fmcore.training.losses import Perceptual
 from fmcore.training.processes import Group, training_group
 from fmcore.work.work import Work
 
@@ -57,6 +58,8 @@ def train(
     start = load(init, weights=settings.start_from)
     opened = open_coupling(coupling)
     _check(opened, start, init, settings)
+    if advice := advice_on_loss(settings, independent=opened.independent):
+        work.warn(advice)
     network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
     with training_group(settings.processes, settings.batch, work.device) as (group, own):
         state = new_state(network.to(own), settings)
@@ -79,6 +82,8 @@ def train(
         "objective": settings.objective,
         "time": settings.time.model_dump(),
         "pairing": settings.pairing.name,
+        "loss": settings.loss.model_dump(mode="json", exclude_none=True),
+        "learns_mean": settings.loss.learns_mean,
         "coupling": opened.about.kind,
         "init": start.digest,
         "steps": settings.steps,
@@ -89,7 +94,8 @@ def train(
     }
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
     save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    _write(curve, metrics, state, {**final, **_lengths(settings)}, start, settings.batch)
+    rest = {**_lengths(settings), "learns_mean": int(settings.loss.learns_mean)}
+    _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
 
 
 def _snapshot_steps(state: State, settings: Train) -> list[int]:
@@ -178,6 +184,9 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
         )
     if settings.drop_longest and coupling.independent:
         raise ReflowError("train.drop_longest: the independent coupling has no fixed pairs to drop")
+    if isinstance(settings.loss, Perceptual):
+        scaled = not coupling.about.units.identity
+        settings.loss.ready(settings.objective, start.shape, scaled=scaled)
     if settings.flip and len(shape) != 3:
         raise ReflowError(f"train.flip: mirrors images [C, H, W], samples here are {shape}")
 

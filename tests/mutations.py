@@ -156,8 +156,8 @@ MUTATIONS = [
     Mutation(
         "wrong sign in the source of a velocity",
         "fmcore/matching/conversions.py",
-        "return (a * velocity - da * x) / (a * db - da * b)",
-        "return (a * velocity + da * x) / (a * db - da * b)",
+        "return _divided(a * velocity - da * x, a",
+        "return _divided(a * velocity + da * x, a",
         "tests/fmcore/matching/test_interpolant.py::test_each_view_gives_the_others",
     ),
     Mutation(

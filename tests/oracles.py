@@ -52,3 +52,26 @@ def eight_gaussians_velocity(radius: float, std: float) -> Callable[[Tensor, Ten
         return (weight * drift).sum(1)
 
     return velocity
+
+
+def mixture_velocity(
+    modes: Tensor, s: Tensor, interpolant: Schedule | None = None, weights: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the exact velocity to a mixture of N(mode, diag s^2), modes [M, d], s [d].
+
+    Given the mode it is that of a Gaussian; modes weigh as the posterior of x_t says. `weights` [M]
+    are equal unless given.
+    """
+    path = interpolant or Linear()
+    prior = torch.zeros(len(modes)) if weights is None else weights.log()
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        a, b, da, db = (f(expand(t, x))[..., None].to(x.dtype) for f in (
+            path.alpha, path.sigma, path.d_alpha, path.d_sigma))  # fmt: skip
+        variance = a**2 * s**2 + b**2
+        centred = x[:, None, :] - a * modes
+        log_weight = prior[:, None] - (centred.square() / (2 * variance)).sum(-1, keepdim=True)
+        own = da * modes + (a * da * s**2 + b * db) / variance * centred
+        return (log_weight.softmax(dim=1) * own).sum(1)
+
+    return velocity

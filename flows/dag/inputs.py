@@ -211,7 +211,7 @@ def _files(
         if READER[place] != verb and (verb != "calibrate" or place not in chosen):
             continue
         top, _, inner = place.partition(".")
-        settings = chosen.get(top)
+        settings = next((v for k, v in chosen.items() if k.split(".")[-1] == top), None)
         if inner:
             settings = _mapping(settings).get(inner)
         settings = _mapping(settings)

@@ -12,10 +12,16 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
     ("yardstick.features", "inception"): ("weights", None),
     ("yardstick.features", "dinov2"): ("weights", None),
+    ("train.loss", "perceptual"): ("weights", None),
 }
 """Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
 
-READER = {"data": "prepare", "source": "prepare", "yardstick.features": "calibrate"}
+READER = {
+    "data": "prepare",
+    "source": "prepare",
+    "yardstick.features": "calibrate",
+    "train.loss": "train",
+}
 """By place: the verb that reads these files; the others read what it made of them."""
 
 PROTOCOL = ("weights", "statistics", "dinov2", "clip")

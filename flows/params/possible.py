@@ -17,6 +17,7 @@ from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
+from fmcore.training.losses import Perceptual
 
 if TYPE_CHECKING:
     from flows.params.load import Params, Round
@@ -104,6 +105,11 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
     if train.batch % train.processes:
         what = f"{train.batch} has no {train.processes} equal parts; make it a multiple"
         yield (*place, "batch"), what
+    if isinstance(train.loss, Perceptual):
+        if known.image is False:
+            yield (*place, "loss"), "perceptual compares images, and this data has none; use mse"
+        elif why := train.loss.refusal(train.objective, known.shape):
+            yield (*place, "loss"), why
     yield from _mean_flow(params, round_, place)
     yield from _labels(params, round_, place)
 
@@ -160,11 +166,16 @@ def _on_grid(solver: OdeSolver, steps: int) -> bool:
 def _scores(params: "Params") -> Iterator[Mistake]:
     """Reverse SDEs where no round has a score."""
     having = (
-        r.coupling not in params.couplings and r.train.pairing.name == "independent"
+        r.coupling not in params.couplings
+        and r.train.pairing.name == "independent"
+        and r.train.loss.learns_mean
         for r in params.rounds.values()
     )
     if params.evaluate.sde and not any(having):
-        what = "no round has a score: none is trained on independent pairs; leave it out"
+        what = (
+            "no round has a score: none is trained on independent pairs with a loss that learns the"
+            " mean (mse); leave it out"
+        )
         yield ("evaluate", "sde"), what
 
 

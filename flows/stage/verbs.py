@@ -18,7 +18,7 @@ from flows.stage.guard import guarded, has_checkpoint, scratch_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
 from flows.stage.words import KEYED, read_words
-from flows.stage.work import work_of
+from flows.stage.work import warn, work_of
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.processes import rank, started
 
@@ -29,15 +29,11 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", flush=True)
-
-
 def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.prepare import prepare
 
     out, metrics, seed = paths["out"], paths["metrics"], seed_of(params, "prepare")
-    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=_say, warn=_warn)
+    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=_say, warn=warn)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:
@@ -52,7 +48,7 @@ def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
 
     with Reporter("calibrate", params.yardstick.features.epochs, scratch) as log:
         work = work_of(params, scratch, log, seed=seed_of(params, "calibrate"))
-        calibrate(**paths, settings=params.yardstick, work=work, say=_say, warn=_warn)
+        calibrate(**paths, settings=params.yardstick, work=work, say=_say, warn=warn)
 
 
 def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:

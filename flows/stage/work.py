@@ -21,8 +21,14 @@ def work_of(params: Params, scratch: Path, log: Log = silent, *, seed: int | Non
         scratch=scratch,
         log=log,
         accept=partial(gated, params),
+        warn=warn,
         executor=chosen(),
     )
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    print(f"warning: {text}", flush=True)
 
 
 def gated(params: Params, values: Mapping[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""The choices of params.yaml: interpolants, laws of t, losses, solvers; built in or the user's."""
+"""The choices of params.yaml: interpolants, laws of t, solvers; built in or the user's."""

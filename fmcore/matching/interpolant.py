@@ -100,7 +100,9 @@ class Polynomial(Schedule):
 
     name: Literal["polynomial"] = "polynomial"
     power: float = Field(default=2.0, ge=1, le=100)
-    """The exponent n in alpha = (1 - t)^n. 1 is the linear interpolant."""
+    """The exponent n in alpha = (1 - t)^n. 1 is the linear interpolant. Above 1 the velocity at t =
+    1 is 0 whatever the target, so one step of Euler stays where it is, and there is no one-step
+    student."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t) ** self.power

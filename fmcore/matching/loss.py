@@ -14,7 +14,7 @@ step of length h is x - h u(x, t, h).
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,15 +39,25 @@ class Batch:
 class SampleLoss(Settings):
     """The base of every loss.
 
-    One of your own (`name: custom`) has `per_sample` and its settings as fields. Training
-    minimises its mean; the training curve shows the mean square error for every loss.
+    One of your own (`name: custom`) has `per_sample` and its settings as fields, and says whether
+    it `learns_mean`. Training minimises its mean; the curve shows the mean square error.
     """
+
+    learns_mean: ClassVar[bool] = False
+    """Whether the prediction that minimises it is E[aim | x_t], for every law of the aim. Only then
+    is the velocity that of the marginals, so that the flow reaches the data from any coupling."""
 
     @abstractmethod
     def per_sample(
         self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
     ) -> Tensor:
         """Return the loss [B] of the gaps [B, *D] between prediction and aim at times t [B]."""
+
+    def of_batch(
+        self, gap: Tensor, batch: Batch, t: Tensor, interpolant: Schedule, objective: Objective
+    ) -> Tensor:
+        """Return the loss [B]; a loss that needs more of the batch than its gaps replaces this."""
+        return self.per_sample(gap, t, interpolant, objective)
 
 
 class Loss(SampleLoss):
@@ -58,17 +68,22 @@ class Loss(SampleLoss):
     """
 
     name: Literal["mse", "pseudo_huber"] = "mse"
-    """`mse` is the squared error; `pseudo_huber` gives less weight to pairs with a large error,
-    which helps from round 2 on."""
+    """`mse` is the squared error, which learns the mean; `pseudo_huber` gives less weight to pairs
+    with a large error, and learns about their median: not for the independent coupling."""
     c: float | None = Field(default=None, gt=0, le=1e6)
     """Where pseudo_huber turns from square to linear, in units of |gap|. null is 0.00054 times the
     dimension of the data."""
     normalised: bool = False
     """Whether each sample's loss is divided by its own value: all samples get equal weight. It
-    suits objective mean_flow."""
+    steadies objective mean_flow, and learns no mean: where paths cross it goes to the nearest."""
     weight: Literal["one", "inverse_t", "velocity"] = "one"
     """Weight by t: `one`, `inverse_t` (1 / t), or `velocity` (for objectives noise and target:
     minimises the error of the velocity)."""
+
+    @property
+    def learns_mean(self) -> bool:  # type: ignore[override]
+        """Whether it is the square, whose minimiser is the mean; weights by t change nothing."""
+        return self.name == "mse" and not self.normalised
 
     def per_sample(
         self, gap: Tensor, t: Tensor, interpolant: Schedule, objective: Objective
@@ -109,7 +124,7 @@ def flow_matching_loss(
     else:
         aim = {"velocity": u, "noise": batch.source, "target": batch.target}[objective]
         gap = (network(x, t) if batch.label is None else network(x, t, batch.label)) - aim
-    return loss.per_sample(gap, t, interpolant, objective), gap.square().mean()
+    return loss.of_batch(gap, batch, t, interpolant, objective), gap.square().mean()
 
 
 def mean_flow_gap(

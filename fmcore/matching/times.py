@@ -36,32 +36,6 @@ class Uniform(Law):
         return u
 
 
-class LogitNormal(Law):
-    """logit(t) ~ N(mean, std^2): more times in the middle of the path (Esser et al. 2024, SD3)."""
-
-    name: Literal["logit_normal"] = "logit_normal"
-    mean: float = Field(default=0.0, ge=-100, le=100)
-    """Mean of logit(t). Above 0 more times lie near the source."""
-    std: float = Field(default=1.0, gt=0, le=100)
-    """Standard deviation of logit(t). Lower it to concentrate the times around the middle."""
-
-    def spread(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double())).to(u.dtype)
-
-
-class Mode(Law):
-    """t = 1 - w - scale (cos^2(pi w / 2) - 1 + w) at w = 1 - u: heavy tails, tunable mode (SD3)."""
-
-    name: Literal["mode"] = "mode"
-    scale: float = Field(default=1.29, ge=-1, le=2 / (math.pi - 2))
-    """How much the density peaks in the middle; below 0 it peaks at the ends, 0 is uniform."""
-
-    def spread(self, u: Tensor) -> Tensor:
-        w = 1 - u
-        t = 1 - w - self.scale * (torch.cos(math.pi / 2 * w).square() - 1 + w)
-        return t.clamp(0, 1)
-
-
 class UShaped(Law):
     """Density e^{rate t} + e^{rate (1 - t)} (Lee et al. 2024, rate 4).
 
@@ -75,21 +49,6 @@ class UShaped(Law):
     def spread(self, u: Tensor) -> Tensor:
         c = (2 * u.double() - 1) * math.sinh(self.rate / 2)
         return (torch.asinh(c) / self.rate + 0.5).to(u.dtype).clamp(0, 1)
-
-
-class Beta(Law):
-    """Density t^{a-1} (1 - t)^{b-1} / B(a, b)."""
-
-    name: Literal["beta"] = "beta"
-    a: float = Field(default=2.0, ge=0.01, le=1000)
-    """First parameter. Raise it for more times near the source (t = 1)."""
-    b: float = Field(default=2.0, ge=0.01, le=1000)
-    """Second parameter. Raise it for more times near the target (t = 0)."""
-
-    def spread(self, u: Tensor) -> Tensor:
-        from scipy.special import betaincinv  # its import takes a third of a second
-
-        return torch.from_numpy(betaincinv(self.a, self.b, u.double().numpy())).to(u.dtype)
 
 
 class Point(Law):

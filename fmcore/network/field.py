@@ -27,28 +27,34 @@ class Field:
     classes: int = 0
 
     def velocity(
-        self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
+        self,
+        label: Tensor | None = None,
+        *,
+        guidance: float = 1.0,
+        span: float | Callable[[Tensor], Tensor] = 0.0,
     ) -> Velocity:
         """Return the function v(x, t) for label [B] and guidance: v_null + guidance (v - v_null).
 
-        `span` is the length of the steps that will be taken, for a network that predicts averages.
+        `span` is for a network that predicts averages: the mean over [t - span, t], a number or a
+        function of t [B]. It is the length of the step that will be taken from t.
         """
         low, high = usable_times(self.interpolant, self.objective)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             t = t.clamp(low, high)
-            out = self._call(x, t, label, span)
+            over = span(t) if callable(span) else torch.full_like(t, span)
+            out = self._call(x, t, label, over)
             if label is not None and guidance != 1:
                 null = torch.full_like(label, self.classes)
-                plain = self._call(x, t, null, span)
+                plain = self._call(x, t, null, over)
                 out = plain + guidance * (out - plain)
             return to_velocity(self.interpolant, self.objective, out, x, t)
 
         return velocity
 
-    def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: float) -> Tensor:
+    def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: Tensor) -> Tensor:
         if self.objective == "mean_flow":
-            return self.network(x, t, label, torch.full_like(t, span))
+            return self.network(x, t, label, span)
         return self.network(x, t) if label is None else self.network(x, t, label)
 
 

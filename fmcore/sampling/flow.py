@@ -1,5 +1,6 @@
 """A trained network as a flow: solve its ODE from noise to samples, or back."""
 
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
-from fmcore.matching.conversions import Velocity
+from fmcore.matching.conversions import Velocity, usable_times
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.store import Model
 from fmcore.scale import Scale
@@ -21,9 +22,9 @@ from fmcore.work.compute import TILE, Compute, in_tiles
 class Flow(Field):
     """A velocity field that is sampled: source to target, or back.
 
-    `score` says whether the velocity is also a score. `guided` is the guidance in the pairs that it
-    was trained on, its own or one further up the chain; 1 is none. It is in the velocity already,
-    so such a flow is not guided again.
+    `score` says whether the velocity is also a score, `refusal` why not. `guided` is the guidance
+    in the pairs that it was trained on, its own or one further up the chain; 1 is none. It is in
+    the velocity already, so such a flow is not guided again.
     """
 
     score: bool = False
@@ -40,16 +41,18 @@ class Flow(Field):
             interpolant_of(about),
             about.get("objective", "velocity"),
             model.network.settings.classes,
-            about.get("coupling") == "independent"
-            and about.get("pairing") == "independent"
-            and about.get("source") is None,
+            no_score(about) is None,
             model.network.tile,
             (model, compute),
             about.get("guided", 1.0),
         )
 
     def velocity(
-        self, label: Tensor | None = None, *, guidance: float = 1.0, span: float = 0.0
+        self,
+        label: Tensor | None = None,
+        *,
+        guidance: float = 1.0,
+        span: float | Callable[[Tensor], Tensor] = 0.0,
     ) -> Velocity:
         """Return v(x, t) as `Field.velocity` does.
 
@@ -66,6 +69,11 @@ class Flow(Field):
     def scale(self) -> Scale:
         """The scale of the model: `flow.scale.inverse(x)` is a sample in the data's own units."""
         return Scale() if self.made_of is None else self.made_of[0].scale
+
+    @property
+    def refusal(self) -> str:
+        """Why the velocity is not a score."""
+        return no_score({} if self.made_of is None else self.made_of[0].config) or ""
 
     def on(self, device: torch.device) -> "Flow":
         """Return the flow with its weights on `device`."""
@@ -132,17 +140,79 @@ class Flow(Field):
         guidance: float,
         keep: bool,
     ) -> Solution:
-        span = 1 / solver.steps if isinstance(solver, Solver) and solver.name == "euler" else 0.0
         tiled, parts = self.tiled(), []
         if device is None:
             device = x.device if self.made_of is None else _device_of(self.made_of[0].network)
         for cut in range(0, len(x), batch):
             rows = x[cut : cut + batch].to(device)
             own = None if label is None else label[cut : cut + batch].to(device)
-            v = tiled.velocity(own, guidance=guidance, span=span)
             start, end = ends
+            v = tiled.velocity(own, guidance=guidance, span=_span(solver, start, end))
             parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
         return concatenated(parts, 1 if label is None or guidance == 1 else 2)
+
+
+def no_score(about: Mapping[str, Any]) -> str | None:
+    """Return why the velocity of a model is not a score, from its config; None if it is one."""
+    if about.get("coupling") != "independent" or about.get("pairing") != "independent":
+        return (
+            "its pairs are not independent, so that source and target depend on each other; use a"
+            " round with `coupling: independent` and `pairing: independent`"
+        )
+    if about.get("source") is not None:
+        return "its source is data, not noise; use a round of a chain without `source`"
+    if not about.get("learns_mean", True):
+        return (
+            f"its loss ({_named(about.get('loss'))}) does not learn the mean of the paths through a"
+            " point; train the round with loss mse"
+        )
+    return None
+
+
+FEW = 10
+"""Steps of Euler below which the first, from t = 1, decides what a network of noise gives."""
+
+
+def advice_on_few_steps(flow: Flow, nfe: Sequence[int]) -> str | None:
+    """Return a warning if a network that predicts noise is sampled in a few steps of Euler.
+
+    At t = 1 alpha is 0 and the noise does not determine the target, so the network is read at
+    t = 0.99, where an error of its prediction becomes one of the velocity W / alpha times as large.
+    """
+    few = [n for n in nfe if n < FEW]
+    if flow.objective != "noise" or not few:
+        return None
+    t = torch.tensor([usable_times(flow.interpolant, "noise")[1]])
+    a, b, da, db = flow.interpolant.at(t, t)
+    factor = float(((a * db - da * b) / a).abs())
+    return (
+        f"objective noise at NFE {', '.join(map(str, few))}: the first step starts where alpha is"
+        f" almost 0 and makes an error of the network {factor:.0f} / NFE times as large; do not"
+        " compare these numbers with other objectives'; use more steps, or objective velocity"
+    )
+
+
+def _named(loss: Any) -> str:
+    """Return the name of a loss in a model's config."""
+    given = loss if isinstance(loss, Mapping) else {}
+    return "normalised" if given.get("normalised") else str(given.get("path") or given.get("name"))
+
+
+def _span(solver: OdeSolver, start: float, end: float) -> float | Callable[[Tensor], Tensor]:
+    """Return the span that a step of Euler from time t [B] covers; 0 for any other solver.
+
+    It is the length of the step of the grid that begins next to t, below 0 from target to source:
+    x_(t + h) = x_t + h u(x_t, t, -h), as u(x, t, span) averages over [t - span, t].
+    """
+    if not isinstance(solver, Solver) or solver.name != "euler":
+        return 0.0
+    grid = solver.grid(start, end)
+
+    def span(t: Tensor) -> Tensor:
+        times, lengths = (a.to(t.device, t.dtype) for a in (grid[:-1], grid[:-1] - grid[1:]))
+        return lengths[(times - t[:, None]).abs().argmin(dim=1)]
+
+    return span
 
 
 def _device_of(network: torch.nn.Module) -> torch.device:

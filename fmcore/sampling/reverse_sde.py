@@ -41,9 +41,8 @@ def diffuse(
     """
     if not flow.score:
         raise ReflowError(
-            "the reverse SDE needs the score, which a velocity gives only if it was trained on the"
-            " independent coupling: on any other, source and target depend on each other; use"
-            " churn 0 (the ODE), or a round with `coupling: independent`"
+            "the reverse SDE needs the score, which this velocity does not give:"
+            f" {flow.refusal}; or use churn 0 (the ODE)"
         )
     tiled, parts, ids = flow.tiled(), [], np.arange(len(source))
     for first in range(0, len(source), batch):

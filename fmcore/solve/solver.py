@@ -59,8 +59,9 @@ class Solver(Settings):
     """Number of steps from t = 1 to t = 0. Raise it when gates.solver_gap_rel warns; cost grows
     with it."""
     shift: float = Field(default=1.0, ge=1e-3, le=1e3)
-    """Moves the grid: t becomes s t / (1 + (s - 1) t). Above 1 steps are shorter near the target, 1
-    is even steps."""
+    """Moves the grid: t becomes s t / (1 + (s - 1) t). Above 1 steps are shorter near the source (t
+    = 1), as in SD3, and the last one is the longest; below 1 they are shorter near the target; 1 is
+    even steps."""
     times: Annotated[tuple[Share, ...] | None, Field(max_length=10_000, strict=False)] = None
     """A grid of your own, falling from 1 to 0, in place of `steps` and `shift`. null is none."""
 

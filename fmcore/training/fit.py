@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
-from fmcore.choices.losses import LossOfRound
 from fmcore.coupling.read import Pairs
 from fmcore.matching.interpolant import Linear, Objective
 from fmcore.matching.loss import Loss, flow_matching_loss
@@ -34,6 +33,7 @@ from fmcore.settings import (
 )
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
 from fmcore.training.checkpoint import State, finite
+from fmcore.training.losses import LossOfRound
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
 
@@ -234,6 +234,28 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
         classes=classes,
         label_dropout=settings.label_dropout,
     )
+
+
+def advice_on_loss(settings: Train, *, independent: bool) -> str | None:
+    """Return a warning if the loss does not learn the mean on pairs whose paths cross.
+
+    None on a coupling that a flow made: its paths hardly cross, so that there is one velocity to
+    learn at a point.
+    """
+    loss = settings.loss
+    if loss.learns_mean or not independent:
+        return None
+    name = "normalised" if isinstance(loss, Loss) and loss.normalised else loss.name
+    return (
+        f"train.loss {name} on the independent coupling: where paths cross it learns"
+        f" {LEARNED.get(name, 'another value')}, not the mean that a flow needs, so its samples"
+        " need not follow the data (docs/how-to-add.md: 0.00 learned where 1.20 is right), and it"
+        " has no score; use loss mse here, and this one from round 2 on"
+    )
+
+
+LEARNED = {"pseudo_huber": "about the median velocity", "normalised": "the nearest velocity"}
+"""What a loss that does not learn the mean learns where paths cross."""
 
 
 def check_loss(loss: float, state: State, settings: Train, kept_in: str | None = None) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fmcore.settings import Accept, Log
+from fmcore.settings import Accept, Log, Say
+from fmcore.settings import silent as unsaid
 from fmcore.work.compute import Compute
 from fmcore.work.executor import IN_PROCESS, Executor
 
@@ -26,7 +27,8 @@ class Work:
 
     Seed, device and compute decide the bytes of its outputs. `scratch` is a folder that keeps
     finished work if the verb is killed. `log` gets the progress, `accept` gets the metrics before
-    outputs are put in place, and the executor decides where samples are computed.
+    outputs are put in place, `warn` gets sentences for people, and the executor decides where
+    samples are computed.
     """
 
     scratch: Path
@@ -35,4 +37,5 @@ class Work:
     compute: Compute = Compute()
     log: Log = silent
     accept: Accept = anything
+    warn: Say = unsaid
     executor: Executor = IN_PROCESS

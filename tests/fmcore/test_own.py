@@ -17,7 +17,6 @@ from fmcore.calibrate import calibrate
 from fmcore.checked import read_json, sealed
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
-from fmcore.choices.losses import LossOfRound
 from fmcore.choices.solvers import OdeSolver
 from fmcore.couple import couple
 from fmcore.coupling.read import open_coupling, read
@@ -33,6 +32,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import solve
 from fmcore.train import train
+from fmcore.training.losses import LossOfRound
 from fmcore.work.executor import Executor
 from fmcore.work.work import Work
 from tests.own_classes import HARM, MODULE, OTHER, PARAMS

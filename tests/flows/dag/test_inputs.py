@@ -205,6 +205,18 @@ def test_a_file_that_params_yaml_names_counts_by_its_content(tmp_path, line, nam
         assert [p for p, t in inputs.compute(tmp_path).items() if t != first[p]] == [path]
 
 
+def test_the_weights_of_a_perceptual_loss_count_for_the_round_that_names_them(tmp_path):
+    loss = "{name: perceptual, weights: f}"
+    rounds = f"{{rf1: {{}}, rf2: {{train: {{loss: {loss}}}}}}}"
+    (tmp_path / "params.yaml").write_text(f"rounds: {rounds}\n")
+    before = inputs.compute(tmp_path)
+    (tmp_path / "f").write_bytes(b"weights")
+    after = inputs.compute(tmp_path)
+    assert [path for path in after if after[path] != before[path]] == ["inputs/train/rf2.json"]
+    said = inputs.changes(before["inputs/train/rf2.json"], after["inputs/train/rf2.json"])
+    assert said == ["train.loss.weights: the file is there now"]
+
+
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text("data: {name: array, path: f}\nrounds: {rf1: {}}\n")
     (tmp_path / "f").write_text("x")

@@ -250,6 +250,20 @@ IMPOSSIBLE = [
          ("nfe: [1,", "sde: [{}]\n  nfe: [1,")],
         "evaluate.sde: no round has a score",
     ),
+    (
+        [("steps: 5000", "steps: 5000, loss: {name: pseudo_huber}"),
+         ("nfe: [1,", "sde: [{}]\n  nfe: [1,")],
+        "evaluate.sde: no round has a score: .* loss that learns the mean",
+    ),
+    (
+        [*VECTORS, ("{name: pseudo_huber}", "{name: perceptual}")],
+        "rf2.train.loss: perceptual compares images, and this data has none",
+    ),
+    (
+        [("steps: 4000", "steps: 4000, objective: noise"),
+         ("{name: pseudo_huber}", "{name: perceptual}")],
+        "rf2.train.loss: perceptual needs the target that is predicted",
+    ),
 ]  # fmt: skip
 
 

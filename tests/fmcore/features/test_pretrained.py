@@ -16,7 +16,8 @@ from fmcore.features.extractor import (
     suffix,
 )
 from fmcore.features.inception import Inception, tf1_resize
-from fmcore.features.pretrained import INCEPTION_SHA256, Lite0
+from fmcore.features.lite0 import Lite0
+from fmcore.features.pretrained import INCEPTION_SHA256
 from fmcore.settings import ReflowError
 
 

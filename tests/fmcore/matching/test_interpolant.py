@@ -11,7 +11,6 @@ from fmcore.choices.interpolants import Interpolant, check
 from fmcore.matching.conversions import (
     diffusion_squared,
     drift,
-    from_score,
     from_source,
     from_target,
     to_score,
@@ -30,6 +29,7 @@ from fmcore.matching.interpolant import (
     interpolate,
 )
 from fmcore.own import trust
+from fmcore.settings import ReflowError
 from tests.oracles import gaussian_velocity
 
 ALL = [
@@ -89,7 +89,6 @@ def test_each_view_gives_the_others(interpolant):
     torch.testing.assert_close(from_target(interpolant, target, x, TIMES), u, **close)
     score = to_score(interpolant, u, x, TIMES)
     torch.testing.assert_close(score * interpolant.sigma(TIMES)[:, None], -source, **close)
-    torch.testing.assert_close(from_score(interpolant, score, x, TIMES), u, **close)
     for objective, output in (("velocity", u), ("noise", source), ("target", target)):
         torch.testing.assert_close(
             to_velocity(interpolant, objective, output, x, TIMES), u, **close
@@ -125,6 +124,27 @@ def test_every_objective_gives_a_finite_velocity_between_its_times(interpolant):
         t = torch.tensor(usable_times(interpolant, objective), dtype=torch.float64)
         assert bool(torch.isfinite(to_velocity(interpolant, objective, x, x, t)).all())
         assert bool(torch.isfinite(interpolant.d_sigma(t)).all())
+
+
+def test_at_the_ends_what_is_known_is_right_and_what_is_not_is_refused():
+    """No nan: at t = 1 x is all source, at t = 0 all target; of the other the velocity may tell."""
+    target, source = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    zero, one = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    for path in (Linear(), Cosine(), Polynomial(), Polynomial(power=100.0)):
+        x, u = interpolate(path, target, source, one)
+        torch.testing.assert_close(to_source(path, u, x, one), source)
+        torch.testing.assert_close(to_score(path, u, x, one), -source)
+        x, v = interpolate(path, target, source, zero)
+        torch.testing.assert_close(to_target(path, v, x, zero), target)
+        torch.testing.assert_close(to_source(path, v, x, zero), source)
+        with pytest.raises(ReflowError, match="no score where sigma"):
+            to_score(path, v, x, zero)
+        x, u = interpolate(path, target, source, one)
+        if isinstance(path, Polynomial):  # alpha' = sigma' = 0: the velocity is 0 for every target
+            with pytest.raises(ReflowError, match="does not determine source and target"):
+                to_target(path, u, x, one)
+        else:
+            torch.testing.assert_close(to_target(path, u, x, one), target)
 
 
 def test_variance_exploding_starts_far_out():

@@ -7,7 +7,7 @@ import torch
 
 from fmcore.matching.conversions import to_velocity
 from fmcore.matching.interpolant import Cosine, Linear, VariancePreserving, interpolate
-from fmcore.matching.loss import Batch, Loss, mean_flow_gap
+from fmcore.matching.loss import Batch, Loss, flow_matching_loss, mean_flow_gap
 from tests.oracles import gaussian_velocity
 
 GAP = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.3, 0.4]])
@@ -90,3 +90,41 @@ def test_one_step_of_the_average_velocity_lands_on_the_target():
     x, one = torch.randn(5, 2, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
     landed = x - average_velocity(mu, s)(x, one, None, one)
     torch.testing.assert_close(landed, mu + s * x)
+
+
+VELOCITIES = torch.tensor([0.0] * 70 + [4.0] * 30)[:, None]
+"""All velocities through one point: 0 in 70 of 100 paths, 4 in 30; their mean is 1.2."""
+
+
+def learned(loss, objective="velocity", start=0.5):
+    """Return the constant that a network learns at t = 1, x = 0, where these paths start."""
+    value = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.SGD([value], lr=2e-3 if loss.normalised else 5e-2)
+    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 50))
+    zero, one = torch.zeros_like(VELOCITIES), torch.ones(len(VELOCITIES))
+    batch = Batch(-VELOCITIES, zero, one)
+    for _ in range(500):
+        optimizer.zero_grad()
+        network = lambda x, t, *_: value + 0 * (x + t[:, None])
+        each, _ = flow_matching_loss(network, batch, Linear(), objective, loss)
+        each.mean().backward()
+        optimizer.step()
+        falling.step()
+    return float(value.detach())
+
+
+@pytest.mark.parametrize("objective", ["velocity", "mean_flow"])
+@pytest.mark.parametrize(
+    ("loss", "expected", "error"),
+    [
+        (Loss(), 1.2, 1e-3),
+        (Loss(weight="inverse_t"), 1.2, 1e-3),
+        (Loss(name="pseudo_huber"), 0.0, 0.02),
+        (Loss(normalised=True), 0.0, 0.05),
+    ],
+    ids=["mse", "inverse_t", "pseudo_huber", "normalised"],
+)
+def test_only_a_square_learns_the_mean_where_paths_cross(loss, expected, error, objective):
+    """Of MeanFlow too: its aim stands still in the gradient, and has the path's velocity in it."""
+    assert learned(loss, objective) == pytest.approx(expected, abs=error)
+    assert loss.learns_mean is (expected == 1.2)

@@ -8,8 +8,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from fmcore.choices.laws import LawOfTime
-from fmcore.matching.times import Beta, Grid, LogitNormal, Mode, Point, Uniform, UShaped
+from fmcore.choices.laws import Beta, LawOfTime, LogitNormal, Mode
+from fmcore.matching.times import Grid, Point, Uniform, UShaped
 
 U = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
 

@@ -10,11 +10,14 @@ import torch
 from fmcore.choices.solvers import HeunToEuler
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
-from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
+from fmcore.evaluate import Evaluate, EvaluatePaths, _known, evaluate
 from fmcore.features.extractor import FeatureSettings
+from fmcore.matching.interpolant import Linear
+from fmcore.measure.harness import Harness
 from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
 from fmcore.network.mlp import MLP
+from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
@@ -22,7 +25,8 @@ from fmcore.train import Train, train
 from fmcore.verdict.gates import Gates
 from fmcore.work.work import Work
 from tests.chains import gaussian_data, scratch_model, silent
-from tests.oracles import least_loss, straightness
+from tests.fmcore.matching.test_loss import average_velocity
+from tests.oracles import gaussian_velocity, least_loss, straightness
 
 MU, S = [2.0, -1.0], [1.0, 1.0]
 SETTINGS = Evaluate(
@@ -220,3 +224,19 @@ def test_the_likelihood_is_near_that_of_the_law_itself(rounds):
     found = measure(rounds, "rf1", "data", "likely/rf1", settings=likely)
     assert found["nll"] == pytest.approx(1 + math.log(2 * math.pi), abs=0.15)
     assert "nll/floor" not in found and "bits_per_dim" not in found  # the law is not recorded
+
+
+def test_the_ivd_of_an_average_velocity_is_what_one_step_gets_wrong(tmp_path):
+    """The exact average over the whole path lands on the target; the velocity at t = 1 does not."""
+    mu, s = torch.tensor([1.0, -0.5]), torch.tensor([0.5, 1.5])
+    data = gaussian_data(tmp_path / "data", mu=mu.tolist(), s=s.tolist(), pairs=100)
+    exact = average_velocity(mu, s)
+    average = lambda x, t, label, span: exact(x, t, label, span.clamp(min=1e-4))
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for objective, network in (("mean_flow", average), ("velocity", gaussian_velocity(mu, s))):
+        flow = Flow(network, Linear(), objective)
+        harness = Harness(flow, x, None, SETTINGS, seed=0, device=torch.device("cpu"))
+        path = torch.stack([x, mu + s * x])
+        found[objective] = _known(harness, data, path)["ivd"]
+    assert found["mean_flow"] < 1e-6 and found["velocity"] > 0.1

@@ -7,7 +7,7 @@ from fmcore.matching.conversions import to_source, to_target
 from fmcore.matching.interpolant import Cosine, Linear, VarianceExploding, VariancePreserving
 from fmcore.network.build import build, with_spans
 from fmcore.network.mlp import MLP
-from fmcore.sampling.flow import Flow
+from fmcore.sampling.flow import Flow, advice_on_few_steps
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
 from tests.chains import CPU
@@ -65,6 +65,46 @@ def test_an_average_velocity_takes_long_steps_exactly():
     for steps in (1, 2, 5):
         found = flow.sample(X, Solver(name="euler", steps=steps), device=CPU)
         torch.testing.assert_close(found.x, MU + S * X, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_few_steps_of_a_noise_network_enlarge_its_error_as_the_warning_says(steps):
+    """Alpha is 0 at t = 1: the first step reads t = 0.99, where W / alpha is 100 for linear."""
+    v, off = gaussian_velocity(MU, S), 1e-3
+    exact = lambda x, t: to_source(Linear(), v(x, t), x, t)
+    first = lambda x, t: exact(x, t) + off * (t > 0.98)[:, None]
+    solver = Solver(name="euler", steps=steps)
+    ends = [Flow(n, Linear(), "noise").sample(X, solver, device=CPU).x for n in (exact, first)]
+    enlarged = float((ends[1] - ends[0]).abs().max()) / off
+    rest = (1 + S.max() ** 2 / 3) ** 0.5  # what later steps make of it: at most a few times
+    assert 0.2 * 100 / steps < enlarged < float(4 * rest) * 100 / steps
+    said = advice_on_few_steps(Flow(exact, Linear(), "noise"), [steps])
+    assert (said is None) is (steps == 20)
+    assert said is None or (f"objective noise at NFE {steps}: " in said and " 100 / NFE" in said)
+    assert advice_on_few_steps(Flow(v, Linear()), [steps]) is None
+
+
+GRIDS = [Solver(name="euler", steps=4, shift=3.0), Solver(name="euler", times=(1.0, 0.9, 0.3, 0.0))]
+
+
+@pytest.mark.parametrize("solver", GRIDS, ids=["shift", "times"])
+def test_the_span_of_an_average_velocity_is_the_step_of_the_grid_both_ways(solver):
+    """The exact average is exact on any grid, if each step asks for its own span."""
+    exact = average_velocity(MU.double(), S.double())
+    asked = []
+
+    def network(x, t, label, span):
+        asked.append(float(span[0]))
+        return exact(x, t, label, span)
+
+    flow, x = Flow(network, Linear(), "mean_flow"), X[:100].double()
+    there = flow.sample(x, solver, device=CPU).x
+    steps = (-solver.grid(1.0, 0.0).diff()).tolist()
+    assert asked == pytest.approx(steps)
+    torch.testing.assert_close(there, MU + S * x)
+    asked.clear()
+    torch.testing.assert_close(flow.invert(there, solver, device=CPU).x, x)
+    assert asked == pytest.approx([-step for step in reversed(steps)])
 
 
 def test_labels_and_spans_change_nothing_before_they_are_trained():

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.matching.interpolant import Cosine, Linear, VarianceExploding, VariancePreserving
+from fmcore.matching.interpolant import (
+    Cosine,
+    Linear,
+    Polynomial,
+    VarianceExploding,
+    VariancePreserving,
+)
 from fmcore.measure.transport import energy_distance
+from fmcore.network.build import build
+from fmcore.network.mlp import MLP
+from fmcore.network.store import Model
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.settings import ReflowError
@@ -88,7 +97,51 @@ def test_the_noise_belongs_to_the_pair_whatever_the_batch():
     assert not torch.equal(whole, diffuse(flow, source, Sde(steps=5), seed=2, device=cpu).x)
 
 
-def test_a_velocity_of_a_dependent_coupling_is_refused():
-    flow = Flow(gaussian_velocity(MU, S), Linear())
-    with pytest.raises(ReflowError, match="needs the score.*independent coupling"):
+@pytest.mark.parametrize("churn", [0.3, 1.0])
+@pytest.mark.parametrize(
+    "interpolant",
+    [Linear(), Cosine(), Polynomial(), VariancePreserving(name="variance_preserving")],
+    ids=lambda i: i.name,
+)
+def test_data_that_is_one_point_is_reached_without_noise(interpolant, churn):
+    """The last step returns the mean: its noise would stay (sd .04 for linear, .10 for VP)."""
+    v = gaussian_velocity(MU, torch.zeros(2), interpolant)
+    found = euler_maruyama(v, interpolant, start(interpolant), noise, steps=64, churn=churn)
+    assert found.nfe == 64
+    torch.testing.assert_close(found.x, MU.expand_as(found.x), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("interpolant", [Linear(), Polynomial()], ids=lambda i: i.name)
+def test_one_step_of_the_sde_is_the_step_of_the_ode(interpolant):
+    v = gaussian_velocity(MU, S, interpolant)
+    ode = solve(v, start(interpolant), Solver(name="euler", steps=1)).x
+    sde = euler_maruyama(v, interpolant, start(interpolant), noise, steps=1, churn=1.0).x
+    assert torch.equal(sde, ode)
+
+
+INDEPENDENT = {"coupling": "independent", "pairing": "independent"}
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"coupling": "generated", "pairing": "independent"}, "its pairs are not independent"),
+        ({**INDEPENDENT, "pairing": "optimal"}, "its pairs are not independent"),
+        ({**INDEPENDENT, "source": {"name": "two_moons"}}, "its source is data, not noise"),
+        (
+            {**INDEPENDENT, "learns_mean": False, "loss": {"name": "pseudo_huber"}},
+            r"its loss \(pseudo_huber\) does not learn the mean .*; train the round with loss mse",
+        ),
+        (
+            {**INDEPENDENT, "learns_mean": False, "loss": {"name": "mse", "normalised": True}},
+            r"its loss \(normalised\) does not learn the mean",
+        ),
+    ],
+)
+def test_a_velocity_that_is_no_score_is_refused_with_its_reason(about, reason):
+    model = Model(build(MLP(width=8, depth=1), (2,), seed=0), about, digest="")
+    flow = Flow.of(model)
+    assert not flow.score
+    with pytest.raises(ReflowError, match=f"needs the score.*{reason}"):
         diffuse(flow, torch.zeros(1, 2), Sde(), seed=0, device=torch.device("cpu"))
+    assert Flow.of(Model(model.network, {**INDEPENDENT, "learns_mean": True}, digest="")).score

@@ -119,6 +119,14 @@ def test_a_shifted_grid_is_the_map_of_its_formula_and_keeps_its_ends():
     torch.testing.assert_close(Solver(steps=4, shift=3.0).grid(0.0, 1.0), grid.flip(0))
 
 
+def test_a_shift_above_one_shortens_the_steps_at_the_source_and_below_one_at_the_target():
+    """The steps from t = 1 (source) to t = 0 (target), as the description of `shift` says."""
+    lengths = [-Solver(steps=4, shift=s).grid(1.0, 0.0).diff() for s in (3.0, 1 / 3, 1.0)]
+    torch.testing.assert_close(lengths[0], torch.tensor([0.1, 0.15, 0.25, 0.5]).double())
+    torch.testing.assert_close(lengths[1], lengths[0].flip(0))
+    assert float(lengths[2].std()) == 0
+
+
 def test_a_grid_of_the_users_own_is_walked_as_given():
     seen = []
     solver = Solver(name="euler", times=(1.0, 0.9, 0.3, 0.0))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from fmcore.network.store import load, save
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
+from fmcore.tensors import fit_flow
+from fmcore.tensors import independent as independent_pairs
 from fmcore.train import Train, train
 from fmcore.training.batch import Independent, Optimal
 from fmcore.work.work import Work
@@ -114,6 +117,38 @@ def test_denoising_reaches_the_gaussian(start, interpolant):
     torch.testing.assert_close(found.mean(0), MU, atol=0.15, rtol=0)
     torch.testing.assert_close(found.std(0), S, atol=0.1, rtol=0.1)
     assert flow.score and not trained(start, "x", Train(**{**BASE, "steps": 1}))[0].score
+
+
+@pytest.mark.parametrize(
+    ("loss", "learns"),
+    [
+        (Loss(name="pseudo_huber"), "pseudo_huber .* about the median velocity"),
+        (Loss(normalised=True), "normalised .* the nearest velocity"),
+        (Loss(), None),
+    ],
+)
+def test_a_loss_that_learns_no_mean_warns_on_independent_pairs_and_is_recorded(start, loss, learns):
+    gaussian_data(start / "data", mu=MU.tolist(), s=S.tolist(), pairs=300)
+    settings, said = Train(**{**BASE, "steps": 2}, loss=loss), []
+    out = start / "out"
+    for coupling in ("data", "coupling"):
+        work = Work(scratch=start / f"{coupling}_scratch", seed=5, warn=said.append)
+        train(
+            start / coupling, start / "init", out, out / "curve.csv", out / "metrics.json",
+            settings, name="rf1", work=work,
+        )  # fmt: skip
+        config = load(out).config
+        assert config["learns_mean"] is loss.learns_mean is (learns is None)
+        assert config["loss"]["name"] == loss.name
+        assert json.loads((out / "metrics.json").read_text())["learns_mean"] == int(learns is None)
+        independent = coupling == "data"
+        assert Flow.of(load(out)).score is (independent and learns is None)
+        assert len(said) == int(learns is not None)  # once: not on the pairs of a flow
+    if learns is not None:
+        assert re.search(f"{learns}, not the mean .* use loss mse here", said[0])
+        assert "\n" not in said[0]
+        with pytest.warns(UserWarning, match=learns):
+            fit_flow(independent_pairs(torch.zeros(300, 2)), settings)
 
 
 @pytest.mark.long

@@ -1,0 +1,138 @@
+"""Measure the error of solvers at the end of the ODE against NFE, on velocities in closed form.
+
+    python -m benchmarks.pair_solvers [--out FILE.json]
+
+For each interpolant and each field: the least NFE at which the RMS error of an endpoint, over the
+standard deviation of the data, is at most 0.02 (where gates.solver_gap_rel warns), and a tenth.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmcore.matching.conversions import Velocity
+from fmcore.matching.interpolant import (
+    Cosine,
+    Linear,
+    Polynomial,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+)
+from fmcore.solve.adaptive import Adaptive
+from fmcore.solve.solver import Solver, solve
+from tests.oracles import mixture_velocity
+
+Row = dict[str, Any]
+LEVELS = (0.02, 0.002)
+CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+BUDGETS = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96)
+"""Evaluations that are tried."""
+SHIFTS = (0.33, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+INTERPOLANTS: tuple[Schedule, ...] = (
+    Linear(),
+    Cosine(),
+    Polynomial(),
+    VariancePreserving(name="variance_preserving"),
+    VarianceExploding(name="variance_exploding"),
+)
+
+
+def fields() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield (name, modes [M, d], standard deviations [d]), each of data with a spread near 1."""
+    angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    ring = torch.stack([angle.cos(), angle.sin()], dim=1)
+    yield "8 Gaussians", 1.39 * ring, torch.full((2,), 0.174, dtype=torch.float64)
+    pair = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    yield "2 narrow modes", pair, torch.full((1,), 0.05, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    width = torch.logspace(0, -1.5, 16, dtype=torch.float64)
+    modes = 0.7 * width * torch.randn(5, 16, generator=draw, dtype=torch.float64)
+    yield "5 modes in 16 dimensions", modes, 0.7 * width
+
+
+def spread(modes: Tensor, s: Tensor) -> float:
+    """Return the standard deviation of the data over all dimensions."""
+    return float((modes.var(dim=0, unbiased=False) + s**2).mean().sqrt())
+
+
+def clamped(v: Velocity, first: float) -> Velocity:
+    """Return v, which at times below `first` is that at `first`, as a Flow has it."""
+    return lambda x, t: v(x, t.clamp(min=first))
+
+
+def ends(v: Velocity, x: Tensor, solver: Solver | Adaptive) -> tuple[Tensor, float]:
+    """Return the endpoints and the mean NFE."""
+    found = solve(v, x, solver)
+    counted = found.evaluations
+    return found.x, float(found.nfe if counted is None else counted.double().mean())
+
+
+def candidates() -> Iterator[tuple[str, Solver | Adaptive]]:
+    """Yield the solvers that are tried, by a name for the table."""
+    for name, calls in CALLS.items():
+        for shift in SHIFTS if calls > 1 else (1.0,):
+            for nfe in BUDGETS:
+                given = {"name": name, "steps": nfe // calls, "shift": shift}
+                solver = Solver.model_validate(given)
+                yield f"{name}, shift {shift:g}", solver
+    for power in range(2, 13):
+        tol = 10 ** (-power / 2)
+        yield "dopri5", Adaptive(rtol=tol, atol=tol)
+
+
+def least(rows: list[Row], interpolant: str, solver: str, level: float) -> str:
+    """Return the least NFE from which on a solver is within a level on every field, as text."""
+    worst: dict[float, float] = {}
+    own = [r for r in rows if (r["interpolant"], r["solver"]) == (interpolant, solver)]
+    for row in own:  # an adaptive solver has other NFE on each field, so that its table is by tol
+        key = row["setting"].get("rtol") or row["setting"]["steps"]
+        worst[key] = max(worst.get(key, 0.0), row["error"])
+    good = [k for k, error in worst.items() if error <= level]
+    if not good:
+        return f"> {BUDGETS[-1]}"
+    nfe = {}
+    for row in own:
+        key = row["setting"].get("rtol") or row["setting"]["steps"]
+        nfe[key] = max(nfe.get(key, 0.0), row["nfe"])
+    return f"{min(nfe[k] for k in good):.0f}"
+
+
+def main() -> None:
+    """Print the tables, and write all errors to a file if one is named."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for interpolant in INTERPOLANTS:
+        for field, modes, s in fields():
+            v = clamped(mixture_velocity(modes, s, interpolant), interpolant.first)
+            draw = torch.Generator().manual_seed(1)
+            x = torch.randn(64, modes.shape[1], generator=draw, dtype=torch.float64)
+            x = interpolant.noise_scale * x
+            exact, _ = ends(v, x, Adaptive(rtol=1e-8, atol=1e-8, max_steps=20_000))
+            for name, solver in candidates():
+                end, nfe = ends(v, x, solver)
+                error = float((end - exact).square().mean().sqrt()) / spread(modes, s)
+                setting = solver.model_dump(exclude_none=True)
+                rows.append({"interpolant": interpolant.name, "field": field, "solver": name,
+                             "nfe": nfe, "error": error, "setting": setting})  # fmt: skip
+            print(f"{interpolant.name}, {field}", flush=True)
+    for level in LEVELS:
+        print(f"\nleast NFE at which the error is at most {level} of the data on all fields")
+        print("| solver |", " | ".join(i.name for i in INTERPOLANTS), "|")
+        for name in dict.fromkeys(str(row["solver"]) for row in rows):
+            found = (least(rows, i.name, name, level) for i in INTERPOLANTS)
+            print("|", name, "|", " | ".join(found), "|")
+    if given.out:
+        given.out.write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
