@@ -37,7 +37,7 @@ from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.flops import flops_per_evaluation
 from fmcore.network.store import load
-from fmcore.sampling.flow import Flow, advice_on_few_steps
+from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.solve.solver import Solution
 from fmcore.training.held_out import held_out_losses
@@ -79,8 +79,6 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     loaded = load(paths.model, device=str(work.device))
     measure = load_yardstick(paths.yardstick)
     flow = Flow.of(loaded, work.compute)
-    if advice := advice_on_few_steps(flow, settings.nfe):
-        work.warn(advice)
     scores = Scores(measure, load_protocol(paths.yardstick, work.device))
     harness = harness_of(flow, paths.data, scores.samples, settings, work)
     rows, shown = _by_solver(harness, [*euler_at(settings.nfe), *settings.solvers], scores, work)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmcore.choices.solvers import OdeSolver
+from fmcore.choices.solvers import OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import Pairs, Split, open_coupling, read
@@ -27,7 +27,6 @@ from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
 from fmcore.scale import Scale
 from fmcore.settings import ReflowError, derive_seed
-from fmcore.solve.solver import Solver
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, watch_of
@@ -175,7 +174,7 @@ def _shown(steps: Iterator[Step], count: int) -> Iterator[Step]:
 def rectify(
     flow: Flow,
     source: int | Tensor,
-    solver: OdeSolver = Solver(),
+    solver: OdeSolver | None = None,
     *,
     seed: int = 0,
     label: Tensor | None = None,
@@ -185,7 +184,8 @@ def rectify(
     """Return the coupling that the flow's ODE produces: each source with the end of its path.
 
     `source` is a number of pairs, whose noise is then a function of (seed, pair), or the sources
-    [N, *D] themselves, which a flow from other sources than noise needs.
+    [N, *D] themselves, which a flow from other sources than noise needs. Without a solver it is the
+    one that `couple` takes for the interpolant.
     """
     if isinstance(source, int):
         if flow.made_of is not None and flow.made_of[0].config.get("source"):
@@ -193,6 +193,7 @@ def rectify(
         if flow.made_of is None:
             raise ReflowError("rectify: the shape of this flow is not known; give the sources")
         source = gaussian_noise(seed, np.arange(source), flow.made_of[0].shape)
+    solver = solver or solver_of_pairs(flow.interpolant)
     target = flow.sample(source, solver, batch=batch, label=label, guidance=guidance).x
     if not bool(torch.isfinite(target).all()):
         raise ReflowError("rectify: the velocity diverges; train longer, or take more solver steps")

@@ -139,7 +139,7 @@ def _coupling(
     rows = min(settings.batch, rows_of_call(flow.tile, device))
     noise = gaussian_noise(0, np.arange(rows), tuple(sampler.about.shape))
     label = torch.zeros(rows, dtype=torch.int64) if flow.classes else None
-    solver = settings.solver
+    solver = sampler.solver
     fixed = not isinstance(solver, Adaptive)
     if not isinstance(solver, Adaptive):
         solver = solver.model_copy(update={"steps": min(solver.steps, 2), "times": None})

@@ -156,7 +156,7 @@ def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
             yield ("couplings", key, "solver"), what
 
 
-def _on_grid(solver: OdeSolver, steps: int) -> bool:
+def _on_grid(solver: OdeSolver | None, steps: int) -> bool:
     """Say whether a solver evaluates at some of the times 1/steps, 2/steps, ..., 1 only."""
     if not isinstance(solver, Solver) or solver.name != "euler":
         return False

@@ -43,7 +43,7 @@ couplings:
   rf1:
     round: rf1
     pairs: 100000
-    solver: {name: heun, steps: 18}
+    solver: {name: rk4, steps: 6, shift: 0.5}
     mix: {generated: 0.8, inverted: 0.2}""",
     "evaluate": "evaluate: {nfe: [1, 2, 4, 8], solver: {steps: 32}, likelihood: {samples: 1024}}",
     "yardstick": "yardstick: {features: {kind: lite0}, samples: 5000, splits: 4}",

@@ -18,7 +18,7 @@ from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.network.store import Weights
-from fmcore.sampling.flow import Flow
+from fmcore.sampling.flow import Flow, advice_on_few_steps
 from fmcore.sampling.reverse_sde import Sde, diffuse
 from fmcore.scale import same_units
 from fmcore.settings import (
@@ -146,6 +146,8 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
     """Return a flow's harness: `count` sources and, for a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
     same_units(flow.scale, real.about.units, str(data))
+    if advice := advice_on_few_steps(flow, settings.nfe):
+        work.warn(advice)
     noise = real.source.draw(derive_seed(work.seed, "evaluate"), ids)
     if flow.guided != 1:
         settings = settings.model_copy(update={"guidance": 1.0})
