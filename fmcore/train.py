@@ -2,13 +2,15 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fmcore.coupling.checks import check_labels, check_source
-from fmcore.coupling.read import Coupling, labels, open_coupling, read
+from fmcore.coupling.read import Coupling, Pairs, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
@@ -74,28 +76,34 @@ def train(
     final = _held_out(state, opened, settings, seed=work.seed, limit=16 * settings.batch)
     final |= _beside_constant(final, opened, settings)
     work.accept(final)
-    kept, steps = settings.power_ema, _snapshot_steps(state, settings)
-    about = {
-        "round": name,
-        "seed": work.seed,
+    steps = _snapshot_steps(state, settings)
+    about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
+    snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
+    save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
+    rest = {**_lengths(settings), "learns_mean": int(settings.loss.learns_mean)}
+    _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
+
+
+def _about(
+    state: State, coupling: Coupling, settings: Train, start: Model, steps: list[int]
+) -> dict[str, Any]:
+    """Return what the model's config says of its training."""
+    kept = settings.power_ema
+    return {
         "interpolant": settings.interpolant.model_dump(),
         "objective": settings.objective,
         "time": settings.time.model_dump(),
         "pairing": settings.pairing.name,
         "loss": settings.loss.model_dump(mode="json", exclude_none=True),
         "learns_mean": settings.loss.learns_mean,
-        "coupling": opened.about.kind,
+        "coupling": coupling.about.kind,
         "init": start.digest,
         "steps": settings.steps,
         "ema": settings.average(),
         **({"power_ema": {"sigma_rel": kept.sigma_rel, "steps": steps}} if kept else {}),
         **({"continued": state.continued} if state.continued else {}),
-        **opened.about.carried(),
+        **coupling.about.carried(),
     }
-    snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
-    save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    rest = {**_lengths(settings), "learns_mean": int(settings.loss.learns_mean)}
-    _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
 
 
 def _snapshot_steps(state: State, settings: Train) -> list[int]:
@@ -121,14 +129,7 @@ def _run(
     watch: Watch | None,
 ) -> None:
     """Run `fit`: average the loss between logs, check it, save checkpoints."""
-    stream = batches(
-        coupling,
-        batch=settings.batch,
-        seed=work.seed,
-        start=state.step,
-        memory=settings.memory_mb << 20,
-        shorter_than=longest(coupling, settings.drop_longest),
-    )
+    stream = _stream(state, coupling, settings, work)
     losses: list[Tensor] = []
     snapshots = set(_snapshot_steps(state, settings))
     for done in fit(state, stream, settings, seed=work.seed, compute=work.compute, group=group):
@@ -164,6 +165,18 @@ def _run(
         if kept:
             save_state(work.scratch, state)
         work.log({k: v for k, v in row.items() if k != "step"}, done.step)
+
+
+def _stream(state: State, coupling: Coupling, settings: Train, work: Work) -> Iterator[Pairs]:
+    """Return the pairs of each step from the current one on."""
+    return batches(
+        coupling,
+        batch=settings.batch,
+        seed=work.seed,
+        start=state.step,
+        memory=settings.memory_mb << 20,
+        shorter_than=longest(coupling, settings.drop_longest),
+    )
 
 
 def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> None:
