@@ -95,12 +95,9 @@ def fit_flow(
     if settings.objective == "mean_flow":
         start = with_spans(start)
     state = new_state(start.to(device or _device()), settings)
-    if settings.drop_longest:
-        lengths = pairs.lengths()
-        longest = np.quantile(lengths.numpy(), 1 - settings.drop_longest)
-        pairs = pairs.rows((lengths < float(longest)).nonzero()[:, 0])
-    some = torch.arange(min(len(pairs), max(settings.batch, 256)))
-    watch = watch_of(state, pairs.rows(some), settings, seed=seed)
+    pairs = _without_longest(pairs, settings.drop_longest)
+    some = pairs.rows(torch.arange(min(len(pairs), max(settings.batch, 256))))
+    watch = watch_of(state, some, settings, seed=seed)
     stream = shuffled_batches(pairs, batch=settings.batch, seed=seed)
     _drive(fit(state, stream, settings, seed=seed, compute=compute), state, settings, watch)
     trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
@@ -115,9 +112,18 @@ def fit_flow(
     }
     if init is not None and init.made_of is not None:
         before = init.made_of[0].config
-        kept = [key for key in ("classes", "scale", "source") if not about.get(key)]
-        about |= {key: before[key] for key in kept if before.get(key)}
+        kept = [k for k in ("classes", "scale", "source") if not about.get(k) and before.get(k)]
+        about |= {key: before[key] for key in kept}
     return Flow.of(Model(trained, about, digest=""), compute)
+
+
+def _without_longest(pairs: Pairs, share: float) -> Pairs:
+    """Return the pairs without that share of them which is the farthest apart."""
+    if not share:
+        return pairs
+    lengths = pairs.lengths()
+    longest = np.quantile(lengths.numpy(), 1 - share)
+    return pairs.rows((lengths < float(longest)).nonzero()[:, 0])
 
 
 def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
