@@ -15,12 +15,13 @@ RK4's. Values of two grids do not compare; every paper has its own.
 - `curvature_angle`: mean angle between chord and velocity, radians.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+
+from fmcore.measure.transport import ratio_with_error, standard_error
 
 
 def _lasting(trajectory: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -82,18 +83,6 @@ def with_errors(values: Mapping[str, Tensor]) -> dict[str, float]:
         found[name] = float(each.mean())
         found[f"{name}_se"] = standard_error(each)
     return found
-
-
-def standard_error(values: Tensor) -> float:
-    """Return the standard error of the mean of independent values [B]; 0 for one value."""
-    return float(values.double().std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def ratio_with_error(above: Tensor, below: Tensor) -> tuple[float, float]:
-    """Return the ratio of two means over the same paths [B] and its standard error (linearised)."""
-    mean = max(float(below.mean()), 1e-12)
-    ratio = float(above.mean()) / mean
-    return ratio, standard_error((above - ratio * below) / mean)
 
 
 def measured(trajectory: Tensor, times: Tensor | None = None) -> dict[str, float]:

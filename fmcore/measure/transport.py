@@ -3,10 +3,22 @@
 Rectification does not raise the transport cost, for any convex cost (Liu et al. 2022, theorem 3.5).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from fmcore.measure.straightness import ratio_with_error
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of independent values [B]; 0 for one value."""
+    return float(values.double().std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def ratio_with_error(above: Tensor, below: Tensor) -> tuple[float, float]:
+    """Return the ratio of two means over the same paths [B] and its standard error (linearised)."""
+    mean = max(float(below.mean()), 1e-12)
+    ratio = float(above.mean()) / mean
+    return ratio, standard_error((above - ratio * below) / mean)
 
 
 def _lengths(source: Tensor, target: Tensor) -> Tensor:
