@@ -245,7 +245,7 @@ def test_distances_are_in_the_units_of_the_data_and_paths_in_those_of_the_model(
         factor = 1.0
         if key.startswith("fd_"):
             factor = 32.0**2
-        elif key.startswith(("w2", "sliced_w2", "energy", "nearest_train")):
+        elif key.startswith(("w2", "sliced_w2", "energy", "nearest_train", "raw_minus_ema")):
             factor = 32.0
         if key.startswith("kd_"):  # its kernel depends on the origin
             continue
