@@ -247,8 +247,8 @@ MUTATIONS = [
     Mutation(
         "the audit takes the same solver",
         "fmcore/sampling/pairs.py",
-        "self.settings.solver.refined()",
-        "self.settings.solver",
+        "self.solver.refined()",
+        "self.solver",
         "tests/fmcore/sampling/test_couple.py::test_the_solver_gap_is_audited_and_falls_with_the_step",
     ),
     Mutation(
