@@ -77,6 +77,7 @@ def test_a_reference_is_a_set_or_a_file():
             real(**wrong)
 
 
+@pytest.mark.long
 def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
     folder, _ = weights
     mine = settings(weights, dinov2=str(folder / "dino.pth"), clip=str(folder / "clip.pth"))
@@ -110,6 +111,7 @@ def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
         fitted.measure(x[:5])
 
 
+@pytest.mark.long
 def test_statistics_of_the_training_set_from_a_file_give_the_same_distance(weights, data, tmp_path):
     whole = fit(data, settings(weights), seed=0, device=CPU)
     pooled, spatial = whole.stats["pooled"], whole.stats["spatial"]
