@@ -26,7 +26,11 @@ def kernel_distance(fake: Tensor, real: Tensor) -> float:
     x, y = fake.double(), real.double()
     y_mean = y.mean(0)
     scale = (y - y_mean).square().mean().sqrt().clamp(min=1e-12)
-    x, y = x / scale, y / scale
+    return cubic_mmd(x / scale, y / scale)
+
+
+def cubic_mmd(x: Tensor, y: Tensor) -> float:
+    """Return the unbiased squared MMD of x [N, d], y [M, d] for the kernel (a.b / d + 1)^3."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return ((a @ b.T) / a.shape[1] + 1).pow(3)

@@ -7,6 +7,8 @@ also where a better estimate exists (`neighbours.kernel_distance`).
 import torch
 from torch import Tensor
 
+from fmcore.measure.neighbours import cubic_mmd
+
 KID_SUBSETS, KID_SIZE = 100, 1000
 """Number and size of the subsets of the published KID."""
 
@@ -48,19 +50,6 @@ def published_kid(fake: Tensor, real: Tensor, *, seed: int) -> tuple[float, floa
         found.append(cubic_mmd(x, y))
     each = torch.tensor(found, dtype=torch.float64)
     return float(each.mean()), float(each.std(unbiased=False))
-
-
-def cubic_mmd(x: Tensor, y: Tensor) -> float:
-    """Return the unbiased squared MMD of x [N, d], y [M, d] for the kernel (a.b / d + 1)^3."""
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return ((a @ b.T) / a.shape[1] + 1).pow(3)
-
-    def within(a: Tensor) -> Tensor:
-        k = kernel(a, a)
-        return (k.sum() - k.diagonal().sum()) / (len(a) * (len(a) - 1))
-
-    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
 
 
 def cmmd(fake: Tensor, real: Tensor) -> float:
