@@ -43,7 +43,8 @@ else
     pip install "$torch"
 fi
 # uv takes a third of pip's time. It does not read pip's configuration (a mirror, a folder of files),
-# so where uv does not reach a package pip installs them. torch is there: neither may replace it.
+# so where uv does not reach a package pip installs them. Both take the lock as it is: no dependency
+# may replace the torch that is there (torch-fidelity names torchvision, which the tests do not need).
 by_uv() {
     pip install --quiet "$(grep -E '^uv==' requirements.lock)" &&
         grep -vE '^torch==' requirements.lock | "$venv/bin/uv" pip install --quiet --no-deps \
@@ -51,7 +52,7 @@ by_uv() {
 }
 by_uv || {
     say "uv cannot install everything here; pip does"
-    pip install --quiet -r requirements.lock
+    pip install --quiet --no-deps -r requirements.lock
 }
 pip install --quiet --no-deps --no-build-isolation -e .
 touch "$venv/.installed"
