@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.settings import ReflowError, Settings
-from fmcore.verdict import cuts, keys, pictures, spent
+from fmcore.verdict import cuts, figures, keys, spent
 from fmcore.verdict.advice import next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.errors import with_error
@@ -89,10 +89,10 @@ def compare(
     (out / FILE).write_text(found.text())
     _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
     (out / "rounds.md").write_text(_markdown(found))
-    pictures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))
+    figures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))
     _over_compute(out, found, int(about["n"]) * int(about["splits"]))
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
-    pictures.straightness_over_t(out / "straightness.png", {r.name: gaps[r.name] for r in own})
+    figures.straightness_over_t(out / "straightness.png", {r.name: gaps[r.name] for r in own})
     _curves(out, found, gaps)
 
 
@@ -184,7 +184,7 @@ def _over_compute(out: Path, found: Comparison, samples: int) -> None:
     samplers.to_csv(out / "samplers.csv", index=False, lineterminator="\n")
     if "flops_total" in samplers:
         shown = samplers[samplers["round"].isin([r.name for r in found.rounds if not r.replicate])]
-        pictures.quality_over_compute(out / "quality_over_compute.png", shown, found)
+        figures.quality_over_compute(out / "quality_over_compute.png", shown, found)
 
 
 def _about(file: Path) -> dict[str, Any]:

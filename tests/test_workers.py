@@ -1,4 +1,4 @@
-"""`make test` shares files of tests between processes, and a chain that many files need is run once."""
+"""`make test` shares files of tests between processes; a chain that many files need runs once."""
 
 import os
 

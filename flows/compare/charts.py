@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmcore.verdict.pictures import COLOURS
+from fmcore.verdict.drawing import COLOURS
 
 INK = "#010203"
 """Drawn in this colour, then replaced by `currentColor`."""

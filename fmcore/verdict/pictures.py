@@ -1,49 +1,16 @@
-"""Pictures of rounds: samples by NFE, trajectories, and curves of all rounds in one figure.
-
-Bytes are a function of the numbers: no dates, no versions in the files.
-"""
+"""Pictures of one round: samples by NFE, trajectories, the scan of its averages."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fmcore.verdict import keys
+from fmcore.verdict.drawing import COLOURS, FAINT, INK, new_figure, plain_axes, save
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from fmcore.verdict.comparison import Comparison
-
-COLOURS = ("#b8433a", "#2f6db3", "#3f8f5f", "#8a5fb0", "#c98a1b", "#4a4a4a")
-INK, FAINT = "#333333", "#c8c8c8"
 POINTS, PATHS = 2000, 128
-
-
-def _figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
-    """Return an empty figure, in inches; matplotlib is imported by the stages that draw."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-
-
-def _plain(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9)
 
 
 def _grid(images: Tensor) -> tuple[Any, bool]:
@@ -76,7 +43,7 @@ def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
         rows = [(label if i == 0 else "", part) for i, part in enumerate(x.split(side))]
     widest = max(len(x) for _, x in rows)
     ratio = rows[0][1].shape[2] / rows[0][1].shape[3]
-    figure = _figure(0.9 + 0.52 * widest, 0.56 * len(rows) * ratio + 0.1, layout=None)
+    figure = new_figure(0.9 + 0.52 * widest, 0.56 * len(rows) * ratio + 0.1, layout=None)
     for i, (label, x) in enumerate(rows):
         height = 1 / len(rows)
         left = 0.9 / (0.9 + 0.52 * widest)
@@ -86,7 +53,7 @@ def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
         axes.set_axis_off()
         centre = 1 - (i + 0.5) * height
         figure.text(left - 0.01, centre, label, ha="right", va="center", fontsize=9, color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
@@ -97,7 +64,7 @@ def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
     span = float((plane - middle).abs().quantile(0.999)) * 1.15
     left, below = float(middle[0]) - span, (float(middle[1]) if len(middle) > 1 else 0.0) - span
     limits = {"xlim": (left, left + 2 * span), "ylim": (below, below + 2 * span)}
-    figure = _figure(2.1 * len(rows), 2.4)
+    figure = new_figure(2.1 * len(rows), 2.4)
     for i, (label, x) in enumerate(rows):
         axes = figure.add_subplot(1, len(rows), i + 1)
         points = x[:POINTS].flatten(1)
@@ -110,7 +77,7 @@ def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
         axes.set_title(label, fontsize=10, color=INK)
         for spine in axes.spines.values():
             spine.set_color(FAINT)
-    _save(figure, path)
+    save(figure, path)
 
 
 def trajectories(path: Path, trajectory: Tensor) -> None:
@@ -130,7 +97,7 @@ def trajectories(path: Path, trajectory: Tensor) -> None:
     elif x.shape[2] == 1:
         x = torch.cat([x, torch.zeros_like(x)], dim=2)
     x = x[:, :PATHS]
-    figure = _figure(5.2, 5.2)
+    figure = new_figure(5.2, 5.2)
     axes = figure.add_subplot()
     for i in range(x.shape[1]):
         axes.plot(x[:, i, 0], x[:, i, 1], color=COLOURS[1], alpha=0.35, linewidth=0.8)
@@ -139,60 +106,8 @@ def trajectories(path: Path, trajectory: Tensor) -> None:
     axes.set_xlabel(names[0], color=INK)
     axes.set_ylabel(names[1], color=INK)
     axes.legend(frameon=False, fontsize=9, loc="best")
-    _plain(axes)
-    _save(figure, path)
-
-
-def straightness_over_t(path: Path, gaps: "Mapping[str, pd.DataFrame]") -> None:
-    """Draw the mean squared gap of chord and velocity over t (columns gap, t), a line per round."""
-    figure = _figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    for i, (name, curve) in enumerate(gaps.items()):
-        gap, colour = curve["gap"].clip(lower=1e-12), COLOURS[i % len(COLOURS)]
-        axes.plot(curve["t"], gap, color=colour, linewidth=2, label=name)
-    axes.set_yscale("log")
-    axes.set_xlabel("t  (0 = data, 1 = noise)", color=INK)
-    axes.set_ylabel("E‖(Z₁ − Z₀) − v‖²", color=INK)
-    axes.set_title("Straightness over t: lower is straighter", fontsize=11, color=INK, loc="left")
-    axes.legend(frameon=False)
-    _plain(axes)
-    _save(figure, path)
-
-
-def fd_over_nfe(path: Path, found: "Comparison") -> None:
-    """Draw the distance to real data over NFE for all rounds, with the real-vs-real floor.
-
-    Bars are two standard errors each way. A distance that is no larger than its error is drawn at
-    the lower edge of the figure, of a metric that is 0 on average for equal laws.
-    """
-    figure = _figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    positive = [d for r in found.rounds for d in r.distances.values() if d > 0]
-    edge = min(positive, default=1e-12) / 2
-    for i, r in enumerate(found.rounds):
-        nfes = sorted(r.distances)
-        values = [max(r.distances[n], edge) for n in nfes]
-        errors = [2 * (r.error(n) or 0.0) for n in nfes]
-        low = [min(e, v - edge / 2) for v, e in zip(values, errors, strict=True)]
-        colour = COLOURS[i % len(COLOURS)]
-        axes.errorbar(
-            nfes, values, yerr=[low, errors], fmt="o-", color=colour, linewidth=2, markersize=5,
-            elinewidth=1, capsize=2, label=r.name,
-        )  # fmt: skip
-    if found.floor > edge / 2:
-        name, both = "real vs real (floor)", 2 * (found.floor_se or 0.0)
-        axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=name)
-        bottom = max(found.floor - both, edge / 2)
-        axes.axhspan(bottom, found.floor + both, color=INK, alpha=0.12, linewidth=0)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(found.nfes, [str(n) for n in found.nfes])
-    axes.set_xlabel("NFE (Euler steps from noise to data)", color=INK)
-    axes.set_ylabel(f"{found.metric} ± 2 standard errors", color=INK)
-    axes.set_title("Distance to real data: lower is better", fontsize=11, color=INK, loc="left")
-    axes.legend(frameon=False)
-    _plain(axes)
-    _save(figure, path)
+    plain_axes(axes)
+    save(figure, path)
 
 
 def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
@@ -209,7 +124,7 @@ def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
             found.setdefault(nfe, []).append((float(length), value, error))
     if max(map(len, found.values()), default=0) < 2:
         return
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     for i, (nfe, points) in enumerate(sorted(found.items())):
         x, y, errors = zip(*sorted(points), strict=True)
@@ -220,44 +135,5 @@ def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
     axes.set_ylabel(name, color=INK)
     axes.set_title("Distance by the length of the average", fontsize=11, color=INK, loc="left")
     axes.legend(frameon=False)
-    _plain(axes)
-    _save(figure, path)
-
-
-def quality_over_compute(path: Path, table: "pd.DataFrame", found: "Comparison") -> None:
-    """Draw the distance over all FLOPs that it took: training, pairs and samples.
-
-    A point for each row of samplers.csv, a line through the Euler steps of each round, bars of two
-    standard errors. Rows that are no larger than their error are at the lower edge.
-    """
-    figure, name = _figure(6.4, 4.0), found.metric
-    axes = figure.add_subplot()
-    rows = [row for row in table.to_dict("records") if row["flops_total"] > 0]  # NaN is not
-    edge = min((row[name] for row in rows if row[name] > 0), default=1e-12) / 2
-    for i, round_ in enumerate(dict.fromkeys(row["round"] for row in rows)):
-        own = [row for row in rows if row["round"] == round_]
-        for euler, style in ((True, "o-"), (False, "D")):
-            some = [row for row in own if str(row["sampler"]).startswith("euler_") == euler]
-            x = [row["flops_total"] for row in some]
-            y = [max(row[name], edge) for row in some]
-            errors = [2 * float(row.get(f"{name}_se", 0)) for row in some]
-            low = [min(e, v - edge / 2) for v, e in zip(y, errors, strict=True)]
-            axes.errorbar(
-                x, y, yerr=[low, errors], fmt=style, color=COLOURS[i % len(COLOURS)], linewidth=2,
-                markersize=5, elinewidth=1, capsize=2, label=str(round_) if euler else None,
-            )  # fmt: skip
-            for j, (row, a, b) in enumerate(zip(some, x, y, strict=True)):
-                word = f"{row['nfe']:.3g}" if euler else str(row["sampler"])
-                at = (5, 4) if euler else (5, -9 - 9 * (j % 2))
-                axes.annotate(word, (a, b), at, textcoords="offset points", fontsize=7)
-    if found.floor > edge / 2:
-        label = "real vs real (floor)"
-        axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("FLOPs of training, pairs and samples, ancestors included", color=INK)
-    axes.set_ylabel(f"{name} ± 2 standard errors", color=INK)
-    axes.set_title("Quality over compute; numbers are NFE", fontsize=11, color=INK, loc="left")
-    axes.legend(frameon=False)
-    _plain(axes)
-    _save(figure, path)
+    plain_axes(axes)
+    save(figure, path)

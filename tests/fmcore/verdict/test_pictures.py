@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fmcore.verdict import pictures
+from fmcore.verdict import figures, pictures
 from fmcore.verdict.comparison import Comparison, RoundResult
 
 
@@ -17,8 +17,8 @@ def compared(distances, floor):
 
 def test_a_distance_that_is_no_larger_than_its_error_is_drawn(tmp_path):
     """The energy distance of equal laws is around 0, on either side."""
-    pictures.fd_over_nfe(tmp_path / "a.png", compared({1: 0.3, 2: 0.001, 8: -0.0002}, 0.0))
-    pictures.fd_over_nfe(tmp_path / "b.png", compared({1: -0.3, 8: -0.0002}, 0.0))
+    figures.fd_over_nfe(tmp_path / "a.png", compared({1: 0.3, 2: 0.001, 8: -0.0002}, 0.0))
+    figures.fd_over_nfe(tmp_path / "b.png", compared({1: -0.3, 8: -0.0002}, 0.0))
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
@@ -39,8 +39,8 @@ def draw_all(folder):
         pictures.trajectories(folder / f"paths{dim}.png", rand(9, 64, dim))
     curves = {"rf1": pd.DataFrame({"t": [0.0, 1], "gap": [1.0, 2]})}
     curves["rf2"] = pd.DataFrame({"t": [0.0, 1], "gap": [0.0, 0]})
-    pictures.straightness_over_t(folder / "gap.png", curves)
-    pictures.fd_over_nfe(folder / "fd.png", compared({1: 600.0, 8: 9.0}, 5.0))
+    figures.straightness_over_t(folder / "gap.png", curves)
+    figures.fd_over_nfe(folder / "fd.png", compared({1: 600.0, 8: 9.0}, 5.0))
 
 
 def test_pictures_are_drawn_and_repeat_byte_for_byte(tmp_path):
@@ -64,7 +64,7 @@ def test_values_beyond_the_range_are_clipped_not_rescaled(tmp_path):
 
 @pytest.mark.parametrize("floor", [-0.001, 0.0, 5.0])
 def test_a_floor_of_zero_is_left_out(tmp_path, floor):
-    pictures.fd_over_nfe(tmp_path / "a.png", compared({1: 3.0}, floor))
+    figures.fd_over_nfe(tmp_path / "a.png", compared({1: 3.0}, floor))
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
