@@ -30,16 +30,18 @@ def kernel_distance(fake: Tensor, real: Tensor) -> float:
 
 
 def cubic_mmd(x: Tensor, y: Tensor) -> float:
-    """Return the unbiased squared MMD of x [N, d], y [M, d] for the kernel (a.b / d + 1)^3."""
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return ((a @ b.T) / a.shape[1] + 1).pow(3)
+    """Return the unbiased squared MMD of x [N, d], y [M, d] for the kernel `cubic`."""
 
     def within(a: Tensor) -> Tensor:
-        k = kernel(a, a)
+        k = cubic(a, a)
         return (k.sum() - k.diagonal().sum()) / (len(a) * (len(a) - 1))
 
-    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+    return float(within(x) + within(y) - 2 * cubic(x, y).mean())
+
+
+def cubic(a: Tensor, b: Tensor) -> Tensor:
+    """Return the kernel (a.b / d + 1)^3 [N, M] of a [N, d], b [M, d]."""
+    return ((a @ b.T) / a.shape[1] + 1).pow(3)
 
 
 def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str, float]:

@@ -137,28 +137,32 @@ class Published:
         parts = [self._outputs(part) for part in x.split(BATCH)]
         pooled, logits, spatial = (torch.cat(each) for each in zip(*parts, strict=True))
         name = settings.named("is")
-        found = dict(zip((name, f"{name}_sd"), inception_score(logits), strict=True))
+        found = _scored(name, *inception_score(logits))
         found |= _frechet(settings.named("fid"), pooled, self.stats["pooled"])
         if "spatial" in self.stats:
             found |= _frechet(settings.named("sfid"), spatial, self.stats["spatial"])
         if "pooled" in self.real:
             name = settings.named("kid")
             values = published_kid(pooled, self.real["pooled"], seed=derive_seed(0, "kid"))
-            found |= dict(zip((name, f"{name}_sd"), values, strict=True))
+            found |= _scored(name, *values)
             found |= self._manifold(pooled)
         for kind, network in self.others.items():
             features = torch.cat([self._features(network, part) for part in x.split(BATCH)])
             if kind == "dinov2":
                 found |= _frechet(f"fd_dinov2_{settings.tail}", features, self.stats[kind])
             else:
-                found[f"cmmd_{settings.tail}"] = cmmd(features, self.real[kind])
+                name = f"cmmd_{settings.tail}"
+                found[name], found[f"{name}_se"] = cmmd(features, self.real[kind])
         return found
 
     def _manifold(self, pooled: Tensor) -> dict[str, float]:
         fake, real = pooled[:NEAR], self.real["pooled"][:NEAR]
         scores = manifold_scores(fake, real, k=K)
         tail = f"{thousands(len(fake))}_{self.settings.reference}"
-        return {f"{name}{tail}": scores[name] for name in ("precision", "recall")}
+        found = {f"{name}{tail}": scores[name] for name in ("precision", "recall")}
+        share = scores["precision"]  # of independent samples; recall depends on them together
+        found[f"precision{tail}_se"] = (share * (1 - share) / len(fake)) ** 0.5
+        return found
 
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -168,6 +172,10 @@ class Published:
     @torch.no_grad()
     def _features(self, network: Transformer, images: Tensor) -> Tensor:
         return network.features(quantise(images).to(self.device)).cpu()
+
+
+def _scored(name: str, value: float, sd: float, error: float) -> dict[str, float]:
+    return {name: value, f"{name}_sd": sd, f"{name}_se": error}
 
 
 def _frechet(name: str, features: Tensor, reference: GaussianStats) -> dict[str, float]:

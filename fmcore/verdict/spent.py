@@ -21,7 +21,7 @@ EVALUATION = "flops_per_evaluation"
 """Key of what one evaluation of a round's network costs for one sample."""
 
 PUBLISHED = re.compile(
-    r"\w*\d+k?_(train|test|file_\w+)(_se|_sd)?|(clean)?(is|score_inception_)\d+k?(_sd)?"
+    r"\w*\d+k?_(train|test|file_\w+)(_se|_sd)?|(clean)?(is|score_inception_)\d+k?(_se|_sd)?"
 )
 """The names of metrics by published protocols: they say n, and the reference if there is one."""
 

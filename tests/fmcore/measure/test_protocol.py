@@ -90,8 +90,9 @@ def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
     end = "inception_12_train"
     assert {
         f"fd_{end}", f"fd_spatial_{end}", "score_inception_12", "score_inception_12_sd",
-        f"kd_{end}", f"kd_{end}_sd", "precision12_train", "recall12_train",
-        "fd_dinov2_12_train", "cmmd_12_train",
+        "score_inception_12_se", f"kd_{end}", f"kd_{end}_sd", f"kd_{end}_se",
+        "precision12_train", "precision12_train_se", "recall12_train",
+        "fd_dinov2_12_train", "cmmd_12_train", "cmmd_12_train_se",
     } == set(found)  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
     network = Inception2015(mine.weights, mine.sha256)
@@ -108,6 +109,8 @@ def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(derive_seed(0, "protocol")))
     kid = published_kid(a[0], b[0][order], seed=derive_seed(0, "kid"))
     assert found[f"kd_{end}"] == pytest.approx(kid[0], rel=1e-3, abs=1e-9)
+    share = found["precision12_train"]
+    assert found["precision12_train_se"] == pytest.approx((share * (1 - share) / 12) ** 0.5)
     save(tmp_path / "protocol", fitted)
     assert load(tmp_path / "protocol", CPU).measure(x) == found
     with pytest.raises(ValueError, match="12 samples expected, got 5"):
@@ -220,8 +223,12 @@ def test_scores_are_those_of_torch_fidelity(without_torchvision):
     assert frechet_distance(*own) == pytest.approx(wanted, rel=1e-4)
     logits = 3 * torch.randn(100, 1008, generator=draw)
     score = isc_features_to_metric(logits.double(), splits=10, shuffle=False)
+<<<<<<< HEAD
     found = inception_score(logits)
     assert found[:2] == pytest.approx(
+=======
+    assert inception_score(b)[:2] == pytest.approx(
+>>>>>>> 099e388 (IS, KID, CMMD and precision of the published protocol have their standard error)
         (score["inception_score_mean"], score["inception_score_std"]), rel=1e-4
     )
     options = {"kid_subsets": 100, "kid_subset_size": 50, "verbose": False}

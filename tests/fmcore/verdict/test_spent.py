@@ -29,7 +29,8 @@ def test_a_sampler_has_its_distance_its_error_and_published_metrics():
     values = {
         "fd/nfe_4": 2.0, "kd/nfe_4": 5.0, "fid50k_train/nfe_4": 7.0, "fid50k_train/nfe_14": 9.0,
         "fid50k_train/dopri5": 3.0, "nfe/dopri5": 30.5, "nearest_train_raw/nfe_4": 1.0,
-        "fd_power_0.05/nfe_4": 1.0, "is50k_sd/nfe_4": 0.1, "fd_inception_50k_test_se/nfe_4": 0.2,
+        "fd_power_0.05/nfe_4": 1.0, "is50k_sd/nfe_4": 0.1, "is50k_se/nfe_4": 0.03,
+        "fd_inception_50k_test_se/nfe_4": 0.2,
     }  # fmt: skip
     raw = SamplerCuts("raw_euler_4", 4, cuts)
     assert by_sampler([*rows, raw], "fd", values) == {
@@ -39,6 +40,7 @@ def test_a_sampler_has_its_distance_its_error_and_published_metrics():
             "fd_se": 1.0,
             "fid50k_train": 7.0,
             "is50k_sd": 0.1,
+            "is50k_se": 0.03,
             "fd_inception_50k_test_se": 0.2,
         },
         "dopri5": {"nfe": 30.5, "fd": 2.0, "fd_se": 1.0, "fid50k_train": 3.0},
