@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -107,6 +108,7 @@ def fit_flow(
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
         "source": source,
+        **({"guided": pairs.guided} if pairs.guided != 1 else {}),
         "loss": settings.loss.model_dump(mode="json", exclude_none=True),
         "learns_mean": settings.loss.learns_mean,
     }
@@ -191,7 +193,8 @@ def rectify(
 
     `source` is a number of pairs, whose noise is then a function of (seed, pair), or the sources
     [N, *D] themselves, which a flow from other sources than noise needs. Without a solver it is the
-    one that `couple` takes for the interpolant.
+    one that `couple` takes for the interpolant. Guidance is in the pairs (`guided`), so the flow
+    that learns them is not guided again.
     """
     if isinstance(source, int):
         if flow.made_of is not None and flow.made_of[0].config.get("source"):
@@ -203,7 +206,9 @@ def rectify(
     target = flow.sample(source, solver, batch=batch, label=label, guidance=guidance).x
     if not bool(torch.isfinite(target).all()):
         raise ReflowError("rectify: the velocity diverges; train longer, or take more solver steps")
-    return coupled(target, source, label)
+    return replace(
+        coupled(target, source, label), guided=guidance if guidance != 1 else flow.guided
+    )
 
 
 def load_flow(path: Path | str) -> Flow:
@@ -238,6 +243,7 @@ def write_coupling(
         pairs=len(pairs),
         seed=derive_seed(seed, "independent"),
         scale=None if scale is None else scale.record,
+        guided=None if pairs.guided == 1 else pairs.guided,
     )
     starts = range(0, len(pairs), SHARD_ROWS)
     for index, first in enumerate(starts):

@@ -33,7 +33,7 @@ class Pairs:
 
     `real_id` [N] is the identity of the real sample of each pair, None where no pair has one.
     Training draws the source of `independent` pairs from the real samples `pool` [M, *D]; None is
-    noise.
+    noise. `guided` is the guidance in the pairs, their own or one further up the chain; 1 is none.
 
     Training draws a new source for `independent` pairs at every step; here it is a fixed one.
     """
@@ -45,6 +45,7 @@ class Pairs:
     independent: bool = False
     real_id: Tensor | None = None
     pool: Tensor | None = None
+    guided: float = 1.0
 
     def __len__(self) -> int:
         return len(self.target)
@@ -63,9 +64,14 @@ class Pairs:
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""
         label, real_id = (None if v is None else v[index] for v in (self.label, self.real_id))
-        target, source = self.target[index], self.source[index]
-        pair_id = self.pair_id[index]
-        return Pairs(pair_id, target, source, label, self.independent, real_id, self.pool)
+        return replace(
+            self,
+            pair_id=self.pair_id[index],
+            target=self.target[index],
+            source=self.source[index],
+            label=label,
+            real_id=real_id,
+        )
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
     target = vectors("target")
     pairs = Pairs(torch.tensor(ids), target, target, label, coupling.independent, real_id)
     if not coupling.independent:
-        return replace(pairs, source=vectors("source"))
+        return replace(pairs, source=vectors("source"), guided=coupling.about.guided or 1.0)
     seed = derive_seed(coupling.about.seed, "held_out")
     if coupling.source.samples is None:
         return replace(pairs, source=coupling.source.draw(seed, ids))

@@ -75,6 +75,23 @@ def test_rectified_pairs_are_those_of_the_verb_to_the_bit(tmp_path):
     assert torch.equal(pairs.source, stored.source) and torch.equal(pairs.target, stored.target)
 
 
+def test_guidance_in_pairs_stays_with_the_flow_that_learns_them(tmp_path):
+    x, label = gaussian(100), torch.arange(100) % 2
+    network = SMALL.model_copy(update={"classes": 2})
+    once, short = fmcore.Solver(name="euler", steps=2), SHORT.model_copy(update={"steps": 2})
+    rf1 = fmcore.fit_flow(fmcore.independent(x, label), short, network=network)
+    pairs = fmcore.rectify(rf1, 100, once, label=label, guidance=2.0)
+    rf2 = fmcore.fit_flow(pairs, short, init=rf1)
+    further = fmcore.rectify(rf2, 100, once, label=label)
+    fmcore.write_coupling(tmp_path / "pairs", further)
+    rf3 = fmcore.fit_flow(fmcore.read_coupling(tmp_path / "pairs"), short, init=rf2)
+    assert [flow.guided for flow in (rf1, rf2, rf3)] == [1.0, 2.0, 2.0]
+    for flow in (rf2, rf3):
+        with pytest.raises(fmcore.ReflowError, match="guidance 3: guidance 2 is in the pairs"):
+            fmcore.rectify(flow, 100, once, label=label, guidance=3.0)
+    assert fmcore.rectify(rf1, 100, once, label=label).guided == 1.0
+
+
 def test_the_longest_pairs_are_left_out():
     source = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
     target = 0.9 * source
