@@ -223,12 +223,8 @@ def test_scores_are_those_of_torch_fidelity(without_torchvision):
     assert frechet_distance(*own) == pytest.approx(wanted, rel=1e-4)
     logits = 3 * torch.randn(100, 1008, generator=draw)
     score = isc_features_to_metric(logits.double(), splits=10, shuffle=False)
-<<<<<<< HEAD
     found = inception_score(logits)
     assert found[:2] == pytest.approx(
-=======
-    assert inception_score(b)[:2] == pytest.approx(
->>>>>>> 099e388 (IS, KID, CMMD and precision of the published protocol have their standard error)
         (score["inception_score_mean"], score["inception_score_std"]), rel=1e-4
     )
     options = {"kid_subsets": 100, "kid_subset_size": 50, "verbose": False}
