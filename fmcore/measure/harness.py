@@ -85,9 +85,10 @@ class Evaluate(Settings):
     @model_validator(mode="after")
     def _one_row_for_each_solver(self) -> "Evaluate":
         names = [sampler_name(solver) for solver in self.solvers]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ValueError(f"solvers: two of them are called {twice}; leave one out")
+        diffusions = [keys.churned(sde.churn, sde.steps) for sde in self.sde]
+        for place, own in (("solvers", names), ("sde", diffusions)):
+            if twice := next((name for name in own if own.count(name) > 1), None):
+                raise ValueError(f"{place}: two of them are called {twice}; leave one out")
         if any(name.startswith("euler_") for name in names):
             raise ValueError("solvers: put Euler with even steps into evaluate.nfe")
         return self

@@ -240,3 +240,13 @@ def test_the_ivd_of_an_average_velocity_is_what_one_step_gets_wrong(tmp_path):
         path = torch.stack([x, mu + s * x])
         found[objective] = _known(harness, data, path)["ivd"]
     assert found["mean_flow"] < 1e-6 and found["velocity"] > 0.1
+
+
+@pytest.mark.parametrize(
+    "twice", [{"sde": ({"steps": 8}, {"steps": 8})}, {"solvers": ({"name": "rk4"},) * 2}]
+)
+def test_two_samplers_of_one_name_are_refused_when_the_settings_are_read(twice):
+    """Both would write rows of that name, which compare could not tell apart hours later."""
+    (place,) = twice
+    with pytest.raises(ValueError, match=f"{place}: two of them are called"):
+        Evaluate.model_validate(twice)
