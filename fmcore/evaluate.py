@@ -209,7 +209,7 @@ def _paths(path: Tensor, solver: GridSolver) -> dict[str, float]:
     return {
         **bend.measured(path, solver.grid(1.0, 0.0)),
         **bend.with_errors(costs_per_pair(path[0], path[-1])),
-        keys.at_sampler("paths", f"{solver.name}_{solver.steps}"): path.shape[1],
+        keys.at_sampler("paths", sampler_name(solver)): path.shape[1],
     }
 
 
@@ -218,15 +218,16 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     label = None if harness.label is None else harness.label[: path.shape[1]].to(harness.device)
     velocity = harness.flow.velocity(label, guidance=harness.settings.guidance, span=1.0)
     source = path[0].to(harness.device)
-    start = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
-    found = bend.with_errors({"ivd": bend.initial_velocity_delta(start, path)})
+    first = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
+    found = bend.with_errors({"ivd": bend.initial_velocity_delta(first, path)})
     about = open_coupling(data).about
     settings = about.data or {}
     if settings.get("name") == "gaussian" and about.source is None:
         own, spread = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
         mean = about.units.forward(own[None])[0]
         std = about.units.forward((own + spread)[None])[0] - mean if about.scale else spread
-        w2_squared = float(mean.square().sum() + (1 - std).square().sum())
+        start = harness.flow.interpolant.noise_scale  # the standard deviation at t = 1
+        w2_squared = float(mean.square().sum() + (start - std).square().sum())
         if w2_squared > 0:
             grid = harness.settings.solver.grid(1.0, 0.0)
             found["npe"], found["npe_se"] = bend.normalised_path_energy(path, w2_squared, grid)
@@ -263,23 +264,21 @@ def _budget(
     ends = harness.carried(source, label)
     rise, error = cost_rise(source, target, ends)
     before = transport_cost(source, target)
+    old = costs_per_pair(pairs.source, pairs.target)
     found = {
-        "transport_cost_before": transport_cost(pairs.source, pairs.target),
+        **bend.with_errors({"transport_cost_before": old["transport_cost"]}),
         "cost_rise": rise,
         "cost_rise_se": error,
         "cost_pairs": count,
     }
     if not losses:
         return found
-    loss = losses["held_out_loss"] * path[0, 0].numel()
+    size = path[0, 0].numel()
+    loss = losses["held_out_loss"] * size
     after = transport_cost(source, ends)
     paths = bend.measured(path, harness.settings.solver.grid(1.0, 0.0))
     defect = (before - after - paths["straightness"] - loss) / before
-    parts = (
-        before * error,
-        paths["straightness_se"],
-        losses["held_out_loss_se"] * path[0, 0].numel(),
-    )
+    parts = (before * error, paths["straightness_se"], losses["held_out_loss_se"] * size)
     found |= {"budget_defect": defect, "budget_defect_se": math.hypot(*parts) / before}
     return {**found, **losses}
 

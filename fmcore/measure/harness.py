@@ -17,6 +17,7 @@ from fmcore.coupling.noise import uniform
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
+from fmcore.measure.straightness import with_errors
 from fmcore.network.store import Weights
 from fmcore.sampling.flow import Flow, advice_on_few_steps
 from fmcore.sampling.reverse_sde import Sde, diffuse
@@ -86,8 +87,8 @@ class Evaluate(Settings):
     def _one_row_for_each_solver(self) -> "Evaluate":
         names = [sampler_name(solver) for solver in self.solvers]
         diffusions = [keys.churned(sde.churn, sde.steps) for sde in self.sde]
-        for place, own in (("solvers", names), ("sde", diffusions)):
-            if twice := next((name for name in own if own.count(name) > 1), None):
+        for place, called in (("solvers", names), ("sde", diffusions)):
+            if twice := next((name for name in called if called.count(name) > 1), None):
                 raise ValueError(f"{place}: two of them are called {twice}; leave one out")
         if any(name.startswith("euler_") for name in names):
             raise ValueError("solvers: put Euler with even steps into evaluate.nfe")
@@ -214,7 +215,8 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
 
     The density is that of the data in its own units.
     Images first get uniform noise of one level, and `bits_per_dim` is returned too. Where the
-    density of the data is known, `nll/floor` is its own mean -log p: no flow has a lower one.
+    density of the data is known, `nll/floor` is its own mean -log p: no flow has a lower one. Each
+    is with its standard error over the samples.
     """
     settings = harness.settings.likelihood
     if settings is None:
@@ -235,10 +237,14 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     found = log_likelihood(
         harness.flow, scale.forward(x), settings, seed=seed, device=harness.device, label=label
     )
-    result = {"nll": -float(found.mean()) + scale.log_std(tuple(x.shape[1:]))}
+    result = with_errors({"nll": scale.log_std(tuple(x.shape[1:])) - found})
     if coupling.about.image:
-        return {**result, "bits_per_dim": bits_per_dim(result["nll"], size)}
+        bits = {"bits_per_dim": bits_per_dim(result["nll"], size)}
+        return {**result, **bits, "bits_per_dim_se": result["nll_se"] / (size * math.log(2))}
     if not coupling.about.data:
         return result
     known = own.read(Dataset, coupling.about.data, f"{data}: data").log_density(x)
-    return result if known is None else {**result, keys.at_floor("nll"): -float(known.mean())}
+    if known is None:
+        return result
+    floor = with_errors({"nll": -known})
+    return {**result, **{keys.at_floor(name): value for name, value in floor.items()}}

@@ -10,13 +10,15 @@ import torch
 from fmcore.choices.solvers import HeunToEuler
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
-from fmcore.evaluate import Evaluate, EvaluatePaths, _known, evaluate
+from fmcore.dataset.densities import Gaussian
+from fmcore.evaluate import Evaluate, EvaluatePaths, _known, _paths, evaluate
 from fmcore.features.extractor import FeatureSettings
-from fmcore.matching.interpolant import Linear
+from fmcore.matching.interpolant import Linear, VarianceExploding
 from fmcore.measure.harness import Harness
 from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
 from fmcore.network.mlp import MLP
+from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.adaptive import Adaptive
@@ -250,3 +252,32 @@ def test_two_samplers_of_one_name_are_refused_when_the_settings_are_read(twice):
     (place,) = twice
     with pytest.raises(ValueError, match=f"{place}: two of them are called"):
         Evaluate.model_validate(twice)
+
+
+@pytest.mark.parametrize(
+    "interpolant", [Linear(), VarianceExploding(name="variance_exploding")], ids=lambda i: i.name
+)
+def test_straight_paths_to_a_gaussian_have_no_excess_energy_also_from_a_wide_source(
+    tmp_path, interpolant
+):
+    """The map sigma(1) z -> mu + s z is the optimal one, so the energy of its chords is W2^2."""
+    law = Gaussian(name="gaussian", mean=[2.0, -1.0], std=[0.5, 1.5], samples=100)
+    prepare(tmp_path / "data", law, seed=0)
+    z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    flow = Flow(lambda x, t: 0 * x, interpolant)
+    harness = Harness(flow, z, None, SETTINGS, seed=0, device=torch.device("cpu"))
+    ends = [interpolant.noise_scale * z, torch.tensor(law.mean) + torch.tensor(law.std) * z]
+    steps = torch.linspace(0, 1, SETTINGS.solver.steps + 1)
+    path = torch.stack([ends[0] + s * (ends[1] - ends[0]) for s in steps])
+    found = _known(harness, tmp_path / "data", path)
+    assert found["npe"] < 4 * found["npe_se"] < 0.2
+
+
+def test_the_number_of_paths_names_their_grid():
+    path = torch.randn(3, 5, 2)
+    for solver, name in (
+        (Solver(name="rk4", steps=2), "rk4_2"), (Solver(steps=2, shift=3), "shift_3_heun_2"),
+        (Solver(times=(1.0, 0.2, 0.0)), "times_heun_2"),
+    ):  # fmt: skip
+        found = [key for key in _paths(path, solver) if key.startswith("paths")]
+        assert found == [f"paths/{name}"]

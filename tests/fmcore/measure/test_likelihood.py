@@ -2,11 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from fmcore.coupling.read import open_coupling, read
+from fmcore.dataset.arrays import Array
+from fmcore.dataset.densities import Gaussian
 from fmcore.matching.interpolant import Linear, VarianceExploding
+from fmcore.measure.harness import Evaluate, Harness, likelihood
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
+from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
@@ -85,3 +91,29 @@ def test_settings_have_bounds():
     with pytest.raises(ValueError, match="probes"):
         Likelihood(probes=0)
     assert issubclass(ReflowError, Exception)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_mean_likelihood_has_its_standard_error(tmp_path, known):
+    """The flow that stands still has the law of its source; -log p then has variance d / 2."""
+    if known:
+        law = Gaussian(name="gaussian", mean=[0.0, 0.0], std=[1.0, 1.0], samples=2000)
+        prepare(tmp_path / "data", law, seed=0)
+    else:
+        images = 0.5 * torch.randn(400, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        array = (images.clamp(-1, 1) * 127.5 + 127.5).byte().numpy()
+        np.save(tmp_path / "a.npy", array)
+        prepare(tmp_path / "data", Array(name="array", path=str(tmp_path / "a.npy")), seed=0)
+    settings = Evaluate(likelihood=Likelihood(samples=2000))
+    flow = Flow(lambda x, t: 0 * x, Linear())
+    harness = Harness(flow, torch.zeros(2, 2), None, settings, seed=0, device=CPU)
+    found = likelihood(harness, tmp_path / "data")
+    n = len(read(open_coupling(tmp_path / "data"), split="held_out"))
+    if known:
+        assert found["nll_se"] == pytest.approx(n**-0.5, rel=0.35)
+        assert abs(found["nll"] - 1 - math.log(2 * math.pi)) < 4 * found["nll_se"]
+        assert found["nll_se/floor"] == pytest.approx(found["nll_se"], rel=1e-4)
+    else:
+        size = math.log(2) * 4
+        assert found["bits_per_dim_se"] == pytest.approx(found["nll_se"] / size)
+        assert found["bits_per_dim"] == pytest.approx(found["nll"] / size + math.log2(127.5))
