@@ -158,7 +158,8 @@ State = Literal["ok", "warn", "fail", "undecided", "not measured"]
 class Verdict:
     """The state of a gate for a value, and its message.
 
-    `undecided` means that too few rows were measured, `not measured` that there is no value: they
+    `undecided` means that too few rows were measured, or that the value lies above the fail level
+    with an error so large that the gate may be right; `not measured` that there is no value: they
     neither warn nor fail.
     """
 
@@ -194,7 +195,8 @@ def judge(gates: Gates, values: Mapping[str, Any]) -> list[Verdict]:
         if level.warn is not None and not size - margin <= level.warn:
             state = "warn"
         if level.fail is not None and not size <= level.fail:
-            state = "warn" if size - margin <= level.fail else "fail"
+            noise = "warn" if state == "warn" else "undecided"
+            state = noise if size - margin <= level.fail else "fail"
         found.append(Verdict(name, value, state, _words(name, value, level, state, values)))
     return found
 
@@ -227,6 +229,8 @@ def _words(name: str, value: float, level: Level, state: str, values: Mapping[st
     error = float(values.get(f"{name}_se", 0.0))
     if state == "ok":
         return f"{name} {with_error(value, error)}"
+    if state == "undecided":
+        return f"{name} {with_error(value, error)} is not decided: its error is too large"
     what, mend = WORDS[name]
     limit = f"{state} level {level.fail if state == 'fail' else level.warn or 0:g}"
     if state == "warn" and level.fail is not None and abs(value) > level.fail:

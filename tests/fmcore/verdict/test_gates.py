@@ -143,6 +143,19 @@ def test_few_rows_decide_nothing_and_say_so():
     assert verdict.state == "warn" and "within the standard error 0.4" in verdict.says
 
 
+def test_noise_above_both_levels_warns_no_more_often_than_nominal():
+    """The true rise is 0, its error as large as the fail level."""
+    draws = 0.1 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    states = [
+        judge(Gates(), {"cost_rise": rise, "cost_rise_se": 0.1})[0].state for rise in draws.tolist()
+    ]
+    assert states.count("warn") + states.count("fail") < 0.04 * len(states)
+    (verdict,) = judge(Gates(), {"cost_rise": 0.12, "cost_rise_se": 0.06})
+    assert verdict.state == "undecided"
+    assert verdict.says == "cost_rise 0.12 ± 0.06 is not decided: its error is too large"
+    assert judge(Gates(), {"cost_rise": 0.12, "cost_rise_se": 0.04})[0].state == "warn"
+
+
 @pytest.mark.parametrize("size", [1e4, 500.0, 1e-6])
 def test_data_far_from_unit_scale_is_named_as_the_cause(size):
     (verdict,) = judge(Gates(), {"held_out_ratio": 3.0, "target_rms": size})
