@@ -47,11 +47,13 @@ def calibrate(
 
 
 def _words(made: Yardstick) -> str:
-    name, floor, n = made.name, made.floor, made.about["n"]
+    name, floor, n = made.name, made.floor, made.judged
     scored = with_error(floor[name], floor.get(keys.error(name)))
     said = f"rounds are judged by {name} of {n:,} samples a cut; real against real (the floor)"
     said += f" {scored}"
     resolves, cuts = made.about["resolves"], len(made.cuts)
-    if resolves is None:
+    if cuts < 2:
         return f"{said}; a single cut has no error: raise yardstick.splits to compare by a test"
-    return f"{said}; a paired test over {cuts} cuts sees differences above {resolves:.2g}"
+    if resolves is None:
+        return f"{said}; a floor of one cut does not say what a test resolves: raise floor_cuts"
+    return f"{said}; near it a paired test over {cuts} cuts sees differences above {resolves:.2g}"

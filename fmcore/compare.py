@@ -243,7 +243,7 @@ def _markdown(found: Comparison) -> str:
     floor = with_error(found.floor, found.floor_se)
     notes = [f"{found.metric} of real against real data (the floor): {floor}"]
     if found.resolves is not None:
-        notes.append(f"a paired test sees differences above {found.resolves:.2g}")
+        notes.append(f"near the floor a paired test sees differences above {found.resolves:.2g}")
     notes += [
         f"ship for {use}: {c.round} at NFE {c.nfe} ({found.metric} {with_error(c.distance, c.se)})"
         for use, c in found.ship.items()

@@ -135,9 +135,10 @@ class Comparison:
 
     `metric` is the distance that rounds are compared by, `floor` its value for real against real
     data with the standard error `floor_se`, `fingerprint` names the yardstick: distances of two
-    yardsticks do not compare. `resolves` is the smallest difference of two rounds that their paired
-    test sees. `yardstick` is a hash of the whole yardstick, its reference included: chains average
-    over equal ones only. `replicates` are the rounds that were trained several times.
+    yardsticks do not compare. `resolves` is the smallest difference of two rounds near the floor
+    that their paired test sees. `yardstick` is a hash of the whole yardstick, its reference
+    included: chains average over equal ones only. `replicates` are the rounds that were trained
+    several times.
     """
 
     metric: str

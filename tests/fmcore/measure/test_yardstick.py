@@ -239,9 +239,9 @@ def calibrated(folder, data, **settings):
     """Return what calibrate says, and what it warns of."""
     said, warned = [], []
     chosen = YardstickSettings(
-        features=FeatureSettings(kind="identity"), samples=40, floor_cuts=8, w2_samples=10,
-        **settings,
-    )  # fmt: skip
+        features=FeatureSettings(kind="identity"),
+        **{"samples": 40, "floor_cuts": 8, "w2_samples": 10, **settings},
+    )
     work = Work(scratch=folder / "tmp")
     calibrate(data, folder / "yardstick", chosen, work, say=said.append, warn=warned.append)
     return said, warned
@@ -252,10 +252,16 @@ def test_calibrate_says_what_judges_and_what_it_resolves(tmp_path):
     (said,), warned = calibrated(tmp_path / "a", data, splits=4)
     resolves = yardstick.load(tmp_path / "a" / "yardstick").about["resolves"]
     assert said.startswith("rounds are judged by energy of 40 samples a cut; real against real")
-    assert said.endswith(f"a paired test over 4 cuts sees differences above {resolves:.2g}")
+    near = "near it a paired test over 4 cuts sees differences above"
+    assert said.endswith(f"{near} {resolves:.2g}")
     assert not warned and resolves > 0
     (said,), _ = calibrated(tmp_path / "b", data, splits=1)
     assert said.endswith("a single cut has no error: raise yardstick.splits to compare by a test")
+    (said,), _ = calibrated(tmp_path / "c", data, splits=4, floor_cuts=1)
+    assert said.endswith("a floor of one cut does not say what a test resolves: raise floor_cuts")
+    many = gaussian_data(tmp_path / "many", mu=[0.0, 0.0], s=[1.0, 1.0], pairs=4400)
+    (said,), _ = calibrated(tmp_path / "d", many, splits=1, floor_cuts=1, samples=2200)
+    assert said.startswith("rounds are judged by energy of 2,000 samples a cut;"), "not of 2,200"
 
 
 def test_raw_pixels_of_images_draw_a_warning(tmp_path):
