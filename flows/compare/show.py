@@ -1,6 +1,7 @@
 """`reflow compare`: one chain or many, as a table, JSON, csv and a page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from flows.compare.chains import gather
 from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
 from flows.compare.tables import (
+    against,
     comparison,
     group_tables,
     replicates_table,
@@ -33,8 +35,11 @@ def show(
     """Print the comparison asked for, and write it to the files asked for."""
     alone = not revs and not published
     groups: list[Group] = []
+    if baseline is not None and not alone:
+        raise ReflowError("--baseline tests replicates of this chain; leave out --rev and --all")
     if csv or html or not alone:
-        groups = grouped(gather(root, revs, published=published, skipped=_note))
+        chains = gather(root, revs, published=published, skipped=_note)
+        groups = grouped(replace(one, found=against(one.found, baseline)) for one in chains)
     if csv:
         _write(csv, ".csv", frame(groups).to_csv(index=False, lineterminator="\n"))
     if html:

@@ -35,15 +35,20 @@ class TimedComparison:
         return {**self.found.as_dict(), "rounds": rows}
 
 
+def against(found: Comparison, baseline: str | None) -> Comparison:
+    """Return a comparison whose replicates are tested against the round `baseline`, if named."""
+    if baseline is None:
+        return found
+    return replace(found, replicates=replicates(found.rounds, baseline))
+
+
 def comparison(root: Path, baseline: str | None = None) -> TimedComparison:
     """Return the comparison of the workspace's rounds, replicates against the round `baseline`."""
     file = paths(root, "compare")["out"] / FILE
     where = str(file.relative_to(root))
     if not file.exists():
         raise ReflowError(f"{where}: no comparison yet; `reflow run` makes it")
-    found = Comparison.read(file.read_bytes(), where)
-    if baseline is not None:
-        found = replace(found, replicates=replicates(found.rounds, baseline))
+    found = against(Comparison.read(file.read_bytes(), where), baseline)
     took, entries = timings(root), lineage.lock_entries(root)
     seconds = {
         entry.key: round(took[name, entry.digest], 1)

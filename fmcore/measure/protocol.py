@@ -39,7 +39,8 @@ KEPT = 50_000
 """Real samples, at most, whose features are kept for KID and CMMD; mean and covariance take all."""
 
 NEAR, K = 10_000, 3
-"""Samples of each side, and the k, of precision and recall (Kynkaanniemi et al. 2019)."""
+"""Samples of each side, and the k, of precision and recall (Kynkaanniemi et al. 2019, who took the
+features of VGG-16; those of Inception as in ADM)."""
 
 BATCH, CHUNK = 100, 5000
 """Images in a call of a network, and in one update of mean and covariance."""
@@ -83,21 +84,23 @@ class Protocol(Settings):
             raise ValueError("dinov2, clip: need images; set reference to train or test")
         return self
 
-    @property
-    def tail(self) -> str:
-        """What names end in: the number of samples and the reference, as in 50k_train."""
+    def tail(self, n: int | None = None) -> str:
+        """Return what names end in: the number of samples and the reference, as in 50k_train."""
         of: str = self.reference
         if self.statistics is not None:
             of = "file_" + re.sub(r"\W", "_", Path(self.statistics).stem)
-        return f"{thousands(self.samples)}_{of}"
+        return f"{thousands(n or self.samples)}_{of}"
 
-    def named(self, metric: str) -> str:
-        """Return the name of `fid`, `sfid`, `is` or `kid`; another one for other weights."""
+    def named(self, metric: str, n: int | None = None) -> str:
+        """Return the name of a metric in Inception's features, of `n` samples if not of all.
+
+        It is `fid`, `sfid`, `is`, `kid`, `precision` or `recall`; another one for other weights.
+        """
         clean = "clean" if self.resize == "clean" else ""
-        end = thousands(self.samples) if metric == "is" else self.tail  # IS has no reference
+        end = thousands(self.samples) if metric == "is" else self.tail(n)  # IS has no reference
         if self.sha256 == INCEPTION_SHA256:
             return f"{clean}{metric}{end}"
-        return f"{clean}{OTHERWISE[metric]}_inception_{end}"
+        return f"{clean}{OTHERWISE.get(metric, metric)}_inception_{end}"
 
 
 OTHERWISE = {"fid": "fd", "sfid": "fd_spatial", "is": "score", "kid": "kd"}
@@ -149,20 +152,19 @@ class Published:
         for kind, network in self.others.items():
             features = torch.cat([self._features(network, part) for part in x.split(BATCH)])
             if kind == "dinov2":
-                found |= _frechet(f"fd_dinov2_{settings.tail}", features, self.stats[kind])
+                found |= _frechet(f"fd_dinov2_{settings.tail()}", features, self.stats[kind])
             else:
-                name = f"cmmd_{settings.tail}"
+                name = f"cmmd_{settings.tail()}"
                 found[name], found[f"{name}_se"] = cmmd(features, self.real[kind])
         return found
 
     def _manifold(self, pooled: Tensor) -> dict[str, float]:
         fake, real = pooled[:NEAR], self.real["pooled"][:NEAR]
         scores = manifold_scores(fake, real, k=K)
-        tail = f"{thousands(len(fake))}_{self.settings.reference}"
-        found = {f"{name}{tail}": scores[name] for name in ("precision", "recall")}
+        precision, recall = (self.settings.named(m, len(fake)) for m in ("precision", "recall"))
         share = scores["precision"]  # of independent samples; recall depends on them together
-        found[f"precision{tail}_se"] = (share * (1 - share) / len(fake)) ** 0.5
-        return found
+        error = (share * (1 - share) / len(fake)) ** 0.5
+        return {precision: share, f"{precision}_se": error, recall: scores["recall"]}
 
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -96,9 +96,9 @@ def resolvable(floor: Sequence[float], cuts: int) -> float | None:
 
     (t_0.95 + t_0.8) sqrt(2) sd / sqrt(K) with K = `cuts`, quantiles of Student's t with K - 1
     degrees of freedom: seen with probability 0.8 at a false alarm in 20. sd is that of the values
-    of `floor`, one a cut; sqrt(2) is for two rounds whose errors have nothing in common. Rounds that
-    err alike are told apart more finely; far from the floor, where sd is larger, rounds that err in
-    different ways are told apart less. None where there is one cut.
+    of `floor`, one a cut; sqrt(2) is for two rounds whose errors have nothing in common. Rounds
+    that err alike are told apart more finely; far from the floor, where sd is larger, rounds that
+    err in different ways are told apart less. None where there is one cut.
     """
     if cuts < 2 or len(floor) < 2:
         return None

@@ -1,15 +1,24 @@
 """A real chain with two replicates, its stages called as functions: from settings to rounds.md."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from flows.compare import show
+from flows.compare.chains import ComparedChain
+from flows.compare.tables import TimedComparison
 from flows.params.load import load, maker
 from flows.params.replicates import replicate
 from flows.stage import taken
 from flows.stage.verbs import VERBS
 from fmcore.coupling.read import open_coupling
 from fmcore.network.store import load as load_model
+from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import Comparison
+from fmcore.verdict.replicates import replicates
+from tests.fmcore.verdict.test_replicates import rounds
 
 PARAMS = """
 seed: 0
@@ -103,3 +112,23 @@ def test_the_comparison_groups_them_and_tests_against_the_round_before(chain):
     assert {choice["round"] for choice in found["ship"].values()} <= {"rf1", "rf2"}
     text = (chain / "comparison" / "rounds.md").read_text()
     assert "Over replicates: mean ± standard deviation" in text and "rf1 (2 pairs)" in text
+
+
+def test_the_baseline_that_is_named_holds_on_the_page_and_for_one_chain_alone(
+    tmp_path, monkeypatch
+):
+    repeated = rounds()
+    found = Comparison("fd", "f", 4.0, repeated, {}, [], [], replicates=replicates(repeated))
+    about = SimpleNamespace(recipe="r", key="k")
+    one = ComparedChain("workspace", about, found, lambda _: None)
+    drawn = []
+    monkeypatch.setattr(show, "gather", lambda *_, **__: [one])
+    monkeypatch.setattr(show, "comparison", lambda *_: TimedComparison(found, {}))
+    monkeypatch.setattr("flows.compare.page.page", lambda groups: drawn.extend(groups) or "")
+    given = {"published": False, "as_json": True, "csv": None, "out": Console(quiet=True)}
+    for baseline, wanted in ((None, ["rf1", "a"]), ("b", ["b", None])):
+        drawn.clear()
+        show.show(tmp_path, [], html=tmp_path / "a.html", baseline=baseline, **given)
+        assert [g.baseline for g in drawn[0].chains[0].found.replicates] == wanted
+    with pytest.raises(ReflowError, match="leave out --rev and --all"):
+        show.show(tmp_path, ["main"], html=None, baseline="b", **given)

@@ -64,7 +64,9 @@ def test_names_say_n_and_the_reference_and_fid_only_with_the_weights_of_2015():
     file = real(reference="file", statistics="refs/cifar10-32x32.npz")
     assert file.named("fid") == "fid50k_file_cifar10_32x32"
     assert real(resize="clean").named("fid") == "cleanfid50k_train"
-    for metric in ("fid", "sfid", "is", "kid"):
+    assert real().named("precision", 10_000) == "precision10k_train"
+    assert real(resize="clean").named("recall", 10_000) == "cleanrecall10k_train"
+    for metric in ("fid", "sfid", "is", "kid", "precision", "recall"):
         name = real(sha256="0" * 64).named(metric)
         assert "fid" not in name and "kid" not in name and "_inception_" in name
     assert real().sha256 == INCEPTION_SHA256
@@ -91,7 +93,7 @@ def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
     assert {
         f"fd_{end}", f"fd_spatial_{end}", "score_inception_12", "score_inception_12_sd",
         "score_inception_12_se", f"kd_{end}", f"kd_{end}_sd", f"kd_{end}_se",
-        "precision12_train", "precision12_train_se", "recall12_train",
+        f"precision_{end}", f"precision_{end}_se", f"recall_{end}",
         "fd_dinov2_12_train", "cmmd_12_train", "cmmd_12_train_se",
     } == set(found)  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
@@ -109,8 +111,8 @@ def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
     order = torch.randperm(24, generator=torch.Generator().manual_seed(derive_seed(0, "protocol")))
     kid = published_kid(a[0], b[0][order], seed=derive_seed(0, "kid"))
     assert found[f"kd_{end}"] == pytest.approx(kid[0], rel=1e-3, abs=1e-9)
-    share = found["precision12_train"]
-    assert found["precision12_train_se"] == pytest.approx((share * (1 - share) / 12) ** 0.5)
+    share = found[f"precision_{end}"]
+    assert found[f"precision_{end}_se"] == pytest.approx((share * (1 - share) / 12) ** 0.5)
     save(tmp_path / "protocol", fitted)
     assert load(tmp_path / "protocol", CPU).measure(x) == found
     with pytest.raises(ValueError, match="12 samples expected, got 5"):
