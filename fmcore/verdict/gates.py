@@ -195,7 +195,7 @@ def judge(gates: Gates, values: Mapping[str, Any]) -> list[Verdict]:
         if level.warn is not None and not size - margin <= level.warn:
             state = "warn"
         if level.fail is not None and not size <= level.fail:
-            noise = "warn" if state == "warn" else "undecided"
+            noise: State = "warn" if state == "warn" else "undecided"
             state = noise if size - margin <= level.fail else "fail"
         found.append(Verdict(name, value, state, _words(name, value, level, state, values)))
     return found
