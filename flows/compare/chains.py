@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.dag import lineage
-from flows.dag.chain import chain, trained
+from flows.dag.chain import trained
 from flows.dag.description import Description, Read, describe
+from flows.dag.identity import whole_chain
 from flows.dag.outputs import store
 from flows.dag.outputs.content import reader
 from flows.library.history import resolve
@@ -51,7 +52,7 @@ def _recorded(root: Path, rev: str | None, name: str, commit: str, read: Read) -
     entries = lineage.lock_entries(root, rev)
     if not trained(entries):
         raise ReflowError(f"{name}: dvc.lock records no round; run the chain there first")
-    about = describe(chain(entries, entries), read, commit)
+    about = describe(whole_chain(root, entries, entries), read, commit)
     path = about.files.comparison
     if path is None:
         raise ReflowError(f"{name}: dvc.lock has no comparison; run the whole chain there first")

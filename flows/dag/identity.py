@@ -3,15 +3,32 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows.dag.chain import Chain, Round
+from flows.dag.chain import Chain, Round, chain
 from flows.dag.inputs import FOLDER
 from flows.dag.lock import Entry, digest
 from flows.dag.outputs.store import cached_object
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Comparison
+
+
+def whole_chain(root: Path, planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
+    """Return the chain of `planned` stages (see `chain`), with the section `source` among settings.
+
+    That section is no parameter of a stage, as it may be absent; the stage `inputs` records it. It
+    is left out where its record is nowhere to be found.
+    """
+    found = chain(planned, locked)
+    prepare = next((e for e in planned.values() if e.runs("prepare", "out")), None)
+    try:
+        known = _recorded(root, prepare) if prepare else {}
+    except ReflowError:
+        return found
+    kept = {"source": known["source"]} if "source" in known else {}
+    return replace(found, settings={**found.settings, **kept})
 
 
 def data_key(root: Path, whole: Chain) -> str:

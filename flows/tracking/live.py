@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.dag.chain import Chain, chain
+from flows.dag.chain import Chain
+from flows.dag.identity import whole_chain
 from flows.dag.lineage import entries
 from flows.dag.lock import Entry
 from flows.project import servers
@@ -114,7 +115,7 @@ class _Curve:
     @classmethod
     def of(cls, root: Path, stage: str) -> "_Curve":
         planned = entries(root)
-        return cls(stage, chain(planned, {}), planned[stage])
+        return cls(stage, whole_chain(root, planned, {}), planned[stage])
 
     def add(self, event: Event) -> None:
         self.new += [(f"train/{name}", value, event.step) for name, value in event.values.items()]

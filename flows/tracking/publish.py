@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from flows.dag.chain import Chain, Round, chain, trained
+from flows.dag.chain import Chain, Round, trained
 from flows.dag.description import describe
+from flows.dag.identity import whole_chain
 from flows.dag.lineage import lock_entries
 from flows.dag.lock import Entry, digest
 from flows.dag.outputs.content import reader
@@ -54,7 +55,7 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
         tracker = Tracker(root)
         for line in tracker.notes:
             say(line)
-        whole = chain(entries, entries)
+        whole = whole_chain(root, entries, entries)
         done = Published(parent=tracker.parent(whole), notes=tracker.notes)
         for round_ in whole.rounds:
             run, tags = _run_of(tracker, whole, done.parent, round_, say)

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from flows.dag.chain import Chain, Round
-from flows.dag.identity import data_key, yardstick_key
+from flows.dag.chain import Chain, Round, flat
+from flows.dag.identity import data_key, whole_chain, yardstick_key
 from flows.dag.lock import Entry, File
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Comparison
@@ -84,3 +84,21 @@ def test_a_record_that_is_gone_is_one_line(tmp_path, recorded, monkeypatch):
         ReflowError, match=r"inputs/prepare\.json: the record of prepare is missing"
     ):
         data_key(tmp_path, whole)
+
+
+def test_the_source_is_among_the_settings_of_a_chain_as_mlflow_and_pages_show_them(
+    tmp_path, recorded
+):
+    """It is no parameter of a stage; the stage `inputs` records it."""
+    words, source = "out=couplings/independent", {"name": "two_moons", "samples": "500"}
+    given = recorded("prepare", words, {"data": DATA}, source=source)
+    found = whole_chain(tmp_path, {"prepare": given}, {})
+    assert flat(found.settings) == {
+        "data.name": "array",
+        "data.path": "x.npy",
+        "source.name": "two_moons",
+        "source.samples": "500",
+    }
+    noise = recorded("prepare", words, {"data": DATA})
+    assert "source" not in whole_chain(tmp_path, {"prepare": noise}, {}).settings
+    assert "source" not in whole_chain(tmp_path, {"prepare": given}, {}).settings  # replaced

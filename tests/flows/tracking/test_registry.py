@@ -52,6 +52,14 @@ def published(tracker, key, *rounds):
     return chain_of(key)
 
 
+def test_the_settings_of_a_chain_are_the_parameters_of_its_run(tracker):
+    settings = {"data": {"name": "gaussian"}, "source": {"name": "two_moons", "samples": "500"}}
+    run = tracker.parent(replace(chain_of("with_source"), settings=settings))
+    assert tracker.client.get_run(run).data.params == {
+        "data.name": "gaussian", "source.name": "two_moons", "source.samples": "500",
+    }  # fmt: skip
+
+
 def offered(distance, round_="rf2", *, error=0.1, yardstick="y", uses=("one_step", "best")):
     by_nfe = {1: (distance, error), 4: (distance - 0.5, error)}
     return Offer(dict.fromkeys(uses, round_), yardstick, {round_: by_nfe})
