@@ -62,8 +62,8 @@ class Evaluate(Settings):
     """How many paths are solved for straightness, transport cost and the budget. Raise it for
     smaller errors of these numbers."""
     reconstructions: int = Field(default=512, ge=0, le=10**9)
-    """How many real and generated samples are inverted and mapped back in one step, for `drift`; 0
-    skips it. With classes each sample is inverted with its own label."""
+    """How many held-out real samples, and generated ones, are inverted and mapped back in one step,
+    for `drift`; 0 skips it. With classes each sample is inverted with its own label."""
     guidance: Guidance = 1.0
     """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
     need network.classes and double the NFE. Rounds whose pairs have guidance in them are measured
@@ -175,17 +175,19 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
 
     Errors are per dimension, in model units. A larger error for real samples than for the flow's
     own means that the rounds drift away from the data (`drift` = recon_real - recon_fake, as in
-    balanced conic reflow); `drift_rel` is relative to the variance of the data. A flow with classes
-    takes each sample with its own label; without labels nothing is measured.
+    balanced conic reflow); `drift_rel` is relative to the variance of the data. Real samples are
+    held-out ones: a flow may take back what it trained on and nothing else. A flow with classes
+    takes each sample with its own label; without labels, or with fewer than two samples held out,
+    nothing is measured.
     """
     count, solver = harness.settings.reconstructions, harness.settings.solver
-    pairs = read(open_coupling(data), limit=max(count, 1))
+    pairs = read(open_coupling(data), split="held_out", limit=max(count, 1))
     labels: tuple[Tensor | None, Tensor | None] = (None, None)
     if harness.flow.classes:
         if pairs.label is None or harness.label is None:
             return {}
         labels = (pairs.label, harness.label[: len(fake[:count])])
-    if not count:
+    if not count or len(pairs) < 2:
         return {}
     errors, spreads = [], []
     given = pairs.target

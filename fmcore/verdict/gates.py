@@ -140,7 +140,7 @@ ABSENT = {
     "held_out_rel": "no held-out pairs",
     "cost_rise": "a student, guidance, or another interpolant than linear",
     "budget_defect": "a student, guidance, another interpolant than linear, or no held-out pairs",
-    "drift_rel": "evaluate.reconstructions is 0, or the data has no labels for the flow's classes",
+    "drift_rel": "evaluate.reconstructions is 0, no held-out data, or data without classes",
     "memorised": "no data is held out",
 }
 """Why a gate may not have been measured."""
