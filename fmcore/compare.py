@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.settings import ReflowError, Settings
 from fmcore.verdict import cuts, figures, keys, spent
-from fmcore.verdict.advice import next_round, ship
+from fmcore.verdict.advice import guidance, next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.errors import with_error
 from fmcore.verdict.gates import Gates, absent, judge
@@ -248,7 +248,7 @@ def _markdown(found: Comparison) -> str:
         f"ship for {use}: {c.round} at NFE {c.nfe} ({found.metric} {with_error(c.distance, c.se)})"
         for use, c in found.ship.items()
     ]
-    notes += found.next
+    notes += found.next + guidance(found.rounds)
     notes += [judged.text for judged in found.unhappy]
     if others := spent.sampler_table(found):
         cells = [others[0], ["---"] * len(others[0]), *others[1:]]

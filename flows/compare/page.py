@@ -17,6 +17,7 @@ from flows.dag.description import Description
 from fmcore.checked import MEND
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
+from fmcore.verdict.advice import guidance
 from fmcore.verdict.comparison import Choice, Comparison, Table
 from fmcore.verdict.errors import short, with_error
 from fmcore.verdict.replicates import gap_text, spread_text
@@ -47,6 +48,7 @@ class Section:
     found: Comparison
     table: Table
     samplers: list[list[str]]
+    guided: list[str]
     uses: list[tuple[str, Choice]]
     charts: list[tuple[str, str]]
     pictures: list[tuple[str, list[tuple[str, str]]]]
@@ -119,6 +121,7 @@ def _section(one: ComparedChain) -> Section:
         found=one.found,
         table=one.found.table(SHOWN),
         samplers=sampler_table(one.found),
+        guided=guidance(one.found.rounds),
         uses=[(USES.get(use, use), choice) for use, choice in one.found.ship.items()],
         charts=_charts(one),
         pictures=[(name, _pictures(one, name)) for name in names],

@@ -58,17 +58,16 @@ def comparison(root: Path, baseline: str | None = None) -> TimedComparison:
     return TimedComparison(found, seconds)
 
 
+def _table(title: str | None = None) -> Table:
+    """Return an empty table without lines, its title in markup."""
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+
+
 def rounds_table(timed: TimedComparison) -> Table:
     """Lay out a comparison: a row per round, a column per NFE; fits 80 columns."""
     found, layout = timed.found, timed.found.table(())
-    table = Table(
-        title=escape(found.metric) + f" by NFE, floor {with_error(found.floor, found.floor_se)}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        header_style="bold",
-    )
+    floor = with_error(found.floor, found.floor_se)
+    table = _table(f"{escape(found.metric)} by NFE, floor {floor}")
     table.add_column("round")
     for nfe in layout.nfes:
         table.add_column(f"NFE {nfe}" if nfe == layout.nfes[0] else str(nfe), justify="right")
@@ -96,10 +95,7 @@ def replicates_table(found: Comparison) -> Table:
     """
     nfes = sorted({nfe for g in found.replicates for nfe in g.distances})
     nfes = sorted({nfes[0], nearest(nfes), nfes[-1]})
-    table = Table(
-        title=f"{escape(found.metric)} over replicates, mean ± standard deviation",
-        title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    table = _table(f"{escape(found.metric)} over replicates, mean ± standard deviation")
     table.add_column("round")
     table.add_column("n", justify="right")
     for nfe in nfes:
@@ -118,7 +114,7 @@ def samplers_of(timed: TimedComparison) -> Table | None:
     lines = sampler_table(timed.found)
     if not lines:
         return None
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table = _table()
     for i, name in enumerate(lines[0]):
         table.add_column(escape(name), justify="left" if i < 2 else "right")
     for cells in lines[1:]:
@@ -135,10 +131,7 @@ def group_tables(groups: Sequence[Group]) -> list[Table]:
     for metric, mine in by_metric(groups).items():
         every = sorted({nfe for g in mine for round_ in g.mean for nfe in g.nfes(round_)})
         nfes = sorted({every[0], nearest(every), every[-1]})
-        table = Table(
-            title=f"{escape(metric)} by NFE, mean ± standard deviation over seeds",
-            title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0),
-        )  # fmt: skip
+        table = _table(f"{escape(metric)} by NFE, mean ± standard deviation over seeds")
         table.add_column("chain")
         table.add_column("seeds", justify="right")
         table.add_column("round")

@@ -142,3 +142,17 @@ def _tested(found: Difference) -> str:
     if found.p is None:
         return f"difference {found.mean:.3g}, its error is not known: a single cut"
     return f"difference {with_error(found.mean, found.se)}, p = {found.p:.2g}"
+
+
+def guidance(rounds: Iterable[RoundResult]) -> list[str]:
+    """Return a line for each round that is guided, in measuring or by its pairs."""
+    said = {
+        "guidance": "is measured with guidance {:g}: two evaluations a step",
+        "guided": "has guidance {:g} in its pairs: measured and sampled without more",
+    }
+    return [
+        f"{r.name} {words.format(r.metrics[key])}; the data, to which it is compared, has none"
+        for r in rounds
+        for key, words in said.items()
+        if key in r.metrics and not r.replicate
+    ]

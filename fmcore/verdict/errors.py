@@ -134,8 +134,8 @@ def short(value: float | None, digits: int = 3) -> str:
 def with_error(value: float | None, error: float | None) -> str:
     """Write a number with its standard error, to one digit of the error, two if that is a 1.
 
-    >>> with_error(12.6912, 0.3821), with_error(0.5, None), with_error(686.2, 14.2)
-    ('12.7 ± 0.4', '0.5', '686 ± 14')
+    >>> with_error(12.6912, 0.3821), with_error(-0.0004, 0.002), with_error(686.2, 14.2)
+    ('12.7 ± 0.4', '0.000 ± 0.002', '686 ± 14')
     """
     if value is None or error is None or not (0 < error < math.inf) or not math.isfinite(value):
         return short(value)
@@ -143,4 +143,5 @@ def with_error(value: float | None, error: float | None) -> str:
     places = -tens + (1 if error < 2 * 10.0**tens else 0)
     if not -3 < places < 7:
         return f"{value:.3g} ± {error:.1g}"
-    return f"{round(value, places):.{max(places, 0)}f} ± {round(error, places):.{max(places, 0)}f}"
+    shown = round(value, places) + 0.0  # of -0.0 this makes 0.0
+    return f"{shown:.{max(places, 0)}f} ± {round(error, places):.{max(places, 0)}f}"

@@ -14,7 +14,7 @@ from flows.compare.tables import TimedComparison, group_tables, replicates_table
 from flows.dag.description import CouplingRecord, Description, Files, RoundFiles
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult
-from fmcore.verdict.gates import Gates, judge
+from fmcore.verdict.gates import Gates, absent, judge
 from fmcore.verdict.replicates import replicates
 
 RF1 = {1: 600.0, 2: 90.0, 4: 40.0, 64: 5.0}
@@ -162,6 +162,25 @@ def test_the_page_shows_what_the_comparison_says():
     ):
         assert part in text, part
     assert text.count("data:image/png") == 2
+
+
+def test_the_page_says_which_rounds_are_guided_and_which_gates_were_not_measured():
+    one = chain()
+    assert "guidance" not in page(grouped([one]))
+    first, second = one.found.rounds
+    rounds = [
+        replace(first, metrics={**first.metrics, "guidance": 2.0}),
+        replace(second, metrics={**second.metrics, "guided": 2.0}),
+    ]
+    gates = [Judged("evaluate@rf2", v) for v in absent("evaluate", {"cost_rise": 0.0})]
+    text = page(grouped([replace(one, found=replace(one.found, rounds=rounds, gates=gates))]))
+    for part in (
+        "<li>rf1 is measured with guidance 2: two evaluations a step",
+        "<li>rf2 has guidance 2 in its pairs: measured and sampled without more",
+        '<li class="not measured">evaluate@rf2: ',
+    ):
+        assert part in text, part
+    assert "drift_rel" in text and "gates are within their bounds" not in text
 
 
 @pytest.mark.long

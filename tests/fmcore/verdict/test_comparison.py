@@ -1,14 +1,16 @@
 """The comparison as a type: its file, what it answers, what it says of a damaged one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from fmcore.compare import _markdown
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult, nearest
 from fmcore.verdict.errors import short, with_error
-from fmcore.verdict.gates import Gates, judge
+from fmcore.verdict.gates import Gates, absent, judge
 
 
 def result(name, distances, **metrics):
@@ -207,3 +209,23 @@ def test_numbers_for_people():
         "8.35 ± 0.05", "0.029 ± 0.004", "-0.0002 ± 0.0003", "5e+07 ± 2e+06", "3", "2",
     ]  # fmt: skip
     assert with_error(float("nan"), 1.0) == "nan" and with_error(None, None) == ""
+
+
+def test_rounds_md_says_which_rounds_are_guided_and_which_gates_were_not_measured():
+    found = comparison()
+    first, second = found.rounds
+    rounds = [
+        replace(first, metrics={**first.metrics, "guidance": 2.0}),
+        replace(second, metrics={**second.metrics, "guided": 2.0}),
+        replace(second, name="rf2_r2", metrics={"guided": 2.0}, replicate_of="rf2", replicate=2),
+    ]
+    gates = [Judged("evaluate@rf2", v) for v in absent("evaluate", {"cost_rise": 0.0})]
+    text = _markdown(replace(found, rounds=rounds, gates=gates))
+    for line in (
+        "- rf1 is measured with guidance 2: two evaluations a step",
+        "- rf2 has guidance 2 in its pairs: measured and sampled without more",
+        "- not measured: evaluate@rf2: ",
+    ):
+        assert f"\n{line}" in text, line
+    assert "rf2_r2 has" not in text and "cost_rise" not in text and "drift_rel" in text
+    assert "guidance" not in _markdown(found)
