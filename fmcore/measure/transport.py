@@ -64,16 +64,6 @@ def costs_per_pair(source: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
-def transport_cost_l1(source: Tensor, target: Tensor) -> float:
-    """Return E||target - source||."""
-    return float(_lengths(source, target).mean())
-
-
-def transport_cost_l4(source: Tensor, target: Tensor) -> float:
-    """Return E||target - source||^4."""
-    return float(_lengths(source, target).pow(4).mean())
-
-
 def w2(a: Tensor, b: Tensor) -> float:
     """Return the exact Wasserstein-2 distance of two point sets [N, d] of equal size.
 

@@ -92,6 +92,14 @@ def test_what_the_error_does_not_tell_apart_ships_with_the_least_nfe():
     assert ship([rf1, rf2])["best"].se == rf2.error(1)
 
 
+def test_the_error_decides_what_is_worse_not_the_size_of_the_difference():
+    one = [1.0, 1.4, 0.8, 1.2]
+    luck = [1.1, 0.5, 0.9, 1.1]  # a fifth less, one of its own errors
+    assert ship([measured("rf1", {1: one, 32: luck})])["best"].nfe == 1
+    sure = [x - 0.01 + y for x, y in zip(one, (0.001, -0.001, 0.001, -0.001), strict=True)]
+    assert ship([measured("rf1", {1: one, 32: sure})])["best"].nfe == 32, "a hundredth less"
+
+
 def test_a_later_round_is_shipped_only_if_the_test_says_that_it_is_better():
     early = measured("rf2", {1: [2.0, 2.2, 1.9, 2.1]})
     luck = measured("rf3", {1: [1.9, 2.25, 1.95, 2.0]}, parent="rf2")
@@ -109,6 +117,10 @@ def test_another_round_pays_only_with_evidence():
     student = measured("one", {1: [9, 9.5, 9, 9.2]}, student=True, parent="rf1")
     assert "may pay" in next_round([rf1, rf2, student])[0]
     assert "the student one scores 9.18 ± 0.12" in next_round([rf1, rf2, student])[0]
+    own = replace(student, parent="rf2", coupling="rf2")
+    assert "may pay" in next_round([rf1, rf2, own])[0], "a student on the round's own pairs"
+    other = replace(student, parent="rf1", coupling="another")
+    assert "another round pays" in next_round([rf1, rf2, other])[0]
     idle = measured("rf2", {1: [600, 612, 589, 604], 64: [5.0, 5.3, 4.9, 5.0]}, parent="rf1")
     assert "another round may pay; " in next_round([rf1, idle])[0]
     assert "gained nothing that is seen" in next_round([rf1, idle])[0]
