@@ -161,7 +161,7 @@ def compare(
 
 
 @app.command()
-def sample(
+def sample(  # noqa: PLR0913  # each is an option of the command
     round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, such as rf2.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
     nfe: Annotated[
@@ -174,12 +174,15 @@ def sample(
     ] = 0.0,
     label: Annotated[str | None, typer.Option(help="The class, by its name or number.")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
+    weights: Annotated[
+        str, typer.Option(help="ema, raw, or the relative length of a power average.")
+    ] = "ema",
 ) -> None:
     """Draw samples from a round: a picture (.png) or an array (.npy)."""
     from flows.cli.sample import Draw, draw
 
     with one_line_errors():
-        wanted = Draw(nfe, count, seed, churn, label, guidance)
+        wanted = Draw(nfe, count, seed, churn, label, guidance, weights)
         spent = draw(project(), round_, file, wanted)
     out.print(f"{count} samples of {round_} at NFE {spent}: {file}", markup=False)
 

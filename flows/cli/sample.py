@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """What to draw: by Euler steps or, with churn, the reverse SDE; a class and its guidance."""
+    """What to draw: by Euler steps or, with churn, the reverse SDE; a class and its guidance.
+
+    `weights` are ema, raw, or the relative length of a power average.
+    """
 
     nfe: int = 1
     count: int = 64
@@ -21,6 +24,7 @@ class Draw:
     churn: float = 0.0
     label: str | None = None
     guidance: float = 1.0
+    weights: str = "ema"
 
 
 def draw(root: Path, round_: str, file: Path, wanted: Draw) -> int:
@@ -54,12 +58,12 @@ def _samples(model: Path, data: Path, wanted: Draw) -> "tuple[Tensor, int]":
 
     from fmcore.coupling.read import open_coupling
     from fmcore.coupling.source import Source
-    from fmcore.network.store import load
+    from fmcore.network.store import load, weights_of
     from fmcore.sampling.flow import Flow
     from fmcore.sampling.reverse_sde import Sde, diffuse
     from fmcore.solve.solver import Solver
 
-    loaded = load(model)
+    loaded = load(model, weights=weights_of(wanted.weights))
     flow, ids, cpu = Flow.of(loaded), np.arange(wanted.count), torch.device("cpu")
     source = Source(loaded.shape)
     if loaded.config.get("source") is not None:

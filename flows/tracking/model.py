@@ -17,9 +17,11 @@ PARAMS = (
     ("label", "long", -1),
     ("class", "string", ""),
     ("guidance", "double", 1.0),
+    ("weights", "string", "ema"),
 )
 """Parameters of `predict` beside the noise: `count` above 0 draws it, a class has a number
-(`label`, -1: none) or a name (`class`)."""
+(`label`, -1: none) or a name (`class`), `weights` are ema, raw, or the relative length of a power
+average."""
 
 
 def log_model(mlflow: Any, run: str, folder: Path) -> str:

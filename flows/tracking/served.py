@@ -10,7 +10,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from torch import Tensor
 
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.network.store import load
+from fmcore.network.store import load, weights_of
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver
@@ -27,11 +27,12 @@ class Sampler(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the velocity network from the artifact."""
-        self.model = model = load(Path(context.artifacts["model"]))
-        self.flow, self.shape = Flow.of(model), model.shape
+        """Load the averaged network from the artifact; other weights when they are asked for."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.network.to(self.device)
+        self.folder = Path(context.artifacts["model"])
+        self.model = load(self.folder, device=str(self.device))
+        self.flows = {"ema": Flow.of(self.model)}
+        self.shape = self.model.shape
 
     # From this type hint MLflow infers no schema; with another one, or none, it warns.
     def predict(
@@ -46,8 +47,16 @@ class Sampler(PythonModel):
         label = self._label(int(given.get("label", -1)), str(given.get("class", "")), len(source))
         solver = Solver(name="euler", steps=int(given.get("nfe", 1)))
         guidance = float(given.get("guidance", 1.0))
-        found = self.flow.sample(source, solver, device=self.device, label=label, guidance=guidance)
-        return self.flow.scale.inverse(found.x).numpy()
+        flow = self._flow(str(given.get("weights", "ema")))
+        found = flow.sample(source, solver, device=self.device, label=label, guidance=guidance)
+        return flow.scale.inverse(found.x).numpy()
+
+    def _flow(self, weights: str) -> Flow:
+        """Return the flow of some weights of the model: ema, raw, or a power average's length."""
+        if weights not in self.flows:
+            chosen = load(self.folder, weights=weights_of(weights), device=str(self.device))
+            self.flows[weights] = Flow.of(chosen)
+        return self.flows[weights]
 
     def _label(self, number: int, name: str, count: int) -> Tensor | None:
         """Return the label [count] of a class by number or name; None for -1 and no name."""
@@ -56,8 +65,9 @@ class Sampler(PythonModel):
         if not name and number < 0:
             return None
         known = number if not name else self.model.label(name)
-        if known >= self.flow.classes:
-            raise ReflowError(f"label {number}: the model has {self.flow.classes} classes")
+        classes = self.model.network.settings.classes
+        if known >= classes:
+            raise ReflowError(f"label {number}: the model has {classes} classes")
         return torch.full((count,), known)
 
     def _source(self, given: Any, seed: int, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Tag, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save_file
@@ -46,6 +46,21 @@ Weights = Annotated[
     Discriminator(_kind),
 ]
 """Weights of a model: the average, the optimiser's own, or a power average by relative length."""
+_WEIGHTS: TypeAdapter[Weights] = TypeAdapter(Weights)
+
+
+def weights_of(text: str) -> Weights:
+    """Return the weights that a text names: ema, raw, or a relative length such as 0.1.
+
+    Raises ReflowError for any other text.
+    """
+    try:
+        return _WEIGHTS.validate_python(text if text in ("ema", "raw") else float(text))
+    except ValueError:
+        raise ReflowError(
+            f"weights {text!r}: expected ema, raw, or the relative length of a power average, from"
+            " 0.005 to 0.28"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,19 @@
 """Power averages through training: snapshots in the model, resumption, weights by length."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from flows.cli.sample import Draw, _samples
+from flows.tracking.served import Sampler
+from fmcore.coupling.source import Source
 from fmcore.network.power import PowerEma
 from fmcore.network.store import load
-from fmcore.settings import ReflowError
+from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError, derive_seed
+from fmcore.solve.solver import Solver
 from fmcore.train import Train
 from tests.chains import gaussian_data, scratch_model
 from tests.fmcore.training.test_train import Killed, run
@@ -58,6 +66,28 @@ def test_weights_of_any_length_are_those_of_an_average_that_was_tracked(start):
         assert float((vector(made) - tracked).norm()) < 0.01 * moved
     assert made.digest != load(start / "two" / "model").digest
     assert made.digest != load(start / "two" / "model", weights=0.15).digest
+
+
+def test_samples_and_the_served_model_take_the_weights_that_were_scored(start):
+    run(start, "own", SETTINGS)
+    model = start / "own" / "model"
+    sampler = Sampler()
+    sampler.load_context(SimpleNamespace(artifacts={"model": str(model)}))
+    found = {}
+    for weights, own in (("ema", "ema"), ("raw", "raw"), ("0.1", 0.1)):
+        x, _ = _samples(model, start / "data", Draw(nfe=2, count=5, weights=weights))
+        noise = Source((2,)).draw(derive_seed(0, "sample"), np.arange(5))
+        flow = Flow.of(load(model, weights=own))
+        assert torch.equal(x, flow.sample(noise, Solver(name="euler", steps=2)).x)
+        asked = {"seed": 0, "count": 5, "nfe": 2, "weights": weights}
+        served = sampler.predict(None, np.zeros((0, 1), np.float32), asked)
+        assert torch.equal(torch.from_numpy(served), x)
+        found[weights] = x
+    assert not torch.equal(found["ema"], found["raw"])
+    assert not torch.equal(found["raw"], found["0.1"])
+    for wrong in ("avarage", "0.5"):
+        with pytest.raises(ReflowError, match=f"weights '{wrong}': expected ema, raw, or the"):
+            _samples(model, start / "data", Draw(weights=wrong))
 
 
 def test_weights_that_cannot_be_had_are_one_line(start):
