@@ -86,7 +86,11 @@ def replicated(text: str, count: int, only: Collection[str] = ()) -> str:
 
 def _remove(rounds: Any, couplings: Any) -> None:
     """Remove the replicates that are there, and the couplings made from them."""
-    gone = [name for name, round_ in rounds.items() if round_.get("replicate")]
+    gone = [
+        name
+        for name, round_ in rounds.items()
+        if round_.get("replicate") and round_.get("replicate_of")  # not one written by hand alone
+    ]
     for name in [name for name, coupling in couplings.items() if coupling["round"] in gone]:
         del couplings[name]
     for name in gone:
