@@ -131,6 +131,37 @@ def test_a_source_is_an_input_of_prepare_alone_and_noise_is_none(code, before, s
             (code / "params.yaml").write_text(WITH_COUPLING)
 
 
+@pytest.mark.parametrize("key", ["weights", "statistics", "dinov2", "clip"])
+def test_a_replaced_file_of_the_published_protocol_is_another_input_of_calibrate(code, before, key):
+    """The statistics and the weights; the same bytes in another place are the same input."""
+    file, moved = code / "a.bin", code / "b.bin"
+    text = WITH_COUPLING.replace("splits: 2}", "splits: 2, protocol: {weights: a.bin, KEY: FILE}}")
+    if key == "weights":
+        text = text.replace(", KEY: FILE", "").replace("weights: a.bin", "weights: FILE")
+    texts = [text.replace("KEY", key).replace("FILE", name) for name in ("a.bin", "b.bin")]
+    place = f"yardstick.protocol.{key}"
+    try:
+        (code / "params.yaml").write_text(texts[0])
+        found = []
+        for content in (b"one", b"two"):
+            file.write_bytes(content)
+            moved.write_bytes(content)
+            found.append(inputs.compute(code))
+        one, two = found
+        assert {path for path in one if one[path] != two[path]} == {"inputs/calibrate.json"}
+        said = inputs.changes(one["inputs/calibrate.json"], two["inputs/calibrate.json"])
+        assert any(line.startswith(f"{place}: its content changed") for line in said)
+        (code / "params.yaml").write_text(texts[1])
+        assert inputs.compute(code) == two
+        moved.unlink()
+        known = json.loads(inputs.compute(code)["inputs/calibrate.json"])["files"]
+        assert known[place] == {"missing": True}
+    finally:
+        (code / "params.yaml").write_text(WITH_COUPLING)
+        file.unlink(missing_ok=True)
+        moved.unlink(missing_ok=True)
+
+
 def test_what_trains_is_not_what_solves_and_batches_prepare_nothing():
     assert "fmcore/solve/adaptive.py" not in closure("fmcore.train")
     assert "fmcore/training/batches.py" not in closure("fmcore.prepare")

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.arrays import Array
+from fmcore.dataset.public import CIFAR10
+from fmcore.dataset.samples import Samples
 from fmcore.features.inception import Inception
 from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015
 from fmcore.measure import protocol
@@ -154,6 +156,24 @@ def test_a_part_of_the_training_set_and_data_without_a_test_set_are_refused(
 
         with pytest.raises(ReflowError, match="is a part of the training set"):
             protocol._images(Part, settings(weights), 0)
+
+
+def test_the_reference_test_is_the_whole_published_test_set(weights, tmp_path, monkeypatch):
+    """Also where the chain trains on a part of the training set."""
+    asked = []
+
+    def published(self, seed):
+        asked.append((self.split, self.samples))
+        levels = torch.full((5, 3, 32, 32), 0.5 if self.split == "test" else -0.5)
+        return Samples(levels, torch.zeros(5, dtype=torch.int64), image=True)
+
+    monkeypatch.setattr(CIFAR10, "read", published)
+    prepare(tmp_path / "data", CIFAR10(name="cifar10", root="nowhere", samples=5), seed=0)
+    found = protocol._images(
+        open_coupling(tmp_path / "data"), settings(weights, reference="test"), 0
+    )
+    assert asked == [("train", 5), ("test", None)]
+    assert found.shape == (5, 3, 32, 32) and bool((found == 0.5).all())
 
 
 def test_clean_fids_resize_is_that_of_pillow():
