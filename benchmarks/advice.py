@@ -47,15 +47,15 @@ def together(chains: Numbered) -> list[RoundResult]:
     return rounds
 
 
-def table(chains: Numbered) -> list[str]:
+def table(chains: Numbered, enough: float) -> list[str]:
     """Return the advice of every replicate and of all together as a Markdown table."""
     every = together(chains)
-    right = ship(every)
+    right = ship(every, enough)
     by_name = {r.name: r for r in every}
     lines = [f"| | {' | '.join(right)} | another round |", "|" + " --- |" * (len(right) + 2)]
     for number, rounds in chains.items():
         cells = []
-        for use, choice in ship(rounds).items():
+        for use, choice in ship(rounds, enough).items():
             best = by_name[right[use].round].cuts[right[use].nfe]
             lost = paired(by_name[choice.round].cuts[choice.nfe], best)
             same = (choice.round, choice.nfe) == (right[use].round, right[use].nfe)
@@ -64,9 +64,11 @@ def table(chains: Numbered) -> list[str]:
         lines.append(f"| {number} | {' | '.join(cells)} | {'; '.join(next_round(rounds))} |")
     cells = [f"{c.round} at {c.nfe}: {with_error(c.distance, c.se)}" for c in right.values()]
     lines.append(f"| together | {' | '.join(cells)} | {'; '.join(next_round(every))} |")
-    counts = [Counter(f"{ship(r)[use].round} at {ship(r)[use].nfe}" for r in chains.values())
-              for use in right]  # fmt: skip
-    said = [", ".join(f"{c} x {what}" for what, c in count.most_common()) for count in counts]
+    said = []
+    for use in right:
+        every_one = (ship(rounds, enough)[use] for rounds in chains.values())
+        counts = Counter(f"{choice.round} at {choice.nfe}" for choice in every_one)
+        said.append(", ".join(f"{c} x {what}" for what, c in counts.most_common()))
     return [*lines, f"| counts | {' | '.join(said)} | |"]
 
 
@@ -75,7 +77,7 @@ def main() -> None:
     parser.add_argument("comparison", type=Path, help="rounds.json of a chain with replicates")
     args = parser.parse_args()
     found = Comparison.read(args.comparison.read_bytes(), str(args.comparison))
-    print("\n".join(table(numbered(found))))
+    print("\n".join(table(numbered(found), found.floor + (found.resolves or 0.0))))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def compare(
         fingerprint=about["fingerprint"],
         floor=floor,
         rounds=results,
-        ship=ship(own),
+        ship=ship(own, floor + (about["resolves"] or 0.0)),
         next=next_round(own),
         gates=_judged(gates, rounds, metrics),
         floor_se=about["floor"].get(keys.error(metric)),

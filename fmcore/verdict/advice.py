@@ -3,6 +3,7 @@
 Where there is a single cut there is no error, and means are compared as they are.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -37,12 +38,14 @@ class _Option:
         return Choice(self.round.name, self.nfe, self.distance, self.round.error(self.nfe))
 
 
-def ship(rounds: Rounds) -> dict[str, Choice]:
+def ship(rounds: Rounds, enough: float = -math.inf) -> dict[str, Choice]:
     """Return the round to ship: one_step (NFE 1), few_step (nearest to NFE 4), best (any NFE).
 
     `best` is the least NFE that is not worse than the least distance by a paired t test over the
-    cuts (one-sided, 5 %). Of several rounds at one NFE it is the earliest, unless a later one is
-    better by the same test.
+    cuts (one-sided, 5 %), or that is at most `enough`: the floor and what a test resolves near it,
+    below which nobody tells samples from data, however small a difference of two rounds a test on
+    one noise may see. Of several rounds at one NFE it is the earliest, unless a later one is better
+    by the same test.
 
     >>> rf1 = RoundResult("rf1", "independent", None, False, {1: 9.0, 4: 1.0}, {})
     >>> rf2 = RoundResult("rf2", "rf1", "rf1", False, {1: 2.0, 4: 1.5}, {})
@@ -57,7 +60,7 @@ def ship(rounds: Rounds) -> dict[str, Choice]:
         if there := [option for option in every if option.nfe == nfe]:
             found[use] = _first(there).chosen()
     least = min(every, key=lambda option: option.distance)
-    good = [option for option in every if not option.above(least).seen]
+    good = [o for o in every if o.distance <= enough or not o.above(least).seen]
     fewest = min(option.nfe for option in good)
     found["best"] = _first(option for option in good if option.nfe == fewest).chosen()
     return found

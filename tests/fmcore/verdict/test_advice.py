@@ -92,6 +92,20 @@ def test_what_the_error_does_not_tell_apart_ships_with_the_least_nfe():
     assert ship([rf1, rf2])["best"].se == rf2.error(1)
 
 
+def test_what_no_test_tells_from_the_data_is_good_enough():
+    """Eight Gaussians, the second round on eight cuts: the sources of all cuts are shared."""
+    one = [-0.0008, 0.0058, -0.0013, 0.001, -0.0002, -0.0002, -0.0017, 0.0035]
+    many = [-0.0013, 0.005, -0.0021, 0.0003, -0.0009, -0.0011, -0.0026, 0.0033]
+    rounds = [measured("rf2", {1: one, 32: many})]
+    assert ship(rounds)["best"].nfe == 32, "the test over cuts of one noise sees 0.0007"
+    floor, resolves = -0.0004, 0.0041
+    assert ship(rounds, floor + resolves)["best"].nfe == 1
+    assert (
+        ship([measured("rf2", {1: [x + 1 for x in one], 32: many})], floor + resolves)["best"].nfe
+        == 32
+    )
+
+
 def test_the_error_decides_what_is_worse_not_the_size_of_the_difference():
     one = [1.0, 1.4, 0.8, 1.2]
     luck = [1.1, 0.5, 0.9, 1.1]  # a fifth less, one of its own errors
