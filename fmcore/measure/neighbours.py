@@ -64,6 +64,32 @@ def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str
     }
 
 
+def recall_error(fake: Tensor, real: Tensor, *, k: int, splits: int = 24, seed: int) -> float:
+    """Return the standard error of the recall over another draw of the generated samples [N, d].
+
+    Balls depend on all samples together, so that a jackknife is off (1.2 to 1.8 times the truth).
+    The difference of two random halves gives the variance at N / 2, that of quarters the one at
+    N / 4; their ratio, held between 1/2 (samples count alone) and 1, carries the former to N
+    (subsampling, Politis et al. 1999, with the rate estimated).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    between, within = torch.cdist(fake, real), torch.cdist(fake, fake)
+
+    def recall(rows: Tensor) -> float:
+        near = min(k, len(rows) - 1)
+        ball = within[rows][:, rows].kthvalue(near + 1, dim=1).values
+        return float((between[rows] <= ball[:, None]).any(0).double().mean())
+
+    def variance(parts: tuple[Tensor, ...]) -> float:
+        return float(torch.tensor([recall(rows) for rows in parts]).double().var())
+
+    orders = [torch.randperm(len(fake), generator=generator) for _ in range(splits)]
+    half = sum(variance(order.chunk(2)) for order in orders) / splits
+    quarter = sum(variance(order.chunk(4)) for order in orders) / splits
+    falls = min(max(half / quarter, 0.5), 1.0) if quarter else 1.0
+    return (half * falls) ** 0.5
+
+
 def nearest(fake: Tensor, train: Tensor, *, rows: int = 256) -> Tensor:
     """Return the distances [N] of features [N, d] to the nearest of the training data [M, d].
 

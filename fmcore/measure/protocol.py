@@ -23,7 +23,7 @@ from fmcore.dataset.kinds import Dataset
 from fmcore.features.extractor import quantise
 from fmcore.features.pretrained import INCEPTION_SHA256, Inception2015, Transformer
 from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_error
-from fmcore.measure.neighbours import manifold_scores
+from fmcore.measure.neighbours import manifold_scores, recall_error
 from fmcore.measure.published import cmmd, inception_score, published_kid
 from fmcore.measure.reference_file import read_reference
 from fmcore.network.store import write_tensors
@@ -163,8 +163,9 @@ class Published:
         scores = manifold_scores(fake, real, k=K)
         precision, recall = (self.settings.named(m, len(fake)) for m in ("precision", "recall"))
         share = scores["precision"]  # of independent samples; recall depends on them together
-        error = (share * (1 - share) / len(fake)) ** 0.5
-        return {precision: share, f"{precision}_se": error, recall: scores["recall"]}
+        found = {precision: share, f"{precision}_se": (share * (1 - share) / len(fake)) ** 0.5}
+        error = recall_error(fake, real, k=K, seed=derive_seed(0, "recall"))
+        return found | {recall: scores["recall"], f"{recall}_se": error}
 
     @torch.no_grad()
     def _outputs(self, images: Tensor) -> tuple[Tensor, ...]:

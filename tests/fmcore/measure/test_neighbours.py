@@ -10,7 +10,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
 from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_infinity
-from fmcore.measure.neighbours import kernel_distance, manifold_scores, mode_scores, nearest
+from fmcore.measure.neighbours import (
+    kernel_distance,
+    manifold_scores,
+    mode_scores,
+    nearest,
+    recall_error,
+)
 
 
 def normal(n, d, seed, shift=0.0):
@@ -50,6 +56,17 @@ def test_precision_and_the_others_are_those_of_nearest_neighbour_search():
     assert found["recall"] == pytest.approx((far <= own[:, None]).any(0).mean())
     assert found["density"] == pytest.approx((far <= ball).sum(1).mean() / k)
     assert found["coverage"] == pytest.approx((far.min(0) <= ball).mean())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_the_error_of_recall_is_its_spread_over_draws_of_the_samples(scale):
+    real = normal(300, 8, 0)
+    draws = [scale * normal(300, 8, 1 + s) for s in range(120)]
+    values = np.array([manifold_scores(x, real, k=3)["recall"] for x in draws])
+    errors = np.array([recall_error(x, real, k=3, splits=8, seed=0) for x in draws])
+    assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(ddof=1), rel=0.25)
+    inside = np.abs(values - values.mean()) <= 1.96 * errors
+    assert 0.86 <= inside.mean() <= 0.99
 
 
 def test_few_samples_repeated_have_precision_but_no_coverage():

@@ -95,7 +95,7 @@ def test_every_metric_is_that_of_its_formula(weights, data, tmp_path):
     assert {
         f"fd_{end}", f"fd_spatial_{end}", "score_inception_12", "score_inception_12_sd",
         "score_inception_12_se", f"kd_{end}", f"kd_{end}_sd", f"kd_{end}_se",
-        f"precision_{end}", f"precision_{end}_se", f"recall_{end}",
+        f"precision_{end}", f"precision_{end}_se", f"recall_{end}", f"recall_{end}_se",
         "fd_dinov2_12_train", "cmmd_12_train", "cmmd_12_train_se",
     } == set(found)  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
