@@ -261,8 +261,8 @@ MUTATIONS = [
     Mutation(
         "noise by the row of its shard",
         "fmcore/coupling/noise.py",
-        "key = np.array([seed, pair], dtype=np.uint64)\n        np.random",
-        "key = np.array([seed, pair % 7], dtype=np.uint64)\n        np.random",
+        '["key"][1] = pair\n',
+        '["key"][1] = pair % 7\n',
         "tests/fmcore/coupling/test_coupling.py",
     ),
     Mutation(

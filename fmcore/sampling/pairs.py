@@ -114,9 +114,7 @@ class PairSampler:
         """
         pairs = self.settings.ids(index)
         ids: NDArray[np.int64] = np.arange(pairs.start, pairs.stop)
-        inverted = torch.from_numpy(
-            uniform(self.about.seed, ids) < self.settings.mix.get("inverted", 0.0)
-        )
+        inverted = self._inverted(ids)
         source, target, label = self._known(ids, inverted)
         gap = np.full(len(ids), np.nan, dtype=np.float32)
         spent = torch.zeros(len(ids), dtype=torch.int64)
@@ -145,6 +143,13 @@ class PairSampler:
         real_id = self._real_ids(ids, inverted)
         return table(self.about, ids, target, source, label, gap, real_id, extra), nfe
 
+    def _inverted(self, ids: NDArray[np.int64]) -> Tensor:
+        """Return which of the pairs [N] are inverted from real samples."""
+        mix = self.settings.mix
+        if len(mix) == 1:
+            return torch.full((len(ids),), "inverted" in mix)
+        return torch.from_numpy(uniform(self.about.seed, ids) < mix["inverted"])
+
     def _real_ids(self, ids: NDArray[np.int64], inverted: Tensor) -> NDArray[np.int64] | None:
         """Return the identity [N] of the real sample of each pair that is made from one.
 
@@ -166,10 +171,10 @@ class PairSampler:
         if self.data is None:
             return source, target, None
         rows = torch.from_numpy(ids % len(self.data))
-        drawn = (uniform(self.about.seed, ids, draw=1) * len(self.data)).astype(np.int64)
         target[inverted] = self.data.target[rows[inverted]]
         if not self.flow.classes or self.data.label is None:
             return source, target, None
+        drawn = (uniform(self.about.seed, ids, draw=1) * len(self.data)).astype(np.int64)
         rows = torch.where(inverted, rows, torch.from_numpy(drawn))
         return source, target, self.data.label[rows]
 

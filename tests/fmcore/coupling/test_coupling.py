@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fmcore.coupling import write as writing
-from fmcore.coupling.noise import gaussian_noise
+from fmcore.coupling.checks import repeats, row_hashes
+from fmcore.coupling.noise import gaussian_noise, uniform
 from fmcore.coupling.read import open_coupling, read, verify
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.settings import ReflowError
@@ -45,6 +46,33 @@ def test_noise_depends_on_the_pair_alone():
     torch.testing.assert_close(gaussian_noise(3, shuffled, (4,)), whole[shuffled], rtol=0, atol=0)
     assert len(torch.unique(whole[:, 0])) == 1000
     assert not bool((gaussian_noise(4, ids, (4,)) == whole).any())
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (4, 5)])
+def test_each_pair_has_the_stream_of_a_generator_of_its_own(shape):
+    """An odd number of draws leaves half a word in the generator, which the next pair must not
+    see."""
+    ids = np.array([0, 1, 5, 5, 2**40, 3])
+    keys = [np.array([2**62 + 1, i], dtype=np.uint64) for i in ids]
+    alone = [np.random.Generator(np.random.Philox(key=k)) for k in keys]
+    noise = np.stack([g.standard_normal(shape, dtype=np.float32) for g in alone])
+    assert np.array_equal(gaussian_noise(2**62 + 1, ids, shape).numpy(), noise)
+    for draw in (0, 1, 5):
+        alone = [np.random.Generator(np.random.Philox(key=k, counter=1 << 192)) for k in keys]
+        drawn = [g.random(draw + 1)[draw] for g in alone]
+        assert uniform(2**62 + 1, ids, draw=draw).tolist() == drawn
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_rows_that_occur_again_are_counted_over_shards(size):
+    x = np.unique(np.random.default_rng(0).standard_normal((2000, size), dtype=np.float32), axis=0)
+    near = x.copy()
+    near[:, -1] = np.nextafter(near[:, -1], np.float32(9))  # one bit of one value differs
+    near = near[(near[:, -1:] != x[:, -1]).all(1)]
+    shards = [x, near, x[:3], x[:0], x[:2]]
+    assert len(near) > 1000 and repeats(map(row_hashes, shards[:2])) == 0
+    assert repeats(map(row_hashes, shards)) == 5
+    assert repeats([]) == 0
 
 
 def test_noise_is_standard_normal():
