@@ -144,7 +144,7 @@ def _run(
         if not (logged or kept):
             continue
         row = {"step": float(done.step), "loss": float(torch.stack(losses).mean())}
-        row |= {"lr": float(state.schedule.get_last_lr()[0]), "grad_norm": float(done.grad_norm)}
+        row |= {"lr": state.rate(done.step), "grad_norm": float(done.grad_norm)}
         kept_in = work.scratch.name if work.scratch.exists() else None
         check_loss(row["loss"], state, settings, kept_in)
         if watch:

@@ -37,15 +37,15 @@ MUTATIONS = [
     Mutation(
         "no cosine",
         "fmcore/training/fit.py",
-        "return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))",
-        "return rise",
+        "return settings.lr * (rise * fall)",
+        "return settings.lr * rise",
         "tests/fmcore/training/test_fit.py::test_the_learning_rate_rises_over_the_warm_up_and_falls_by_a_cosine",
     ),
     Mutation(
         "no gradient clipping",
         "fmcore/training/fit.py",
-        "nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)",
-        "nn.utils.clip_grad_norm_(state.network.parameters(), 1e9)",
+        "(longest / (norm + 1e-6)).clamp(max=1.0)",
+        "torch.ones_like(norm)",
         "tests/fmcore/training/test_fit.py::test_gradients_are_clipped_to_the_norm_and_their_own_norm_is_reported",
     ),
     Mutation(
@@ -58,8 +58,8 @@ MUTATIONS = [
     Mutation(
         "a power average with another exponent",
         "fmcore/network/power.py",
-        "** (gamma + 1)\n        torch",
-        "** gamma\n        torch",
+        "** (gamma + 1))",
+        "** gamma)",
         "tests/fmcore/network/test_ema.py::test_the_profile_of_a_power_average_has_its_standard_deviation",
     ),
     Mutation(
@@ -107,7 +107,7 @@ MUTATIONS = [
     Mutation(
         "times not stratified",
         "fmcore/training/batch.py",
-        "(torch.arange(rows) + _uniform(rows, seed, name, step)) / rows",
+        "(rising + _uniform(rows, seed, name, step)) / rows",
         "_uniform(rows, seed, name, step)",
         "tests/fmcore/training/test_batch.py::test_times_are_stratified_and_a_function_of_seed_and_step",
     ),

@@ -63,15 +63,9 @@ class Pairs:
 
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""
-        label, real_id = (None if v is None else v[index] for v in (self.label, self.real_id))
-        return replace(
-            self,
-            pair_id=self.pair_id[index],
-            target=self.target[index],
-            source=self.source[index],
-            label=label,
-            real_id=real_id,
-        )
+        names = ("pair_id", "target", "source", "label", "real_id")
+        taken = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: v.index_select(0, index) for name, v in taken.items()})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ step of length h is x - h u(x, t, h).
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -115,7 +115,7 @@ def flow_matching_loss(
     """Return the loss of each sample [B], whose mean is minimised, and the mean square error [].
 
     The network is called as (x [B, *D], t [B]), then the label if the batch has labels. A velocity,
-    however computed, has the objective `velocity`, so that losses can be compared.
+    however computed, has the objective `velocity`, so losses compare. The error has no gradient.
     """
     t = batch.t.clamp(*usable_times(interpolant, objective))
     x, u = interpolate(interpolant, batch.target, batch.source, t)
@@ -124,7 +124,7 @@ def flow_matching_loss(
     else:
         aim = {"velocity": u, "noise": batch.source, "target": batch.target}[objective]
         gap = (network(x, t) if batch.label is None else network(x, t, batch.label)) - aim
-    return loss.of_batch(gap, batch, t, interpolant, objective), gap.square().mean()
+    return loss.of_batch(gap, batch, t, interpolant, objective), gap.detach().square().mean()
 
 
 def mean_flow_gap(
@@ -137,5 +137,4 @@ def mean_flow_gap(
     ones, span = torch.ones_like(t), torch.zeros_like(t) if batch.span is None else batch.span
     average = lambda x, t, span: network(x, t, batch.label, span)  # noqa: E731
     u, change = torch.func.jvp(average, (x, t, span), (v, ones, ones))  # type: ignore[misc]
-    gap: Tensor = u - (v - expand(span, x) * change).detach()
-    return gap
+    return cast(Tensor, u - (v - expand(span, x) * change).detach())

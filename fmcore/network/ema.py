@@ -1,11 +1,12 @@
 """The exponential moving average of a network's weights, and its length in steps or in samples."""
 
 import math
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from pydantic import Discriminator, Field, Tag
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.settings import Settings
@@ -56,15 +57,42 @@ def ramped(decay: float, n: float) -> float:
     return min(decay, (1 + n) / (10 + n))
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
+class Average(AveragedModel):
+    """An average of a network's weights: update n = 1, 2, ... adds the share `share(n)` of them.
+
+    Its first update, n = 0, is the weights themselves. The parameters of both networks are listed
+    once, where AveragedModel groups them at each step; buffers are copied.
+    """
+
+    def __init__(self, model: nn.Module, share: Callable[[int], float]) -> None:
+        super().__init__(model)
+        self._share = share
+        self._of = [model]  # in a list: a module as an attribute would be a part of this one
+        self._parameters_of = list(self.module.parameters()), list(model.parameters())
+        self._buffers_of = list(self.module.buffers()), list(model.buffers())
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the weights of `model`, which is the network that it was made of.
+
+        Raises ValueError for another one.
+        """
+        if model is not self._of[0]:
+            raise ValueError("an average adds the weights of the network that it was made of")
+        n = int(self.n_averaged)  # it lies on the CPU: no device is waited for
+        if n:
+            torch._foreach_lerp_(*self._parameters_of, self._share(n))
+        else:
+            torch._foreach_copy_(*self._parameters_of)
+        if self._buffers_of[0]:
+            torch._foreach_copy_(*self._buffers_of)
+        self.n_averaged += 1
+
+
+def averaged(model: nn.Module, decay: float) -> Average:
     """Return the exponential moving average of `model`, with a ramp for short runs.
 
     Its first update is the weights themselves: the weights that a training starts from, an average
     of an earlier round or not, have no part in it.
     """
-
-    @torch.no_grad()
-    def update(ema: Any, current: Any, n: Tensor | int) -> None:
-        torch._foreach_lerp_(ema, current, 1 - ramped(decay, float(n)))
-
-    return AveragedModel(model, multi_avg_fn=update)
+    return Average(model, lambda n: 1 - ramped(decay, n))

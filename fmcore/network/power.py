@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
+from fmcore.network.ema import Average
 from fmcore.settings import ReflowError, Settings
 
 FAR = 0.1
@@ -59,16 +58,10 @@ def gamma_of(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 
-def power_averaged(model: nn.Module, sigma_rel: float) -> AveragedModel:
+def power_averaged(model: nn.Module, sigma_rel: float) -> Average:
     """Return the power-function average of `model`; its first update is the weights themselves."""
     gamma = gamma_of(sigma_rel)
-
-    @torch.no_grad()
-    def update(ema: Any, current: Any, n: Tensor | int) -> None:
-        beta = (1 - 1 / (float(n) + 1)) ** (gamma + 1)
-        torch._foreach_lerp_(ema, current, 1 - beta)
-
-    return AveragedModel(model, multi_avg_fn=update)
+    return Average(model, lambda n: 1 - (1 - 1 / (n + 1)) ** (gamma + 1))
 
 
 def coefficients(

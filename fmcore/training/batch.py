@@ -68,11 +68,11 @@ def draw_batch(
 ) -> Batch:
     """Make the batch of a step. Times are stratified: u_i = (i + r_i) / B covers [0, 1] evenly.
 
-    With spans, t and t - span are two draws of the law.
+    With spans, t and t - span are two draws of the law; without, there is no span.
     """
     rows = len(pairs)
     t = rules.law.spread(_stratified(rows, seed, "time", step))
-    span = torch.zeros_like(t)
+    span = None
     if rules.spans:
         other = rules.law.spread(_stratified(rows, seed, "span", step)[_order(rows, seed, step)])
         chosen = _uniform(rows, seed, "spans", step) < rules.spans
@@ -87,8 +87,8 @@ def draw_batch(
     if label is not None and rules.label_dropout:
         dropped = _uniform(rows, seed, "label", step) < rules.label_dropout
         label = torch.where(dropped, rules.classes, label)
-    target, source, t, span = (a.to(device) for a in (target, source, t, span))
-    return Batch(target, source, t, None if label is None else label.to(device), span)
+    drawn = (target, source, t, label, span)
+    return Batch(*(None if a is None else a.to(device) for a in drawn))  # type: ignore[arg-type]
 
 
 def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:
@@ -97,7 +97,8 @@ def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:
 
 
 def _stratified(rows: int, seed: int, name: str, step: int) -> Tensor:
-    return (torch.arange(rows) + _uniform(rows, seed, name, step)) / rows
+    rising = torch.arange(rows, dtype=torch.float32)
+    return (rising + _uniform(rows, seed, name, step)) / rows
 
 
 def _order(rows: int, seed: int, step: int) -> Tensor:

@@ -6,6 +6,7 @@ Draws are functions of (seed, step), so the generators need no state beyond the 
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.network.build import VelocityNetwork
@@ -31,20 +31,26 @@ History = list[dict[str, float]]
 class State:
     """What a training run keeps from step to step.
 
-    `settings` are those it runs with. `powers` has the power averages by their relative length.
-    `continued` has an entry for each training with other
+    `rate` is the learning rate of a step. `settings` are those it runs with. `powers` has the power
+    averages by their relative length. `continued` has an entry for each training with other
     settings that it continued: the step, the checkpoint's sha256, the settings that were others.
     """
 
     network: VelocityNetwork
     ema: AveragedModel
     optimizer: AdamW
-    schedule: LambdaLR
+    rate: Callable[[int], float]
     step: int = 0
     history: History = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     continued: list[dict[str, Any]] = field(default_factory=list)
     powers: dict[str, AveragedModel] = field(default_factory=dict)
+
+    def to_step(self, step: int) -> None:
+        """Set the step, and the learning rate to that of the step."""
+        self.step = step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
 
 
 FILE = "checkpoint.safetensors"
@@ -166,13 +172,10 @@ def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> Non
         slots.setdefault(int(index), {})[name] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    state.step = int(note["step"])
+    state.to_step(int(note["step"]))
     state.history = json.loads(note["history"])
     state.settings = json.loads(note.get("settings", "{}"))
     state.continued = json.loads(note.get("continued", "[]"))
-    state.schedule.last_epoch = state.step
-    for group, factor in zip(state.optimizer.param_groups, state.schedule.lr_lambdas, strict=True):
-        group["lr"] = group["initial_lr"] * factor(state.step)
 
 
 def _averages(state: State) -> Iterator[tuple[str, AveragedModel]]:
@@ -188,4 +191,5 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def finite(state: State) -> bool:
     """Whether every weight is finite."""
-    return all(bool(torch.isfinite(p).all()) for p in state.network.parameters())
+    largest = torch._foreach_norm([p.detach() for p in state.network.parameters()], math.inf)
+    return bool(torch.stack(largest).isfinite().all())

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
@@ -153,6 +153,10 @@ class Train(Settings):
         )
 
 
+FUSED = ("cpu", "cuda")
+"""Devices on which AdamW is one pass over the weights; on others it is one of each operation."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimiser step: its number (from 1), the loss [] and the gradient norm [] as tensors."""
@@ -165,20 +169,26 @@ class Step:
 def new_state(network: VelocityNetwork, settings: Train) -> State:
     """Return the state before the first step: AdamW, warm-up and cosine to zero, averages."""
 
-    def factor(step: int) -> float:
+    def rate(step: int) -> float:
         rise = min(1.0, (step + 1) / (settings.warmup + 1))
-        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
+        return settings.lr * (rise * fall)
 
     network.train().requires_grad_(True)
     kept = settings.power_ema.sigma_rel if settings.power_ema else ()
+    fused = next(network.parameters()).device.type in FUSED
     optimizer = AdamW(
-        network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, foreach=True
+        network.parameters(),
+        lr=rate(0),
+        weight_decay=settings.weight_decay,
+        fused=fused,
+        foreach=not fused,
     )
     return State(
         network,
         averaged(network, settings.decay),
         optimizer,
-        LambdaLR(optimizer, factor),
+        rate,
         settings=settings.model_dump(mode="json"),
         powers={f"{s:g}": power_averaged(network, s) for s in kept},
     )
@@ -199,13 +209,15 @@ def fit(
     labels) is a function of (seed, step): stopping and resuming changes nothing. The loss of a
     step is the mean square error, whichever loss is minimised.
     """
-    device = next(state.network.parameters()).device
+    weights = list(state.network.parameters())
+    device = weights[0].device
     network = (compute or Compute()).training(state.network)
     rules = batch_rules(settings, state.network.settings.classes)
     for pairs in islice(stream, max(0, settings.steps - state.step)):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
-        state.optimizer.zero_grad(set_to_none=True)
-        per_sample, mean_square = flow_matching_loss(
+        for weight in weights:
+            weight.grad = None
+        per_sample, error = flow_matching_loss(
             network,
             group.part(batch),
             settings.interpolant,
@@ -213,15 +225,25 @@ def fit(
             settings.loss,
         )
         per_sample.mean().backward()
-        error = mean_square.detach()
-        group.average([error, *(p.grad for p in state.network.parameters())])
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
+        group.average([error, *(p.grad for p in weights)])
+        norm = clip([p.grad for p in weights if p.grad is not None], settings.clip)
         state.optimizer.step()
-        state.schedule.step()
         for average in (state.ema, *state.powers.values()):
             average.update_parameters(state.network)
-        state.step += 1
-        yield Step(state.step, error, norm.detach())
+        state.to_step(state.step + 1)
+        yield Step(state.step, error, norm)
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], longest: float) -> Tensor:
+    """Scale gradients down to the norm `longest`; return their norm [] before.
+
+    As torch's `clip_grad_norm_`, which groups them twice by device and type. No device is waited
+    for.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def batch_rules(settings: Train, classes: int) -> BatchRules:

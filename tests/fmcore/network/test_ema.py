@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
-from fmcore.network.ema import HalfLife, averaged, decay_of, half_life_of
+from fmcore.network.ema import HalfLife, averaged, decay_of, half_life_of, ramped
 from fmcore.network.power import PowerEma, coefficients, factors, gamma_of, power_averaged
 from fmcore.settings import ReflowError
 from fmcore.training.fit import Train
@@ -54,6 +55,41 @@ def test_both_lengths_of_an_average_are_told_and_a_short_one_is_a_line():
     assert "half-life of 1774368 samples is asked for, the average ends at 19805" in line
     assert "train 45000 steps" in line
     assert Train(steps=45_000, batch=256, ema=0.9999).short_average() is None
+
+
+@pytest.mark.parametrize(
+    ("made", "share"),
+    [
+        (lambda n: averaged(n, 0.9), lambda n: 1 - ramped(0.9, n)),
+        (lambda n: power_averaged(n, 0.1), lambda n: 1 - (1 - 1 / (n + 1)) ** (gamma_of(0.1) + 1)),
+    ],
+)
+def test_an_average_has_the_bytes_of_torchs_own_with_its_buffers(made, share):
+    """Also when it goes on from the state of another one, as after a checkpoint."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    torchs = AveragedModel(
+        network, multi_avg_fn=lambda own, new, n: torch._foreach_lerp_(own, new, share(int(n)))
+    )
+    ours, other = made(network), made(network)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(30):
+        for p in network.parameters():
+            p.data += torch.randn(p.shape, generator=generator)
+        network(torch.randn(8, 3, generator=generator))
+        with torch.no_grad():
+            torchs.update_parameters(network)
+        (ours if step < 20 else other).update_parameters(network)
+        if step == 19:
+            other.load_state_dict(ours.state_dict())
+    theirs, found = torchs.state_dict(), other.state_dict()
+    assert list(found) == list(theirs) and found["n_averaged"] == 30
+    assert all(torch.equal(found[name], theirs[name]) for name in theirs)
+
+
+def test_an_average_takes_the_weights_of_its_own_network_alone():
+    network = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="of the network that it was made of"):
+        averaged(network, 0.9).update_parameters(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("sigma", [0.03, 0.05, 0.1, 0.2])

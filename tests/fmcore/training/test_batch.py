@@ -28,7 +28,7 @@ def test_times_are_stratified_and_a_function_of_seed_and_step():
     a, b = made(pairs()), made(pairs())
     assert torch.equal(a.t, b.t) and not torch.equal(a.t, made(pairs(), step=6).t)
     assert torch.equal((a.t * 64).floor().long(), torch.arange(64))
-    assert not a.span.any() and a.label is None
+    assert a.span is None and a.label is None
 
 
 def test_the_optimal_pairing_reaches_the_wasserstein_distance_of_the_batch():

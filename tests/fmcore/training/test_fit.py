@@ -11,7 +11,8 @@ from fmcore.matching.loss import Batch
 from fmcore.network.build import build
 from fmcore.tensors import independent
 from fmcore.training.batches import shuffled_batches
-from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.checkpoint import load_state, save_state
+from fmcore.training.fit import Train, clip, fit, new_state
 from fmcore.training.processes import Group
 from tests.chains import SMALL
 
@@ -53,6 +54,47 @@ def test_a_small_gradient_is_left_alone():
     for _, done, gradients in steps(Train(steps=2, batch=32, clip=1e6), 2):
         norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
         assert float(norm) == pytest.approx(float(done.grad_norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("longest", [0.1, 1e3])
+def test_clipping_is_that_of_torch(longest):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=generator) for shape in ((7, 3), (5,), (1, 1))]
+    theirs = [torch.nn.Parameter(torch.zeros_like(g)) for g in given]
+    for p, g in zip(theirs, given, strict=True):
+        p.grad = g.clone()
+    norm = torch.nn.utils.clip_grad_norm_(theirs, longest)
+    assert torch.equal(clip(given, longest), norm)
+    assert all(torch.equal(g, p.grad) for g, p in zip(given, theirs, strict=True))
+
+
+def trained(folder, *, fused, resumed=None):
+    """Train 20 steps, from a checkpoint in `resumed` if there is one; keep one, return weights."""
+    torch.set_num_threads(1)
+    settings = Train(steps=40, batch=32, lr=1e-3)
+    state = new_state(build(SMALL, (2,), seed=0), settings)
+    state.optimizer.param_groups[0].update(fused=fused, foreach=not fused)
+    if resumed:
+        assert load_state(resumed, state)
+    target = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    stream = shuffled_batches(independent(target), batch=32, seed=0, start=state.step)
+    for _ in itertools.islice(fit(state, stream, settings, seed=0), 20):
+        pass
+    save_state(folder, state)
+    return state, torch.cat([p.detach().flatten() for p in state.network.parameters()])
+
+
+def test_the_optimiser_is_fused_and_continues_what_an_unfused_one_began(tmp_path):
+    """Versions before this one kept checkpoints of an unfused one."""
+    assert new_state(build(SMALL, (2,), seed=0), Train(steps=1)).optimizer.defaults["fused"]
+    _, unfused = trained(tmp_path / "old", fused=False)
+    state, after = trained(tmp_path / "new", fused=True, resumed=tmp_path / "old")
+    _, never = trained(tmp_path / "never", fused=False, resumed=tmp_path / "old")
+    assert state.step == 40 and state.optimizer.param_groups[0]["fused"]
+    moved = float((never - unfused).norm())
+    assert moved > 1e-2 and float((after - never).norm()) < 1e-4 * moved
+    _, again = trained(tmp_path / "again", fused=True, resumed=tmp_path / "old")
+    assert torch.equal(after, again)
 
 
 def _averaged(rank, address):

@@ -186,8 +186,8 @@ def steps_of(start, settings):
 
 def test_the_learning_rate_warms_up_and_then_falls_to_zero(start):
     settings = Train(steps=40, batch=16, lr=1e-2, warmup=9)
-    first = new_state(load(start / "init").network, settings).schedule.get_last_lr()[0]
-    lrs = [state.schedule.get_last_lr()[0] for _, state in steps_of(start, settings)]
+    first = new_state(load(start / "init").network, settings).rate(0)
+    lrs = [state.optimizer.param_groups[0]["lr"] for _, state in steps_of(start, settings)]
     assert first == pytest.approx(1e-2 / 10)
     assert lrs[:9] == sorted(lrs[:9]) and lrs[8] == max(lrs) == pytest.approx(9e-3, rel=0.05)
     assert lrs[9:] == sorted(lrs[9:], reverse=True) and lrs[-1] == pytest.approx(0, abs=1e-9)
