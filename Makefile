@@ -7,7 +7,8 @@ bin := $(VENV)/bin
 run := PATH="$(abspath $(bin)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain check format settings test test-all ui clean lock mutations
+.PHONY: help setup demo chain check format settings test test-all bench bench-quick ui clean lock \
+	mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +47,16 @@ test-all: setup  ## all tests: also real servers, deployments, and their UI in C
 
 mutations: setup  ## break the core in 40 and more ways; a test must notice each (about 20 minutes)
 	$(run) python -m tests.mutations
+
+.bench-venv/.installed: benchmarks/peers.txt scripts/peers.sh $(VENV)/.installed
+	bash scripts/peers.sh
+
+bench: setup .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; an hour
+	@OMP_NUM_THREADS=1 .bench-venv/bin/python -m benchmarks.bench
+
+bench-quick: setup  ## the same in two minutes, for a look; beside other packages if they are there
+	@OMP_NUM_THREADS=1 $(if $(wildcard .bench-venv/.installed),.bench-venv,$(VENV))/bin/python \
+	  -m benchmarks.bench --quick
 
 ui: setup  ## the Prefect UI and the MLflow UI of this project on loopback, until Ctrl-C
 	@$(run) reflow ui

@@ -1,0 +1,99 @@
+"""Measure all parts, or those named, and write the results.
+
+    python -m benchmarks.bench [PART ...] [--quick] [--out FILE.md] [--pictures FOLDER]
+
+`make bench` makes the environment of the peers first; `make bench-quick` takes two minutes and
+writes to .reflow/bench. A part that fails is reported, and the rest goes on.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks.bench import coupling, errors, evaluation, memory, report, training
+from benchmarks.bench.turns import QUICK, Point, Row, Sizes
+
+Curves = dict[str, list[Point]]
+
+
+def _error(sizes: Sizes, curves: Curves) -> Iterable[Row]:
+    for flow in sizes.points:
+        curves.setdefault("error", []).extend(errors.curve(flow, sizes))
+    return errors.table(curves["error"])
+
+
+def _cost(root: Path, sizes: Sizes, curves: Curves) -> Iterable[Row]:
+    rows, curves["cost"] = coupling.cost(root, sizes)
+    return rows
+
+
+PARTS: dict[str, Callable[[Path, Sizes, Curves], Iterable[Row]]] = {
+    "coupling": lambda root, sizes, _: coupling.throughput(root, sizes),
+    "training": lambda root, sizes, _: training.speed(root, sizes),
+    "error": lambda root, sizes, curves: _error(sizes, curves),
+    "workers": lambda root, sizes, _: coupling.workers(root, sizes),
+    "cost": _cost,
+    "memory": lambda root, sizes, _: memory.growth(root, sizes),
+    "evaluation": lambda root, sizes, _: evaluation.share(root, sizes),
+}
+
+
+def measure(
+    parts: Iterable[str], sizes: Sizes, say: Callable[[str], None]
+) -> tuple[list[Row], Curves]:
+    """Measure the parts one after another; return the lines of the tables, and the curves."""
+    rows: list[Row] = []
+    curves: Curves = {}
+    for part in parts:
+        began = time.perf_counter()
+        say(f"{part} ...")
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                for row in PARTS[part](Path(folder), sizes, curves):
+                    rows.append(row)
+                    say(f"  {row.case}: {row.what}: {row.text()} {row.note}")
+            except Exception as error:  # one part that fails must not hide the others
+                traceback.print_exc(file=sys.stderr)
+                rows.append(Row(part, part, "all", note=f"{type(error).__name__}: {error}"))
+        say(f"{part}: {time.perf_counter() - began:.0f} s")
+    return rows, curves
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"unknown parts {sorted(unknown)}; choose of {', '.join(PARTS)}")
+    torch.set_num_threads(given.threads)
+    today, quick = date.today(), given.quick
+    kept = report.SOURCE / ".reflow" / "bench"
+    out = given.out or (
+        kept / "quick.md" if quick else report.SOURCE / f"benchmarks/{today:%Y-%m}_bench.md"
+    )
+    pictures = given.pictures or (kept if quick else report.SOURCE / "docs" / "images")
+    began = time.perf_counter()
+    sizes = QUICK if quick else Sizes()
+    rows, curves = measure(given.parts or PARTS, sizes, lambda text: print(text, flush=True))
+    words = itertools.chain(["python -m benchmarks.bench"], sys.argv[1:])
+    minutes = f"{(time.perf_counter() - began) / 60:.1f}"
+    about = {"date": str(today), "command": " ".join(words), "minutes": minutes}
+    report.write(out, pictures, {**about, **report.machine()}, rows, curves)
+    print(f"written: {out}, {out.with_suffix('.json')}, pictures in {pictures}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The verb `couple` over bare forward passes; workers; cost over the number of pairs."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import fmcore
+from benchmarks.bench.cases import NETWORKS, model_and_data, network
+from benchmarks.bench.turns import Point, Row, Sizes, best_batch, clock, fresh, in_turn, over
+from fmcore.choices.solvers import sampler_name
+from fmcore.couple import Couple, couple
+from fmcore.work.executor import IN_PROCESS, Executor
+from fmcore.work.work import Work
+
+ONE_STEP = fmcore.Solver(name="euler", steps=1)
+"""The cheapest solver, for what does not depend on the network."""
+
+
+class Coupler:
+    """A model whose coupling is sampled again and again, each time into a new folder."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.model, self.data = model_and_data(fresh(root), name)
+
+    def run(self, settings: Couple, executor: Executor = IN_PROCESS) -> tuple[float, float, float]:
+        """Return seconds, evaluations of the pairs, and pairs per second after the first shard."""
+        folder, told = fresh(self.root), []
+
+        def log(_: dict[str, float], done: int) -> None:
+            told.append((time.perf_counter(), done))
+
+        work = Work(scratch=folder / "scratch", log=log, executor=executor)
+        out, metrics = folder / "out", folder / "metrics.json"
+        with clock() as spent:
+            couple(self.model, self.data, out, metrics, settings, work)
+            took = spent()
+        evaluations = settings.pairs * json.loads(metrics.read_text())["nfe"]
+        shutil.rmtree(folder)
+        folder.mkdir()  # the number of folders names the next one
+        (first, before), (last, after) = told[0], told[-1]
+        return took, evaluations, (after - before) / max(last - first, 1e-9)
+
+
+def throughput(root: Path, sizes: Sizes) -> Iterator[Row]:
+    """Yield evaluations per second of `couple` over those of bare forward passes."""
+    for name, pairs in sizes.coupled.items():
+        settings = Couple(pairs=pairs, shard=min(pairs, 4096))
+        if name == "small U-Net":  # as its parameter file has it, for the shard
+            solver = fmcore.Solver(name="heun", steps=sizes.slow_steps)
+            settings = Couple(pairs=pairs, shard=min(pairs, 512), solver=solver)
+        yield _throughput(Coupler(fresh(root), name), name, settings, sizes)
+
+
+def _throughput(coupler: Coupler, name: str, settings: Couple, sizes: Sizes) -> Row:
+    rows, bare = best_batch(network(name), NETWORKS[name][1], sizes.batches)
+    coupler.run(Couple(pairs=8, solver=ONE_STEP))  # what a first call loads is not timed
+    took = 1.0
+
+    def ours() -> float:
+        nonlocal took
+        took, evaluations, _ = coupler.run(settings)
+        return evaluations / took
+
+    def forward() -> float:
+        return bare(min(took, 5.0))  # as long as ours took
+
+    found = in_turn({"couple": ours, "bare": forward}, sizes.turns)
+    what = "evaluations/s of `couple`, files, audit and checks included, over bare forwards"
+    solver = settings.solver and sampler_name(settings.solver)
+    note = (
+        f"{settings.pairs:,} pairs, solver {solver or 'by default'}; bare at {rows} rows, its best"
+    )
+    return Row("coupling", name, what, over(found["couple"], found["bare"]), note=note)
+
+
+def workers(root: Path, sizes: Sizes) -> Iterator[Row]:
+    """Yield the speed of two processes of one thread over that of one."""
+    if (os.cpu_count() or 1) < 2 or torch.get_num_threads() > 1:
+        yield Row(
+            "workers", "digits MLP", "2 processes over 1", note="needs 2 cores, 1 thread each"
+        )
+        return
+    coupler = Coupler(fresh(root), "digits MLP")
+    settings = Couple(pairs=sizes.shared_pairs, shard=max(1, sizes.shared_pairs // 16))
+    two = Executor(kind="processes", workers=2)
+    one_rates, two_rates = [], []
+    for _ in range(sizes.few):
+        one_rates.append(coupler.run(settings))
+        two_rates.append(coupler.run(settings, two))
+    note = f"{settings.pairs} pairs in 16 shards, 1 thread a process"
+    whole = over([s for s, _, _ in one_rates], [s for s, _, _ in two_rates])
+    yield Row("workers", "digits MLP", "2 processes over 1, start-up included", whole, note=note)
+    steady = over([r for *_, r in two_rates], [r for *_, r in one_rates])
+    yield Row("workers", "digits MLP", "2 processes over 1, after the first shard", steady)
+
+
+def cost(root: Path, sizes: Sizes) -> tuple[list[Row], list[Point]]:
+    """Return the cost of a pair by the number of pairs, over that of the second length."""
+    coupler, base = Coupler(fresh(root), "2-D MLP"), sizes.lengths[1]
+    settings = {n: Couple(pairs=n, solver=ONE_STEP) for n in sizes.lengths}
+    works = {str(n): lambda s=s: coupler.run(s)[0] / s.pairs for n, s in settings.items()}
+    found = in_turn(works, sizes.few)
+    points: list[Point] = []
+    rows = []
+    for n in sizes.lengths:
+        ratios = over(found[str(n)], found[str(base)])
+        points += [{"pairs": n, "ratio": ratio} for ratio in ratios]
+        if n != base:
+            what = f"seconds a pair at {n:,} pairs over those at {base:,}"
+            rows.append(Row("cost", "2-D MLP, one step of Euler", what, ratios))
+    return rows, points

@@ -1,0 +1,112 @@
+"""Peak memory of `couple` and `train` as the number of pairs grows, each in a process of its own.
+
+python -m benchmarks.bench.memory {make,couple,train} NETWORK PAIRS FOLDER
+"""
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.bench.turns import Row, Sizes, fresh, in_turn, over
+
+NAMES = {"2-D": "2-D MLP", "784": "MLP on 784"}
+SOURCE = Path(__file__).resolve().parents[2]
+
+
+def peak() -> float:
+    """Return the most memory that this process had resident, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike ru_maxrss it is not that of the process which started this one
+        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1 << 20 if sys.platform == "darwin" else 1024)
+
+
+def make(name: str, pairs: int, folder: Path) -> None:
+    """Write a coupling and an untrained network for `train`."""
+    import fmcore
+    from benchmarks.bench.cases import NETWORKS, pairs_in_memory
+    from fmcore.network.build import build
+    from fmcore.network.store import save
+
+    fmcore.write_coupling(folder / "coupling", pairs_in_memory(name, pairs))
+    save(folder / "init", build(*NETWORKS[name], seed=0), about={"round": "scratch"})
+
+
+def run_couple(name: str, pairs: int, folder: Path) -> None:
+    """Sample a coupling."""
+    from benchmarks.bench.coupling import ONE_STEP, Coupler
+    from fmcore.couple import Couple
+
+    Coupler(folder, name).run(Couple(pairs=pairs, solver=ONE_STEP))
+
+
+def run_train(folder: Path) -> None:
+    """Train some steps on the coupling that `make` wrote."""
+    from fmcore.train import Train, train
+    from fmcore.work.work import Work
+
+    out = fresh(folder)
+    files = out / "model", out / "curve.csv", out / "metrics.json"
+    given, work = Train(steps=60, batch=256), Work(scratch=out / "scratch")
+    train(folder / "coupling", folder / "init", *files, given, name="rf1", work=work)
+
+
+def child(verb: str, name: str, pairs: int, folder: Path) -> float:
+    """Run a verb in a process of its own; return the peak of its memory in MB."""
+    words = ["-m", "benchmarks.bench.memory", verb, name, str(pairs), str(folder)]
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def growth(root: Path, sizes: Sizes) -> Iterator[Row]:
+    """Yield the peak at many times the pairs over the peak at once."""
+    for case, base in sizes.memory_base.items():
+        verb, short = case.split()
+        name, folders = NAMES[short], {k: fresh(root) for k in sizes.growth}
+        if verb == "train":
+            for k, folder in folders.items():
+                child("make", name, k * base, folder)
+        works = {
+            str(k): lambda k=k, f=f, v=verb, n=name, b=base: child(v, n, k * b, fresh_or(f, v))
+            for k, f in folders.items()
+        }
+        found = in_turn(works, sizes.few)
+        for k in sizes.growth[1:]:
+            ratios = over(found[str(k)], found[str(sizes.growth[0])])
+            note = f"{base:,} pairs at 1, there {found['1'][0]:.0f} MB"
+            yield Row("memory", case, f"peak at {k} times the pairs over 1 time", ratios, note=note)
+        for folder in folders.values():
+            shutil.rmtree(folder)
+            folder.mkdir()
+
+
+def fresh_or(folder: Path, verb: str) -> Path:
+    """Return a new folder to couple in, or the one that has the coupling to train on."""
+    return fresh(folder) if verb == "couple" else folder
+
+
+def main() -> None:
+    """Run what is asked for and print the peak."""
+    import torch
+
+    torch.set_num_threads(1)
+    verb, name, pairs, folder = sys.argv[1:]
+    if verb == "make":
+        make(name, int(pairs), Path(folder))
+    elif verb == "couple":
+        run_couple(name, int(pairs), Path(folder))
+    else:
+        run_train(Path(folder))
+    print(peak())
+
+
+if __name__ == "__main__":
+    main()

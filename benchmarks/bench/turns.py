@@ -1,0 +1,174 @@
+"""Measurements that take turns, their ratios, and the sizes of a run."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Point = dict[str, float | str]
+"""A point of a curve."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the results: `values` are ratios, or whatever `unit` says, one a turn.
+
+    Without values, `note` says why it was not measured.
+    """
+
+    part: str
+    case: str
+    what: str
+    values: list[float] = field(default_factory=list)
+    unit: str = ""
+    note: str = ""
+
+    def text(self) -> str:
+        """Return the median with the least and the greatest."""
+        if not self.values:
+            return "not measured"
+        middle = f"**{statistics.median(self.values):.3g}**"
+        if len(self.values) == 1:
+            return f"{middle}{self.unit}"
+        return f"{middle} ({min(self.values):.3g}-{max(self.values):.3g}){self.unit}"
+
+    def record(self) -> dict[str, Any]:
+        """Return the line for the JSON file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is: the defaults are a full run, QUICK takes two minutes."""
+
+    turns: int = 5
+    """How often each measurement is taken, A and B in turn."""
+    few: int = 3
+    """The same for what is slow and hardly varies: memory, the longest couplings."""
+    coupled: Mapping[str, int] = field(
+        default_factory=lambda: {"2-D MLP": 40_960, "digits MLP": 12_288, "small U-Net": 512}
+    )
+    """Pairs of a coupling, by network."""
+    slow_steps: int = 6
+    """Steps of heun with which the small U-Net makes them; others have the default solver."""
+    batches: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+    """Rows of a bare forward pass, of which the fastest size is taken."""
+    steps: int = 2000
+    """Training steps that are timed."""
+    pairs_on_disk: int = 30_000
+    fitted: int = 3000
+    """Training steps of the flows on which solvers are compared."""
+    points: Mapping[str, int] = field(
+        default_factory=lambda: {"eight Gaussians": 4096, "digits": 256}
+    )
+    """Pairs whose error is measured, by flow."""
+    nfe: tuple[int, ...] = (6, 9, 12, 16, 20, 24, 28, 32, 36, 48, 64, 96, 128)
+    """Evaluations that solvers on a grid are tried with."""
+    euler: tuple[int, ...] = (100, 300, 1000)
+    tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    exact_steps: int = 400
+    """Steps of rk4 in float64 that the errors are measured against."""
+    shared_pairs: int = 32_768
+    """Pairs that one and two workers sample."""
+    lengths: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    """Pairs of the couplings whose cost is drawn."""
+    growth: tuple[int, ...] = (1, 10, 100)
+    """Factors by which the data of the memory measurements grow."""
+    memory_base: Mapping[str, int] = field(
+        default_factory=lambda: {"couple 2-D": 10_000, "couple 784": 1_000,
+                                 "train 2-D": 20_000, "train 784": 2_000}
+    )  # fmt: skip
+    """Pairs at factor 1."""
+    judged: int = 898
+    """Samples of a cut in the evaluation of the digits."""
+    cuts: int = 8
+    evaluated_nfe: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    many: int = 50_000
+    """Samples of the large evaluation; 0 is none."""
+
+
+QUICK = Sizes(
+    turns=3,
+    few=1,
+    coupled={"2-D MLP": 8192, "digits MLP": 4096, "small U-Net": 64},
+    slow_steps=1,
+    batches=(32, 256, 512, 1024),
+    steps=300,
+    pairs_on_disk=10_000,
+    fitted=500,
+    points={"eight Gaussians": 512, "digits": 256},
+    nfe=(12, 24, 36, 48),
+    euler=(100,),
+    tolerances=(1e-3, 1e-5),
+    exact_steps=100,
+    shared_pairs=16_384,
+    lengths=(1_000, 10_000, 100_000),
+    growth=(1, 10),
+    memory_base={"couple 2-D": 5_000, "train 784": 1_000},
+    judged=400,
+    cuts=4,
+    evaluated_nfe=(1, 4, 16),
+    many=0,
+)
+
+
+def in_turn(works: Mapping[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
+    """Return what each work returns, called one after the other, `turns` times."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(turns):
+        for name, work in works.items():
+            found[name].append(work())
+    return found
+
+
+def over(a: list[float], b: list[float]) -> list[float]:
+    """Return a / b, turn by turn."""
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
+@contextmanager
+def clock() -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the seconds since the start."""
+    began = time.perf_counter()
+    yield lambda: time.perf_counter() - began
+
+
+def repeated(work: Callable[[], Any], least: float) -> float:
+    """Return the calls per second of a work that is repeated for at least that many seconds."""
+    done = 0
+    with clock() as spent:
+        while True:
+            work()
+            done += 1
+            if (took := spent()) >= least:
+                return done / took
+
+
+def best_batch(
+    network: Callable[..., torch.Tensor], shape: tuple[int, ...], batches: tuple[int, ...]
+) -> tuple[int, Callable[[float], float]]:
+    """Return the fastest size of a bare forward pass, and its rows per second over some seconds.
+
+    Every row has its own t, as in training: a network may do better where t is one number.
+    """
+
+    def rate(rows: int, least: float) -> float:
+        x, t = torch.randn(rows, *shape), torch.full((rows,), 0.5)
+        with torch.no_grad():
+            network(x, t)
+            return rows * repeated(lambda: network(x, t), least)
+
+    best = max(batches, key=lambda rows: rate(rows, 0.2))
+    return best, lambda least: rate(best, least)
+
+
+def fresh(root: Path) -> Path:
+    """Return a new empty folder below `root`."""
+    folder = root / f"{len(list(root.iterdir()))}"
+    folder.mkdir()
+    return folder
