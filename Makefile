@@ -51,7 +51,7 @@ mutations: setup  ## break the core in 40 and more ways; a test must notice each
 .bench-venv/.installed: benchmarks/peers.txt scripts/peers.sh $(VENV)/.installed
 	bash scripts/peers.sh
 
-bench: setup .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; an hour
+bench: setup .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; half an hour
 	@OMP_NUM_THREADS=1 .bench-venv/bin/python -m benchmarks.bench
 
 bench-quick: setup  ## the same in two minutes, for a look; beside other packages if they are there
