@@ -2,12 +2,12 @@
 
     python -m benchmarks.bench [PART ...] [--quick] [--out FILE.md] [--pictures FOLDER]
 
-`make bench` makes the environment of the peers first; `make bench-quick` takes two minutes and
-writes to .reflow/bench. A part that fails is reported, and the rest goes on.
+`make bench` makes the environment of the peers first, and writes benchmarks/YEAR-MONTH_bench.md.
+`make bench-quick` takes two minutes; it and a run of some parts write to .reflow/bench. Results are
+written after each part; a part that fails is reported, and the rest goes on.
 """
 
 import argparse
-import itertools
 import sys
 import tempfile
 import time
@@ -47,9 +47,15 @@ PARTS: dict[str, Callable[[Path, Sizes, Curves], Iterable[Row]]] = {
 
 
 def measure(
-    parts: Iterable[str], sizes: Sizes, say: Callable[[str], None]
+    parts: Iterable[str],
+    sizes: Sizes,
+    say: Callable[[str], None],
+    keep: Callable[[list[Row], Curves], None] = lambda rows, curves: None,
 ) -> tuple[list[Row], Curves]:
-    """Measure the parts one after another; return the lines of the tables, and the curves."""
+    """Measure the parts one after another; return the lines of the tables, and the curves.
+
+    `keep` is called with both after each part.
+    """
     rows: list[Row] = []
     curves: Curves = {}
     for part in parts:
@@ -63,6 +69,7 @@ def measure(
             except Exception as error:  # one part that fails must not hide the others
                 traceback.print_exc(file=sys.stderr)
                 rows.append(Row(part, part, "all", note=f"{type(error).__name__}: {error}"))
+        keep(rows, curves)
         say(f"{part}: {time.perf_counter() - began:.0f} s")
     return rows, curves
 
@@ -79,20 +86,24 @@ def main() -> None:
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"unknown parts {sorted(unknown)}; choose of {', '.join(PARTS)}")
     torch.set_num_threads(given.threads)
-    today, quick = date.today(), given.quick
-    kept = report.SOURCE / ".reflow" / "bench"
-    out = given.out or (
-        kept / "quick.md" if quick else report.SOURCE / f"benchmarks/{today:%Y-%m}_bench.md"
+    today, kept = date.today(), report.SOURCE / ".reflow" / "bench"
+    page, images = (
+        report.SOURCE / f"benchmarks/{today:%Y-%m}_bench.md",
+        report.SOURCE / "docs/images",
     )
-    pictures = given.pictures or (kept if quick else report.SOURCE / "docs" / "images")
-    began = time.perf_counter()
-    sizes = QUICK if quick else Sizes()
-    rows, curves = measure(given.parts or PARTS, sizes, lambda text: print(text, flush=True))
-    words = itertools.chain(["python -m benchmarks.bench"], sys.argv[1:])
-    minutes = f"{(time.perf_counter() - began) / 60:.1f}"
-    about = {"date": str(today), "command": " ".join(words), "minutes": minutes}
-    report.write(out, pictures, {**about, **report.machine()}, rows, curves)
-    print(f"written: {out}, {out.with_suffix('.json')}, pictures in {pictures}")
+    if given.quick or given.parts:  # what is recorded is a whole run
+        page, images = kept / "bench.md", kept
+    page, images = given.out or page, given.pictures or images
+    began, command = time.perf_counter(), ["python -m benchmarks.bench", *sys.argv[1:]]
+
+    def keep(rows: list[Row], curves: Curves) -> None:
+        minutes = f"{(time.perf_counter() - began) / 60:.1f}"
+        about = {"date": str(today), "command": " ".join(command), "minutes": minutes}
+        report.write(page, images, {**about, **report.machine()}, rows, curves)
+
+    sizes = QUICK if given.quick else Sizes()
+    measure(given.parts or PARTS, sizes, lambda text: print(text, flush=True), keep)
+    print(f"written: {page}, {page.with_suffix('.json')}, pictures in {images}")
 
 
 if __name__ == "__main__":
