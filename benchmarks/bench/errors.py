@@ -152,9 +152,9 @@ def table(points: list[Point]) -> list[Row]:
             rows.append(Row("error", case, what, [float(first[0]["nfe"])], note=note))
         else:
             last = own[-1]
-            note = f"not reached: {last['rms']:.1e} at NFE {last['nfe']:.0f}"
+            note = f"{last['rms']:.1e} at NFE {last['nfe']:.0f}"
             note += f", wall {last['wall']:.0f} bare evaluations"
-            rows.append(Row("error", case, what, note=note))
+            rows.append(Row("error", case, what, note=note, without="not reached"))
     for point in points:
         if "failed" in point:
             case = f"{point['flow']}: {point['method']}"

@@ -18,7 +18,7 @@ Point = dict[str, float | str]
 class Row:
     """One line of the results: `values` are ratios, or whatever `unit` says, one a turn.
 
-    Without values, `note` says why it was not measured.
+    Without values, it shows `without`, and `note` says why.
     """
 
     part: str
@@ -27,11 +27,12 @@ class Row:
     values: list[float] = field(default_factory=list)
     unit: str = ""
     note: str = ""
+    without: str = "not measured"
 
     def text(self) -> str:
         """Return the median with the least and the greatest."""
         if not self.values:
-            return "not measured"
+            return self.without
         middle = f"**{statistics.median(self.values):.3g}**"
         if len(self.values) == 1:
             return f"{middle}{self.unit}"
@@ -101,7 +102,7 @@ QUICK = Sizes(
     steps=150,
     pairs_on_disk=10_000,
     fitted=400,
-    points={"eight Gaussians": 512, "digits": 128},
+    points={"eight Gaussians": 512, "digits": 256},
     nfe=(12, 24, 48),
     euler=(100,),
     tolerances=(1e-3, 1e-5),
