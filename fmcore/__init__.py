@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fmcore.choices.laws import Beta as Beta
     from fmcore.choices.laws import LogitNormal as LogitNormal
     from fmcore.choices.laws import Mode as Mode
-    from fmcore.coupling.read import Pairs as Pairs
+    from fmcore.coupling.pairs import Pairs as Pairs
     from fmcore.coupling.read import open_coupling as open_coupling
     from fmcore.matching.conversions import to_score as to_score
     from fmcore.matching.conversions import to_source as to_source
@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "fmcore.choices.laws": ("Beta", "LogitNormal", "Mode"),
-    "fmcore.coupling.read": ("Pairs", "open_coupling"),
+    "fmcore.coupling.pairs": ("Pairs",),
+    "fmcore.coupling.read": ("open_coupling",),
     "fmcore.matching.conversions": ("to_score", "to_source", "to_target"),
     "fmcore.matching.interpolant": (
         "Cosine", "Linear", "Polynomial", "Schedule", "VarianceExploding", "VariancePreserving",

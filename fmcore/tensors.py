@@ -19,7 +19,8 @@ from torch import Tensor
 from fmcore.choices.solvers import OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.read import Pairs, Split, open_coupling, read
+from fmcore.coupling.pairs import Pairs
+from fmcore.coupling.read import Split, open_coupling, read
 from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.build import Network, VelocityNetwork, build, with_spans

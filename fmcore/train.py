@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fmcore.coupling.checks import check_labels, check_source
-from fmcore.coupling.read import Coupling, Pairs, labels, open_coupling, read
+from fmcore.coupling.pairs import Pairs
+from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation

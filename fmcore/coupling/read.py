@@ -1,10 +1,11 @@
 """Reading a coupling: open it, read its pairs into memory, verify every byte."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,53 +20,15 @@ from torch import Tensor
 
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.coupling.manifest import MANIFEST
-from fmcore.coupling.noise import NOT_REAL, is_held_out
+from fmcore.coupling.noise import NOT_REAL
+from fmcore.coupling.pairs import Pairs, joined
 from fmcore.coupling.source import SAMPLES, Source
 from fmcore.coupling.write import COLUMNS, SCHEMA_VERSION, About
 from fmcore.settings import ReflowError, derive_seed
 
 Split = Literal["train", "held_out", "all"]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None.
-
-    `real_id` [N] is the identity of the real sample of each pair, None where no pair has one.
-    Training draws the source of `independent` pairs from the real samples `pool` [M, *D]; None is
-    noise. `guided` is the guidance in the pairs, their own or one further up the chain; 1 is none.
-
-    Training draws a new source for `independent` pairs at every step; here it is a fixed one.
-    """
-
-    pair_id: Tensor
-    target: Tensor
-    source: Tensor
-    label: Tensor | None = None
-    independent: bool = False
-    real_id: Tensor | None = None
-    pool: Tensor | None = None
-    guided: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    @property
-    def held_out(self) -> Tensor:
-        """Which pairs [N] never train, here or in another coupling."""
-        real_id = None if self.real_id is None else self.real_id.numpy()
-        return torch.from_numpy(is_held_out(self.pair_id.numpy(), real_id))
-
-    def lengths(self) -> Tensor:
-        """Return |target - source| [N]."""
-        gap = (self.target - self.source).flatten(1)
-        return torch.linalg.vector_norm(gap, dim=1)  # type: ignore[no-any-return]
-
-    def rows(self, index: Tensor) -> "Pairs":
-        """Return the pairs at the positions `index` [M]."""
-        names = ("pair_id", "target", "source", "label", "real_id")
-        taken = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return replace(self, **{name: v.index_select(0, index) for name, v in taken.items()})
+Group = tuple[str, int, int]
+"""A row group: its file, its number there and its rows."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +64,8 @@ class Coupling:
         return self.source.split(held_out=True)
 
     @cached_property
-    def groups(self) -> list[tuple[str, int, int]]:
-        """(file, row group, rows) of every row group, in order."""
+    def groups(self) -> list[Group]:
+        """Every row group, in order."""
         found = []
         for shard in self.shards:
             with readable(self.path / shard["file"]) as file:
@@ -185,48 +148,68 @@ def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
     return file
 
 
-def decode(coupling: Coupling, rows: pa.Table) -> Pairs:
-    """Decode Arrow rows; an independent coupling gets a fixed source, for held-out pairs.
+def tables(coupling: Coupling, groups: Iterable[Group]) -> Iterator[pa.Table]:
+    """Read some row groups, one at a time; a shard is opened once."""
+    for name, of_shard in groupby(groups, key=lambda group: group[0]):
+        file = open_shard(coupling, name)
+        for _, index, _ in of_shard:
+            with readable(coupling.path / name):
+                rows = file.read_row_group(index)
+            yield rows
+
+
+def decode(coupling: Coupling, rows: pa.Table, split: Split, *, sources: bool) -> Pairs:
+    """Decode the Arrow rows of a split; an independent coupling gets a fixed source if `sources`.
 
     A held-out pair has a held-out source where sources are real.
     """
     shape = tuple(coupling.about.shape)
+    kept = np.arange(rows.num_rows)
+    if split != "all":
+        kept = np.flatnonzero(pa.compute.equal(rows["split"], split).to_numpy())
+
+    def column(values: pa.ChunkedArray) -> Tensor:
+        return torch.from_numpy(values.to_numpy()[kept])
 
     def vectors(name: str) -> Tensor:
         flat = rows[name].combine_chunks()
         flat = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else flat
-        array = flat.to_numpy(zero_copy_only=False).astype(np.float32, copy=True)
-        return torch.from_numpy(array).reshape(-1, *shape)
+        array = flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
+        return torch.from_numpy(array[kept].astype(np.float32, copy=False))
 
-    ids = rows["pair_id"].to_numpy()
-    label = torch.tensor(rows["label"].to_numpy()) if "label" in rows.column_names else None
+    label = column(rows["label"]) if "label" in rows.column_names else None
     real_id = None
     if "real_id" in rows.column_names:
-        real_id = torch.tensor(rows["real_id"].fill_null(NOT_REAL).to_numpy())
-    target = vectors("target")
-    pairs = Pairs(torch.tensor(ids), target, target, label, coupling.independent, real_id)
+        real_id = column(rows["real_id"].fill_null(NOT_REAL))
+    target, ids = vectors("target"), column(rows["pair_id"])
+    pairs = Pairs(ids, target, target, label, coupling.independent, real_id)
     if not coupling.independent:
         return replace(pairs, source=vectors("source"), guided=coupling.about.guided or 1.0)
-    seed = derive_seed(coupling.about.seed, "held_out")
+    if coupling.source.samples is not None:
+        pairs = replace(pairs, pool=coupling.train_source.samples)
+    return replace(pairs, source=_fixed_source(coupling, pairs)) if sources else pairs
+
+
+def _fixed_source(coupling: Coupling, pairs: Pairs) -> Tensor:
+    seed, ids = derive_seed(coupling.about.seed, "held_out"), pairs.pair_id.numpy()
     if coupling.source.samples is None:
-        return replace(pairs, source=coupling.source.draw(seed, ids))
-    source, held = torch.empty_like(target), pairs.held_out
+        return coupling.source.draw(seed, ids)
+    source, held = torch.empty_like(pairs.target), pairs.held_out
     source[~held] = coupling.train_source.draw(seed, ids[~held.numpy()])
     if bool(held.any()):
         source[held] = coupling.held_out_source.draw(seed, ids[held.numpy()])
-    return replace(pairs, source=source, pool=coupling.train_source.samples)
+    return source
 
 
-def table_of(coupling: Coupling, groups: list[tuple[str, int, int]], split: Split) -> pa.Table:
-    """Read the rows of a split from some (file, row group, rows)."""
-    tables = []
-    for name in dict.fromkeys(file for file, _, _ in groups):
-        wanted = [i for file, i, _ in groups if file == name]
-        with readable(coupling.path / name):
-            tables.append(open_shard(coupling, name).read_row_groups(wanted))
-    with readable(coupling.path):
-        rows = pa.concat_tables(tables)
-    return rows if split == "all" else rows.filter(pa.compute.equal(rows["split"], split))
+def parts(
+    coupling: Coupling, groups: Iterable[Group], split: Split, *, sources: bool = True
+) -> Iterator[Pairs]:
+    """Read the pairs of a split from some row groups, one after another.
+
+    Without `sources`, the source of an independent coupling is not drawn: it is the target.
+    """
+    for rows in tables(coupling, groups):
+        yield decode(coupling, rows, split, sources=sources)
 
 
 def labels(coupling: Coupling) -> Tensor | None:
@@ -242,16 +225,12 @@ def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) 
 
     The source of an independent coupling is fixed noise here, so that a held-out loss or a
     transport cost is the same number each time. Training uses `batches`, which draws new noise.
+    One row group at a time is decoded beside the pairs in memory.
     """
-    if limit is None:
-        return decode(coupling, table_of(coupling, coupling.groups, split))
-    tables: list[pa.Table] = []
-    for group in coupling.groups:  # one at a time: a limit bounds the memory too
-        tables.append(table_of(coupling, [group], split))
-        if sum(t.num_rows for t in tables) >= limit:
-            break
+    rows = sum(group[2] for group in coupling.groups)
+    rows = rows if limit is None else min(limit, rows)
     with readable(coupling.path):
-        return decode(coupling, pa.concat_tables(tables).slice(0, limit))
+        return joined(parts(coupling, coupling.groups, split), rows)
 
 
 def verify(path: Path) -> Coupling:

@@ -18,7 +18,8 @@ from safetensors.torch import load as tensors_in
 from torch import Tensor
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
-from fmcore.coupling.read import Coupling, Pairs, open_coupling, read
+from fmcore.coupling.pairs import Pairs
+from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.features.extractor import (
     Extractor,
     Features,

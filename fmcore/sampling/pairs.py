@@ -16,7 +16,8 @@ from torch import Tensor
 from fmcore.choices.solvers import OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import NOT_REAL, uniform
-from fmcore.coupling.read import Pairs, open_coupling, read
+from fmcore.coupling.pairs import Pairs
+from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, table
 from fmcore.network.store import Weights, load

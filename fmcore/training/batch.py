@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from fmcore.choices.laws import LawOfTime
-from fmcore.coupling.read import Pairs
+from fmcore.coupling.pairs import Pairs
 from fmcore.matching.interpolant import expand
 from fmcore.matching.loss import Batch
 from fmcore.matching.times import Uniform

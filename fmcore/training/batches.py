@@ -12,11 +12,11 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 
-from fmcore.coupling.read import Coupling, Pairs, decode, open_shard, readable, table_of
+from fmcore.coupling.pairs import Pairs, joined
+from fmcore.coupling.read import Coupling, Group, open_shard, parts, readable
 from fmcore.coupling.source import turns
 from fmcore.settings import ReflowError, derive_seed
 
-Group = tuple[str, int, int]
 W = TypeVar("W")
 
 
@@ -31,11 +31,12 @@ def batches(
 ) -> Iterator[Pairs]:
     """Yield training batches without end, from step `start`; step k is a function of (seed, k).
 
-    Row groups are taken in windows of at most `memory` bytes; a window is shuffled as a whole and
-    cut into batches, and the windows themselves are shuffled in each epoch. A coupling that fits is
-    one window, read once. Pairs are drawn independently, so their order on disk is random already
-    and nothing is lost by shuffling in windows. An independent coupling gets new sources each step.
-    Pairs with |target - source| of `shorter_than` or more are left out.
+    Row groups are taken in windows of at most `memory` bytes, one of which is in memory; a window
+    is shuffled as a whole and cut into batches, and the windows themselves are shuffled in each
+    epoch. A coupling that fits is one window, read once. Pairs are drawn independently, so their
+    order on disk is random already and nothing is lost by shuffling in windows. An independent
+    coupling gets new sources each step. Pairs with |target - source| of `shorter_than` or more are
+    left out.
     """
     windows = _windows(coupling, memory)
     sizes = [_train_rows(coupling, w, shorter_than) for w in windows]
@@ -63,7 +64,8 @@ def _epochs(
 ) -> Iterator[Pairs]:
     """Shuffle the windows in each epoch, and the pairs in each window; cut them into batches."""
     cuts = [max(1, n // batch) for n in sizes]
-    step, held = 0, -1
+    step = 0
+    held: dict[int, Pairs] = {}
     for epoch in count():
         if step + sum(cuts) <= start:  # skip a finished epoch without reading it
             step += sum(cuts)
@@ -72,12 +74,13 @@ def _epochs(
             if step + cuts[w] <= start:
                 step += cuts[w]
                 continue
-            if held != w:
-                pairs, held = load(windows[w]), w
-            order = _shuffled(len(pairs), seed, "rows", epoch, w)
+            if w not in held:
+                held.clear()  # before the next one is read: there is memory for one
+                held[w] = load(windows[w])
+            order = _shuffled(len(held[w]), seed, "rows", epoch, w)
             for cut in range(cuts[w]):
                 if step >= start:
-                    yield _fresh(pairs.rows(order[cut * batch :][:batch]), seed, step)
+                    yield _fresh(held[w].rows(order[cut * batch :][:batch]), seed, step)
                 step += 1
 
 
@@ -85,18 +88,17 @@ def longest(coupling: Coupling, share: float) -> float | None:
     """Return the length |target - source| that `share` of the training pairs reach; None for 0."""
     if not share:
         return None
-    lengths = [
-        decode(coupling, table_of(coupling, [group], "train")).lengths()
-        for group in coupling.groups
-    ]
+    lengths = [part.lengths() for part in parts(coupling, coupling.groups, "train")]
     return float(np.quantile(torch.cat(lengths).numpy(), 1 - share))
 
 
 def _train_pairs(coupling: Coupling, groups: list[Group], shorter_than: float | None) -> Pairs:
-    pairs = decode(coupling, table_of(coupling, groups, "train"))
-    if shorter_than is None:
-        return pairs
-    return pairs.rows((pairs.lengths() < shorter_than).nonzero()[:, 0])
+    """Read a window; of an independent coupling without its source, which each step draws anew."""
+    found = parts(coupling, groups, "train", sources=shorter_than is not None)
+    if shorter_than is not None:
+        found = (p.rows((p.lengths() < shorter_than).nonzero()[:, 0]) for p in found)
+    with readable(coupling.path):
+        return joined(found, sum(rows for _, _, rows in groups))
 
 
 def _windows(coupling: Coupling, memory: int) -> list[list[Group]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fmcore.coupling.read import Pairs
+from fmcore.coupling.pairs import Pairs
 from fmcore.matching.loss import flow_matching_loss
 from fmcore.settings import ReflowError
 from fmcore.training.batch import draw_batch

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
-from fmcore.coupling.read import Pairs
+from fmcore.coupling.pairs import Pairs
 from fmcore.matching.interpolant import Linear, Objective
 from fmcore.matching.loss import Loss, flow_matching_loss
 from fmcore.matching.times import Grid, Point, Uniform
@@ -111,7 +111,9 @@ class Train(Settings):
     """Factor above its best at which the logged loss stops the run as diverged. Raise it when the
     loss is noisy."""
     memory_mb: int = Field(default=2048, gt=0, le=2**24)
-    """Memory for pairs, in MiB. A larger coupling is read and shuffled in windows of this size."""
+    """Memory for pairs, in MiB: source, target, ids and order. A larger coupling is read and
+    shuffled in windows of this size. One row group (4 MiB) is read beside a window; network,
+    optimiser and libraries come on top."""
     processes: WorkerCount = 1
     """Processes that share each batch, on a GPU each or on cores. It changes the order of sums,
     hence rounding."""

@@ -5,7 +5,8 @@ import math
 import torch
 
 from fmcore.choices.laws import LawOfTime
-from fmcore.coupling.read import Coupling, Pairs, read
+from fmcore.coupling.pairs import Pairs
+from fmcore.coupling.read import Coupling, read
 from fmcore.matching.conversions import usable_times
 from fmcore.matching.interpolant import Schedule
 from fmcore.matching.loss import Batch, flow_matching_loss

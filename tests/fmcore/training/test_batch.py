@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmcore.coupling.read import Pairs
+from fmcore.coupling.pairs import Pairs
 from fmcore.measure.transport import transport_cost, w2
 from fmcore.training.batch import BatchRules, Optimal, Sinkhorn, draw_batch
 

@@ -1,0 +1,89 @@
+"""Some pairs in memory, and how they are put there without a second copy."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fmcore.coupling.noise import is_held_out
+
+TENSORS = ("pair_id", "target", "source", "label", "real_id")
+"""What has an entry for each pair."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some pairs in memory: ids [N], target and source [N, *D], label [N] or None.
+
+    `real_id` [N] is the identity of the real sample of each pair, None where no pair has one.
+    Training draws the source of `independent` pairs from the real samples `pool` [M, *D]; None is
+    noise. `guided` is the guidance in the pairs, their own or one further up the chain; 1 is none.
+
+    Training draws a new source for `independent` pairs at every step; here it is a fixed one.
+    """
+
+    pair_id: Tensor
+    target: Tensor
+    source: Tensor
+    label: Tensor | None = None
+    independent: bool = False
+    real_id: Tensor | None = None
+    pool: Tensor | None = None
+    guided: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def held_out(self) -> Tensor:
+        """Which pairs [N] never train, here or in another coupling."""
+        real_id = None if self.real_id is None else self.real_id.numpy()
+        return torch.from_numpy(is_held_out(self.pair_id.numpy(), real_id))
+
+    def lengths(self) -> Tensor:
+        """Return |target - source| [N]."""
+        gap = (self.target - self.source).flatten(1)
+        return torch.linalg.vector_norm(gap, dim=1)  # type: ignore[no-any-return]
+
+    def rows(self, index: Tensor) -> "Pairs":
+        """Return the pairs at the positions `index` [M]."""
+        taken = {name: value.index_select(0, index) for name, value in self.tensors().items()}
+        return replace(self, **taken)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what has an entry for each pair, by name."""
+        return {name: v for name in TENSORS if (v := getattr(self, name)) is not None}
+
+    def room(self, rows: int) -> "Pairs":
+        """Return memory for `rows` pairs such as these; a source that is the target stays so."""
+        empty = {n: v.new_empty(rows, *v.shape[1:]) for n, v in self.tensors().items()}
+        if self.source is self.target:
+            empty["source"] = empty["target"]
+        return replace(self, **empty)
+
+
+def joined(parts: Iterable[Pairs], most: int) -> Pairs:
+    """Return the first `most` pairs of some parts, put one behind the other.
+
+    Memory for `most` pairs is taken once, so that the peak is the result and one part. Raises
+    ValueError if only some parts have labels or real samples, or there is no part.
+    """
+    whole, count = None, 0
+    for part in parts:
+        whole = part.room(most) if whole is None else whole
+        rows = slice(count, count + len(part))
+        for name, into in whole.tensors().items():
+            given = getattr(part, name)
+            if given is None:
+                raise ValueError(f"some of its pairs have no {name}")
+            into[rows] = given[: most - count]
+        count = min(most, count + len(part))
+        if count == most:
+            break
+    if whole is None:
+        raise ValueError("it has no pairs")
+    own = whole.tensors()
+    if count < most // 2:  # few of the rows asked for: the rest is not kept
+        return replace(whole, **{name: value[:count].clone() for name, value in own.items()})
+    return replace(whole, **{name: value[:count] for name, value in own.items()})
