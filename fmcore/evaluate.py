@@ -40,7 +40,7 @@ from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, sampled
 from fmcore.solve.solver import Solution
-from fmcore.training.held_out import held_out_losses
+from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.cuts import SamplerCuts
 from fmcore.verdict.errors import summary
@@ -250,12 +250,13 @@ def _budget(
     ):
         return {}
     opened = open_coupling(coupling)
+    limit = 2 * harness.settings.trajectories
     losses = held_out_losses(
         harness.flow,
-        opened,
+        held_out_sides(opened, limit),
         seed=harness.seed,
         device=harness.device,
-        limit=2 * harness.settings.trajectories,
+        limit=limit,
     )
     pairs = read(opened, limit=20000)
     count = min(len(pairs), harness.settings.trajectories)

@@ -29,7 +29,7 @@ from fmcore.training.checkpoint import (
 )
 from fmcore.training.divergence import Watch, watch_of
 from fmcore.training.fit import Train, advice_on_loss, check_loss, fit, new_state
-from fmcore.training.held_out import constant_loss, held_out_losses
+from fmcore.training.held_out import Sides, constant_loss, held_out_losses, held_out_sides
 from fmcore.training.losses import Perceptual
 from fmcore.training.processes import Group, training_group
 from fmcore.work.work import Work
@@ -74,8 +74,9 @@ def train(
         _run(state, opened, settings, group, work, watch)
         if not group.leads:
             return
-    final = _held_out(state, opened, settings, seed=work.seed, limit=16 * settings.batch)
-    final |= _beside_constant(final, opened, settings)
+    sides = held_out_sides(opened, limit=16 * settings.batch)
+    final = _held_out(state, sides, settings, seed=work.seed, limit=16 * settings.batch)
+    final |= _beside_constant(final, sides[0], settings)
     work.accept(final)
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
@@ -132,6 +133,8 @@ def _run(
     """Run `fit`: average the loss between logs, check it, save checkpoints."""
     stream = _stream(state, coupling, settings, work)
     losses: list[Tensor] = []
+    limit = 4 * settings.batch
+    sides = held_out_sides(coupling, limit)
     snapshots = set(_snapshot_steps(state, settings))
     for done in fit(state, stream, settings, seed=work.seed, compute=work.compute, group=group):
         losses.append(done.loss)
@@ -154,8 +157,7 @@ def _run(
         if not group.leads:
             continue
         if kept:
-            limit = 4 * settings.batch
-            held = _held_out(state, coupling, settings, seed=work.seed, limit=limit)
+            held = _held_out(state, sides, settings, seed=work.seed, limit=limit)
             if "held_out_loss" in held:
                 row["held_out_loss"] = held["held_out_loss"]
         state.history.append(row)
@@ -202,7 +204,7 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
 
 
 def _held_out(
-    state: State, coupling: Coupling, settings: Train, *, seed: int, limit: int
+    state: State, sides: Sides, settings: Train, *, seed: int, limit: int
 ) -> dict[str, float]:
     """Return the losses of the EMA weights; for a student, at the times that it learns."""
     device = next(state.network.parameters()).device
@@ -211,7 +213,7 @@ def _held_out(
     field = Field(state.ema, settings.interpolant, settings.objective, classes)
     found = held_out_losses(
         field,
-        coupling,
+        sides,
         seed=seed,
         device=device,
         limit=limit,
@@ -221,9 +223,7 @@ def _held_out(
     return found
 
 
-def _beside_constant(
-    final: dict[str, float], coupling: Coupling, settings: Train
-) -> dict[str, float]:
+def _beside_constant(final: dict[str, float], held: Pairs, settings: Train) -> dict[str, float]:
     """Return the held-out loss relative to that of the best constant velocity, and what it needs.
 
     Not for the objectives noise and target, whose error is divided by alpha or sigma to become that
@@ -231,7 +231,6 @@ def _beside_constant(
     """
     if not final:
         return {}
-    held = read(coupling, split="held_out", limit=16 * settings.batch)
     spread = {"target_rms": float(held.target.double().square().mean().sqrt())}
     if settings.objective not in ("velocity", "mean_flow"):
         return spread

@@ -227,8 +227,9 @@ def fit(
             settings.loss,
         )
         per_sample.mean().backward()
-        group.average([error, *(p.grad for p in weights)])
-        norm = clip([p.grad for p in weights if p.grad is not None], settings.clip)
+        gradients = [p.grad for p in weights if p.grad is not None]
+        group.average([error, *gradients])
+        norm = clip(gradients, settings.clip)
         state.optimizer.step()
         for average in (state.ema, *state.powers.values()):
             average.update_parameters(state.network)

@@ -14,11 +14,20 @@ from fmcore.matching.times import Uniform
 from fmcore.network.field import Field
 from fmcore.settings import derive_seed
 
+Sides = tuple[Pairs, Pairs]
+"""Pairs that are held out, and as many that train."""
+
+
+def held_out_sides(coupling: Coupling, limit: int) -> Sides:
+    """Read the held-out pairs of a coupling, at most `limit`, and as many that train."""
+    held = read(coupling, split="held_out", limit=limit)
+    return held, read(coupling, split="train", limit=len(held))
+
 
 @torch.no_grad()
 def held_out_losses(
     field: Field,
-    coupling: Coupling,
+    sides: Sides,
     *,
     seed: int,
     device: torch.device,
@@ -27,17 +36,16 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Return the loss on held-out pairs, on as many training pairs, and the ratio of the two.
 
-    Also the standard errors of loss and ratio, and the number of held-out pairs.
+    Also the standard errors of loss and ratio, and the number of held-out pairs. About `limit`
+    evaluations are made for each side; without held-out pairs nothing is measured.
 
     Times follow `law`, uniform unless given. A ratio well above 1 means that the network remembers
     its pairs: use more pairs, or fewer steps.
     """
-    held = read(coupling, split="held_out", limit=limit)
-    if not len(held):
+    if not len(sides[0]):
         return {}
-    seen = read(coupling, split="train", limit=len(held))
     (loss, error), (own, own_error) = (
-        _loss(field, p, seed, device, limit, law or Uniform()) for p in (held, seen)
+        _loss(field, p, seed, device, limit, law or Uniform()) for p in sides
     )
     ratio = loss / max(own, 1e-12)
     relative = math.hypot(error / max(loss, 1e-12), own_error / max(own, 1e-12))
@@ -47,7 +55,7 @@ def held_out_losses(
         "held_out_ratio": ratio,
         "held_out_loss_se": error,
         "held_out_ratio_se": ratio * relative,
-        "held_out_pairs": len(held),
+        "held_out_pairs": len(sides[0]),
     }
 
 

@@ -33,8 +33,8 @@ print(rows, of("VmHWM") - before)
 """
 DIM = 784
 PAIR = 2 * 4 * DIM
-SLACK = 32 << 20
-"""Bytes of a row group as it is decoded, of batches and of Arrow's pools."""
+SLACK = 40 << 20
+"""Bytes of a row group as it is decoded, of batches and of what Arrow and malloc keep."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
-@pytest.mark.parametrize("memory", [0, 40 << 20, 1 << 30])
+@pytest.mark.parametrize("memory", [0, 80 << 20, 1 << 30])
 def test_the_peak_is_the_window_and_a_row_group(large, memory):
     """Joining, filtering and casting whole windows took 2.7 times as much."""
     arguments = [str(large / "small"), str(large / "large"), str(memory)]

@@ -19,7 +19,7 @@ from fmcore.train import Train, train
 from fmcore.training.batches import batches
 from fmcore.training.checkpoint import load_state
 from fmcore.training.fit import fit, new_state
-from fmcore.training.held_out import held_out_losses
+from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.work.work import Work
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.oracles import gaussian_velocity, least_loss
@@ -76,7 +76,7 @@ def test_training_lowers_the_held_out_loss_towards_the_least(start):
     assert metrics["held_out_ratio"] == pytest.approx(1, abs=0.2)
     untrained = held_out_losses(
         Field(load(start / "init").network, Linear()),
-        open_coupling(start / "data"),
+        held_out_sides(open_coupling(start / "data"), 4096),
         seed=5,
         device=CPU,
         limit=4096,

@@ -12,7 +12,7 @@ from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.matching.interpolant import Linear
 from fmcore.measure.harness import Evaluate
 from fmcore.network.field import Field
-from fmcore.training.held_out import held_out_losses
+from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.verdict.gates import LEAST_ROWS, STAGES, WORDS, Gates, Level, absent, judge
 from tests.chains import CPU, gaussian_data
 
@@ -170,8 +170,8 @@ def test_the_standard_error_of_a_held_out_loss_is_that_over_pairs(tmp_path):
     for seed in range(16):
         gaussian_data(tmp_path / str(seed), mu=[0.0, 0.0], s=[1.0, 1.0], pairs=2000, seed=seed)
         field = Field(lambda x, t: torch.zeros_like(x), Linear())
-        coupling = open_coupling(tmp_path / str(seed))
-        found.append(held_out_losses(field, coupling, seed=0, device=CPU, limit=400))
+        sides = held_out_sides(open_coupling(tmp_path / str(seed)), 400)
+        found.append(held_out_losses(field, sides, seed=0, device=CPU, limit=400))
     losses = torch.tensor([f["held_out_loss"] for f in found])
     stated = sum(f["held_out_loss_se"] for f in found) / len(found)
     assert 70 < found[0]["held_out_pairs"] < 130  # 5 % of 2,000, by their content
