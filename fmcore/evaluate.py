@@ -286,7 +286,7 @@ def _budget(
 
 def _draw(out: Path, shown: dict[int, Tensor], path: Tensor, real: Coupling) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    examples = read(real, limit=2000).target[: SHOWN if real.about.image else 2000]
+    examples = read(real, limit=2000, sources=False).target[: SHOWN if real.about.image else 2000]
     examples = real.about.units.inverse(examples)
     pictures.samples_by_nfe(out / "samples.png", shown, image=real.about.image, reference=examples)
     pictures.trajectories(out / "trajectories.png", path)

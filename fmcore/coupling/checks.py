@@ -140,7 +140,8 @@ def _shift(
     weight = np.array([n for n, _, _ in ends], dtype=np.float64) / sum(n for n, _, _ in ends)
     mean = sum(w * m for w, (_, m, _) in zip(weight, ends, strict=True))
     second = sum(w * (v + m * m) for w, (_, m, v) in zip(weight, ends, strict=True))
-    real = read(open_coupling(data), limit=SEEN).target.flatten(1).to(torch.float64).numpy()
+    targets = read(open_coupling(data), limit=SEEN, sources=False).target
+    real = targets.flatten(1).to(torch.float64).numpy()
     variance = real.var(axis=0)
     spread = np.sqrt(np.maximum(second - np.square(mean), 0)) - np.sqrt(variance)
     gap = np.square(mean - real.mean(axis=0)).sum() + np.square(spread).sum()

@@ -50,7 +50,7 @@ class Coupling:
         shape = tuple(self.about.shape)
         if self.about.source is None:
             return Source(shape)
-        pairs = read(open_coupling(self.path / SAMPLES))
+        pairs = read(open_coupling(self.path / SAMPLES), sources=False)
         return Source(shape, pairs.target, pairs.real_id)
 
     @cached_property
@@ -220,17 +220,20 @@ def labels(coupling: Coupling) -> Tensor | None:
     return torch.cat([torch.tensor(f.read(columns=["label"])["label"].to_numpy()) for f in files])
 
 
-def read(coupling: Coupling, *, split: Split = "all", limit: int | None = None) -> Pairs:
+def read(
+    coupling: Coupling, *, split: Split = "all", limit: int | None = None, sources: bool = True
+) -> Pairs:
     """Read the pairs of a split into memory, the first `limit` of them if it is given.
 
     The source of an independent coupling is fixed noise here, so that a held-out loss or a
     transport cost is the same number each time. Training uses `batches`, which draws new noise.
-    One row group at a time is decoded beside the pairs in memory.
+    Without `sources` it is not drawn: targets and labels take half the memory. One row group at a
+    time is decoded beside the pairs.
     """
     rows = sum(group[2] for group in coupling.groups)
     rows = rows if limit is None else min(limit, rows)
     with readable(coupling.path):
-        return joined(parts(coupling, coupling.groups, split), rows)
+        return joined(parts(coupling, coupling.groups, split, sources=sources), rows)
 
 
 def verify(path: Path) -> Coupling:

@@ -14,7 +14,7 @@ from fmcore import own
 from fmcore.choices.solvers import GridSolver, OdeSolver, sampler_name
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import uniform
-from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.read import labels, open_coupling, read
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.measure.straightness import with_errors
@@ -155,7 +155,7 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
         settings = settings.model_copy(update={"guidance": 1.0})
     label = None
     if flow.classes:
-        given = read(real).label
+        given = labels(real)
         if given is not None or settings.guidance != 1:
             check_labels(given, flow.classes, str(data))
         if given is not None:
@@ -181,7 +181,7 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
     nothing is measured.
     """
     count, solver = harness.settings.reconstructions, harness.settings.solver
-    pairs = read(open_coupling(data), split="held_out", limit=max(count, 1))
+    pairs = read(open_coupling(data), split="held_out", limit=max(count, 1), sources=False)
     labels: tuple[Tensor | None, Tensor | None] = (None, None)
     if harness.flow.classes:
         if pairs.label is None or harness.label is None:
@@ -226,9 +226,9 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     coupling = open_coupling(data)
     if coupling.about.source is not None:  # the density of real samples is not known
         return {}
-    pairs = read(coupling, split="held_out", limit=settings.samples)
+    pairs = read(coupling, split="held_out", limit=settings.samples, sources=False)
     if len(pairs) < 2:
-        pairs = read(coupling, limit=settings.samples)
+        pairs = read(coupling, limit=settings.samples, sources=False)
     scale = harness.flow.scale
     x, size = scale.inverse(pairs.target), pairs.target[0].numel()
     if coupling.about.image:

@@ -250,7 +250,7 @@ def _images(coupling: Coupling, settings: Protocol, seed: int) -> Tensor:
                 f"{place}: this data is a part of the training set; remove data.samples and"
                 " data.split, or give the statistics of the whole in a file"
             )
-        return coupling.about.units.inverse(read(coupling).target)
+        return coupling.about.units.inverse(read(coupling, sources=False).target)
     data = read_settings(Dataset, about, f"{coupling.path}: data")
     if "split" not in type(data).model_fields:
         raise ReflowError(

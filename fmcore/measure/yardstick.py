@@ -151,7 +151,7 @@ def _features(extractor: Features | None, x: Tensor) -> Tensor:
 def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yardstick:
     """Learn the features from the real data in the coupling `data` and measure the floor."""
     coupling = open_coupling(data)
-    pairs = read(coupling)
+    pairs = read(coupling, sources=False)
     pairs = replace(pairs, target=coupling.about.units.inverse(pairs.target))  # in its own units
     n = min(settings.samples, len(pairs) // 2)
     if n < 2:

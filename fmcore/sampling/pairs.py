@@ -224,7 +224,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         source=real.about.source,
     )
     needed = flow.classes or "inverted" in settings.mix
-    known = read(real) if needed else None
+    known = read(real, sources=False) if needed else None
     if "inverted" in settings.mix and known is not None and known.real_id is None:
         raise ReflowError(
             f"{data}: prepared by an earlier version, without the column real_id that keeps"
