@@ -72,12 +72,11 @@ def joined(parts: Iterable[Pairs], most: int) -> Pairs:
     whole, count = None, 0
     for part in parts:
         whole = part.room(most) if whole is None else whole
-        rows = slice(count, count + len(part))
-        for name, into in whole.tensors().items():
-            given = getattr(part, name)
-            if given is None:
-                raise ValueError(f"some of its pairs have no {name}")
-            into[rows] = given[: most - count]
+        into, given = whole.tensors(), part.tensors()
+        if odd := sorted(into.keys() ^ given.keys()):
+            raise ValueError(f"only some of its pairs have a {odd[0]}")
+        for name, value in given.items():
+            into[name][count : count + len(part)] = value[: most - count]
         count = min(most, count + len(part))
         if count == most:
             break

@@ -91,7 +91,11 @@ def test_parts_are_joined_in_order_and_must_be_alike():
 
     found = joined(iter([some(0, 3), some(3, 3), some(3, 9), some(9, 99)]), 8)
     assert found.pair_id.tolist() == found.target[:, 0].tolist() == list(range(8))
-    with pytest.raises(ValueError, match="some of its pairs have no label"):
-        joined([some(0, 3, torch.zeros(3)), some(3, 5)], 9)
+    for mixed in (
+        [some(0, 3, torch.zeros(3)), some(3, 5)],
+        [some(3, 5), some(0, 1, torch.ones(1))],
+    ):
+        with pytest.raises(ValueError, match="only some of its pairs have a label"):
+            joined(mixed, 9)
     with pytest.raises(ValueError, match="it has no pairs"):
         joined([], 9)
