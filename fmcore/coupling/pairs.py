@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ class Pairs:
 
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""
-        taken = {name: value.index_select(0, index) for name, value in self.tensors().items()}
+        taken: dict[str, Any] = {
+            name: value.index_select(0, index) for name, value in self.tensors().items()
+        }
         return replace(self, **taken)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -57,7 +60,9 @@ class Pairs:
 
     def room(self, rows: int) -> "Pairs":
         """Return memory for `rows` pairs such as these; a source that is the target stays so."""
-        empty = {n: v.new_empty(rows, *v.shape[1:]) for n, v in self.tensors().items()}
+        empty: dict[str, Any] = {
+            n: v.new_empty(rows, *v.shape[1:]) for n, v in self.tensors().items()
+        }
         if self.source is self.target:
             empty["source"] = empty["target"]
         return replace(self, **empty)
@@ -82,7 +87,7 @@ def joined(parts: Iterable[Pairs], most: int) -> Pairs:
             break
     if whole is None:
         raise ValueError("it has no pairs")
-    own = whole.tensors()
-    if count < most // 2:  # few of the rows asked for: the rest is not kept
-        return replace(whole, **{name: value[:count].clone() for name, value in own.items()})
-    return replace(whole, **{name: value[:count] for name, value in own.items()})
+    found: dict[str, Any] = {name: value[:count] for name, value in whole.tensors().items()}
+    if count < most // 2:  # few of the rows asked for: memory for the rest is not kept
+        found = {name: value.clone() for name, value in found.items()}
+    return replace(whole, **found)

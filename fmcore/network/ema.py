@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Discriminator, Field, Tag
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.settings import Settings
@@ -68,8 +68,9 @@ class Average(AveragedModel):
         super().__init__(model)
         self._share = share
         self._of = [model]  # in a list: a module as an attribute would be a part of this one
-        self._parameters_of = list(self.module.parameters()), list(model.parameters())
-        self._buffers_of = list(self.module.buffers()), list(model.buffers())
+        self._own: list[Tensor] = list(self.module.parameters())
+        self._new: list[Tensor] = list(model.parameters())
+        self._own_buffers, self._new_buffers = list(self.module.buffers()), list(model.buffers())
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -81,11 +82,11 @@ class Average(AveragedModel):
             raise ValueError("an average adds the weights of the network that it was made of")
         n = int(self.n_averaged)  # it lies on the CPU: no device is waited for
         if n:
-            torch._foreach_lerp_(*self._parameters_of, self._share(n))
+            torch._foreach_lerp_(self._own, self._new, self._share(n))
         else:
-            torch._foreach_copy_(*self._parameters_of)
-        if self._buffers_of[0]:
-            torch._foreach_copy_(*self._buffers_of)
+            torch._foreach_copy_(self._own, self._new)
+        if self._own_buffers:
+            torch._foreach_copy_(self._own_buffers, self._new_buffers)
         self.n_averaged += 1
 
 

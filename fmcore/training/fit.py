@@ -244,7 +244,7 @@ def clip(gradients: list[Tensor], longest: float) -> Tensor:
     As torch's `clip_grad_norm_`, which groups them twice by device and type. No device is waited
     for.
     """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
