@@ -8,6 +8,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from fmcore.choices.multistep import AdamsBashforth
 from fmcore.matching.conversions import Velocity
 from fmcore.matching.interpolant import Schedule
 from fmcore.own import Own
@@ -83,7 +84,9 @@ def euler_at(nfe: Iterable[int]) -> list[Solver]:
     return [Solver(name="euler", steps=steps) for steps in sorted(set(nfe))]
 
 
-OdeSolver = Annotated[Solver | HeunToEuler | Custom | Adaptive, Field(discriminator="name")]
+OdeSolver = Annotated[
+    Solver | HeunToEuler | AdamsBashforth | Custom | Adaptive, Field(discriminator="name")
+]
 
 
 PAIRS: dict[str, Solver] = {
@@ -108,6 +111,8 @@ def _heun_unless_named(value: Any) -> Any:
 
 
 GridSolver = Annotated[
-    Solver | HeunToEuler | Custom, Field(discriminator="name"), BeforeValidator(_heun_unless_named)
+    Solver | HeunToEuler | AdamsBashforth | Custom,
+    Field(discriminator="name"),
+    BeforeValidator(_heun_unless_named),
 ]
 """A solver on a fixed grid."""

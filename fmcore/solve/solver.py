@@ -4,7 +4,7 @@ The ODE is dx/dt = v(x, t); it maps source (t = 1) to target (t = 0), or back. T
 exact: the last step ends on `end` itself, not at a distance epsilon from it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, Self
@@ -107,6 +107,12 @@ class Solver(Settings):
     def step(self, v: Velocity, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
         return STEPS[self.name](v, x, t, dt)
 
+    def walk(self, v: Velocity, x: Tensor, grid: Tensor) -> Iterator[Tensor]:
+        """Yield x [B, *D] after each step of a grid [steps + 1] in float64."""
+        for t, after in pairwise(grid.to(x.device, x.dtype)):
+            x = self.step(v, x, t, after - t)
+            yield x
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -148,8 +154,7 @@ def solve(
         calls += 1  # the NFE counts every call
         return velocity(x, t.expand(len(x)))
 
-    for t, after in pairwise(solver.grid(start, end).to(x.device, x.dtype)):
-        x = solver.step(v, x, t, after - t)
+    for x in solver.walk(v, x, solver.grid(start, end)):
         if keep_trajectory:
             kept.append(x)
     return Solution(x, calls, torch.stack(kept) if keep_trajectory else None)
