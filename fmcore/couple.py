@@ -62,6 +62,8 @@ def couple(
     manifest = finish(folder, about, count, keep_hashes=True)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
+    if about.probe is not None:
+        found["solver_error"] = about.probe["error"]
     found["flops_pairs"] = _flops(sampler, found)
     work.accept(found)
     metrics.parent.mkdir(parents=True, exist_ok=True)

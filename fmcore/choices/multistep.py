@@ -1,7 +1,6 @@
 """Adams-Bashforth: a solver that remembers velocities, one evaluation for each step."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -48,7 +47,8 @@ def weights(times: Tensor, end: Tensor) -> list[float]:
     """Return the integrals from the last of `times` [k] to `end` of its Lagrange polynomials.
 
     The integral of the polynomial of degree k - 1 through values at `times` is their sum by these
-    weights (Hairer, Norsett & Wanner, Solving ODEs I, III.5); on even steps (-1/2, 3/2) h for k = 2.
+    weights (Hairer, Norsett & Wanner, Solving ODEs I, III.5); on even steps h and for k = 2 they
+    are -h/2, 3h/2.
     """
     length = end - times[-1]
     powers = torch.arange(len(times), dtype=torch.float64)

@@ -30,8 +30,9 @@ COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", 
 class About(Settings):
     """Description of a coupling, kept in the manifest and, but for its size, in every shard.
 
-    `guidance` is the strength with which its pairs were made. `guided` is the strength that is in
-    them, for a flow that learns them: that of this coupling, or of one further up the chain.
+    `probe` says how the solver was chosen, if it was. `guidance` is the strength with which its
+    pairs were made. `guided` is the strength that is in them, for a flow that learns them: that of
+    this coupling, or of one further up the chain.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class About(Settings):
     model: str | None = None
     weights: str | None = None
     solver: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
     nfe: int | None = None
     audit_every: int | None = None
     guidance: float | None = None

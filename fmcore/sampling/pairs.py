@@ -1,7 +1,9 @@
 """The pairs of a coupling, shard by shard: each a pure function of (model, settings, index)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fmcore.choices.solvers import OdeSolver, solver_of_pairs
+from fmcore.choices.multistep import AdamsBashforth
+from fmcore.choices.solvers import Custom, HeunToEuler, OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import NOT_REAL, uniform
 from fmcore.coupling.pairs import Pairs
@@ -22,14 +25,19 @@ from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, table
 from fmcore.network.store import Weights, load
 from fmcore.sampling.flow import Flow
+from fmcore.sampling.probe import RECEIPT, Auto, choose, probes, remembered
 from fmcore.scale import same_units
-from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings
+from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings, derive_seed
 from fmcore.solve.adaptive import Adaptive
-from fmcore.solve.solver import Solution, solve
+from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import numerics
 from fmcore.work.work import Work
 
 Kind = Literal["generated", "inverted"]
+
+SolverOfPairs = Annotated[
+    Solver | HeunToEuler | AdamsBashforth | Custom | Adaptive | Auto, Field(discriminator="name")
+]
 
 
 class Couple(Settings):
@@ -42,9 +50,10 @@ class Couple(Settings):
     pairs: SampleCount
     """How many pairs are sampled. Raise it when held_out_ratio warns on the round that trains on
     them."""
-    solver: OdeSolver | None = None
-    """The solver of the ODE that makes the pairs. null takes rk4 on the grid that was measured for
-    the interpolant of the round: 6 steps with shift 0.5 for linear, 24 evaluations."""
+    solver: SolverOfPairs | None = None
+    """The solver of the ODE that makes the pairs. `{name: auto, error: 1e-3}` takes the cheapest
+    for an error, found by a probe of the flow. null takes rk4 on the grid measured for the
+    interpolant: 6 steps with shift 0.5 for linear, 24 evaluations."""
     mix: dict[Kind, Annotated[float, Field(gt=0, le=1)]] = Field(
         default={"generated": 1.0}, min_length=1
     )
@@ -93,7 +102,29 @@ class PairSampler:
     @property
     def solver(self) -> OdeSolver:
         """The solver that is set, or the one that was measured for the flow's interpolant."""
-        return self.settings.solver or solver_of_pairs(self.flow.interpolant)
+        named = self.settings.solver
+        assert not isinstance(named, Auto), "sampler_of settles it"
+        return named or solver_of_pairs(self.flow.interpolant)
+
+    def settled(self, auto: Auto, receipt: Path) -> "PairSampler":
+        """Return the sampler with the solver that a probe of the flow chooses (see `probe`)."""
+
+        def carry(solver: Solver, keep: bool) -> Solution:
+            return self._solve(source, label, solver, back=False, keep=keep)
+
+        seed = derive_seed(self.about.seed, "probe")
+        drawn = replace(self, about=self.about.model_copy(update={"seed": seed}))
+        ids = np.arange(probes(math.prod(self.about.shape)))
+        source, _, label = drawn._known(ids, torch.zeros(len(ids), dtype=torch.bool))
+        key = {"coupling": self.about.in_shard, "auto": auto.model_dump()}
+        solver, probe = remembered(receipt, key, lambda: choose(auto, carry))
+        twice = bool(self.flow.classes) and self.settings.guidance != 1
+        found = {"solver": _recorded(solver), "nfe": _nfe(solver, twice=twice), "probe": probe}
+        return replace(
+            self,
+            about=self.about.model_copy(update=found),
+            settings=self.settings.model_copy(update={"solver": solver}),
+        )
 
     def on(self, device: torch.device) -> Callable[[int], tuple[pa.Buffer, int]]:
         """Return `packed`, computing on `device`: what a worker runs."""
@@ -179,8 +210,15 @@ class PairSampler:
         rows = torch.where(inverted, rows, torch.from_numpy(drawn))
         return source, target, self.data.label[rows]
 
-    def _solve(self, x: Tensor, label: Tensor | None, solver: OdeSolver, back: bool) -> Solution:
-        carry = self.flow.invert if back else self.flow.sample
+    def _solve(
+        self,
+        x: Tensor,
+        label: Tensor | None,
+        solver: OdeSolver,
+        back: bool,
+        keep: bool = False,
+    ) -> Solution:
+        carry = self.flow.invert if back else partial(self.flow.sample, keep_trajectory=keep)
         return carry(
             x,
             solver,
@@ -203,7 +241,8 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     if settings.guidance != 1:
         flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
     same_units(velocity.scale, real.about.units, str(data))
-    solver = settings.solver or solver_of_pairs(flow.interpolant)
+    auto = settings.solver if isinstance(settings.solver, Auto) else None
+    solver = None if auto else settings.solver or solver_of_pairs(flow.interpolant)
     about = About(
         kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
         shape=list(velocity.shape),
@@ -212,8 +251,8 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         seed=work.seed,
         model=velocity.digest,
         weights=str(settings.weights),
-        solver=solver.model_dump(mode="json", exclude_none=True),
-        nfe=_nfe(solver, twice=bool(flow.classes) and settings.guidance != 1),
+        solver=solver and _recorded(solver),
+        nfe=solver and _nfe(solver, twice=bool(flow.classes) and settings.guidance != 1),
         audit_every=settings.audit_every,
         numerics=numerics(work.device, work.compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
@@ -232,7 +271,12 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         )
     if flow.classes and known is not None and (known.label is not None or settings.guidance != 1):
         check_labels(known.label, flow.classes, str(data))
-    return PairSampler(flow, real.source, known, about, settings, work.device)
+    sampler = PairSampler(flow, real.source, known, about, settings, work.device)
+    return sampler.settled(auto, work.scratch / RECEIPT) if auto else sampler
+
+
+def _recorded(solver: OdeSolver) -> dict[str, Any]:
+    return solver.model_dump(mode="json", exclude_none=True)
 
 
 def _nfe(solver: OdeSolver, *, twice: bool) -> int | None:

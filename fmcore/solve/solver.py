@@ -4,6 +4,7 @@ The ODE is dx/dt = v(x, t); it maps source (t = 1) to target (t = 0), or back. T
 exact: the last step ends on `end` itself, not at a distance epsilon from it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -147,14 +148,12 @@ def solve(
             raise ValueError("an adaptive solver keeps no trajectory: each row has its own times")
         x, evaluations = dopri5(velocity, x, solver, start, end)
         return Solution(x, int(evaluations.max()), evaluations=evaluations)
-    calls, kept = 0, [x]
+    calls, kept = 0, deque([x], maxlen=None if keep_trajectory else 1)
 
     def v(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
         calls += 1  # the NFE counts every call
         return velocity(x, t.expand(len(x)))
 
-    for x in solver.walk(v, x, solver.grid(start, end)):
-        if keep_trajectory:
-            kept.append(x)
-    return Solution(x, calls, torch.stack(kept) if keep_trajectory else None)
+    kept.extend(solver.walk(v, x, solver.grid(start, end)))
+    return Solution(kept[-1], calls, torch.stack(tuple(kept)) if keep_trajectory else None)

@@ -110,13 +110,21 @@ CASES = [
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []", r"evaluate.nfe"),
     ("solver: {name: heun, steps: 32}", "solver: heun", r"evaluate.solver: .*got 'heun'"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]", r"evaluate.nfe.0: .*greater than 0, got 0"),
-    ("name: heun, steps: 18", "name: hoyn, steps: 18", r"couplings.rf1.solver.name: .*got 'hoyn'"),
+    (
+        "name: ab4, steps: 23, shift: 0.5",
+        "name: hoyn, steps: 18",
+        r"couplings.rf1.solver.name: .*got 'hoyn'",
+    ),
     (
         "steps: 5000",
         "steps: 5000, time: u_shape",
         r"rf1.train.time.name: expected one of 'uniform'",
     ),
-    ("heun, steps: 18", "heun, times: [1, 0.5]", r"rf1.solver: times must fall from 1 to 0"),
+    (
+        "ab4, steps: 23, shift: 0.5",
+        "ab4, times: [1, 0.5]",
+        r"rf1.solver: times must fall from 1 to 0",
+    ),
     ("pairs: 30000", "pairs: 30000, mix: {generated: 0.5}", r"couplings.rf1: mix: shares must add"),
     ("pairs: 30000", "pairs: 30000, guidance: 2.0", r"rf1.guidance: .*set network.classes"),
     ("steps: 4000", "steps: 4000, pairing: optimal", r"rf2.train.pairing: pairs anew .*'rf1'"),

@@ -1,0 +1,176 @@
+"""The cheapest solver for a wanted error, found by a short probe of the flow at hand.
+
+Some sources are carried to t = 0 by rk4, whose steps are doubled until it is exact enough. Then
+multistep solvers on a few grids are tried against these endpoints. All of it is a function of
+(flow, sources, error).
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from fmcore.checked import read_json, sealed
+from fmcore.choices.multistep import AdamsBashforth
+from fmcore.settings import ReflowError, Settings
+from fmcore.solve.solver import Solution, Solver
+
+EXACT = 0.4
+"""Gap of the last doubling of rk4 over the wanted error: its error is at most a quarter of it."""
+
+RECEIPT = "solver.json"
+"""The file of a stage's scratch folder that holds what was chosen, for its other processes."""
+
+SHIFTS = (0.5, 0.7, 1.0, 1.5, 2.0)
+FIRST, MOST = 8, 256
+"""Fewest and most steps that are tried."""
+
+Carry = Callable[[Solver, bool], Solution]
+"""(solver, keep the trajectory) -> the solution from the probe's sources."""
+
+
+class Auto(Settings):
+    """Chooses the solver by a probe of the flow: the fewest evaluations for the wanted error."""
+
+    name: Literal["auto"]
+    """Adams-Bashforth of order 3 or 4 on the grid that a probe of the flow finds best: even,
+    shifted, or dense where the paths bend. The coupling records which, and its error."""
+    error: float = Field(default=1e-3, ge=1e-5, le=0.1)
+    """Wanted root mean square error of an endpoint, relative to the standard deviation of the
+    endpoints. Lower it for more exact pairs; a tenth costs about twice the evaluations."""
+
+
+Found = tuple[Solver, dict[str, Any]]
+"""The solver that was chosen, and a receipt."""
+
+
+def probes(dim: int) -> int:
+    """Return how many sources are probed: few values are far off in few dimensions.
+
+    >>> probes(2), probes(3072)
+    (1024, 64)
+    """
+    return min(1024, max(64, 2**14 // dim))
+
+
+def choose(auto: Auto, carry: Carry) -> Found:
+    """Return the solver with the fewest steps that has the wanted error, and a receipt.
+
+    Raises ReflowError if none has with at most `MOST` steps.
+    """
+    exact, path = _exact(auto, carry)
+    spread = _rms(exact - exact.mean(0))
+
+    def error(solver: Solver) -> float:
+        return _at_most(carry(solver, False).x - exact) / spread
+
+    best: tuple[Solver, float] | None = None
+    for make in _ranked(path, error):
+        found = _fewest(make, error, auto.error, MOST if best is None else best[0].steps - 1)
+        best = found or best
+    if best is None:
+        raise ReflowError(
+            f"couplings: solver auto found no grid of up to {MOST} steps with an error of"
+            f" {auto.error:g}; raise `error`, or name a solver"
+        )
+    return best[0], {"wanted": auto.error, "error": best[1], "probes": len(exact)}
+
+
+def remembered(file: Path, key: Mapping[str, Any], find: Callable[[], Found]) -> Found:
+    """Return what `find` finds, or what the file says that it found for the same key."""
+    try:
+        known = read_json(file)
+    except (OSError, ReflowError):
+        known = {}
+    if known.get("key") == json.loads(json.dumps(key)):
+        return AdamsBashforth.model_validate(known["solver"]), known["probe"]
+    solver, probe = find()
+    content = {"key": key, "solver": solver.model_dump(exclude_none=True), "probe": probe}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(json.dumps(sealed(content)))
+    draft.replace(file)
+    return solver, probe
+
+
+Make = Callable[[int], Solver]
+"""steps -> a solver of so many steps."""
+
+
+def _ranked(path: Tensor, error: Callable[[Solver], float], steps: int = 24) -> list[Make]:
+    """Return the two families of solvers with the least error at some number of steps."""
+    return sorted(_families(path), key=lambda make: error(make(steps)))[:2]
+
+
+def _families(path: Tensor) -> Iterator[Make]:
+    for name in ("ab3", "ab4"):
+        for shift in SHIFTS:
+            yield lambda n, name=name, shift=shift: AdamsBashforth(name=name, steps=n, shift=shift)
+        for power in (0.25, 0.35):
+            yield lambda n, name=name, power=power: AdamsBashforth(
+                name=name, times=dense_where_bent(path, n, power)
+            )
+
+
+def _fewest(
+    make: Make, error: Callable[[Solver], float], wanted: float, most: int
+) -> tuple[Solver, float] | None:
+    """Return the solver with the fewest steps up to `most` and its error, by bisection."""
+    found, low, high = None, FIRST, most
+    while low <= high:
+        steps = min((low + high) // 2, 2 * low) if found is None else (low + high) // 2
+        solver = make(steps)
+        got = error(solver)
+        if got <= wanted:
+            found, high = (solver, got), steps - 1
+        else:
+            low = steps + 1
+    return found
+
+
+def _exact(auto: Auto, carry: Carry) -> tuple[Tensor, Tensor]:
+    """Return endpoints [B, *D] that are exact enough, and a trajectory [33, B, *D]."""
+    first = carry(Solver(name="rk4", steps=32), True)
+    assert first.trajectory is not None
+    before = first.x
+    for steps in (64, 128, 256, 512):
+        found = carry(Solver(name="rk4", steps=steps), False).x
+        gap = _rms(found - before) / max(_rms(found - found.mean(0)), 1e-12)
+        if gap <= EXACT * auto.error:
+            return found, first.trajectory
+        before = found
+    raise ReflowError(
+        f"couplings: solver auto needs endpoints that are exact to {EXACT * auto.error:.2g}, but"
+        f" rk4 of 512 steps is still off by {gap:.2g}; raise `error`, or train the round longer"
+    )
+
+
+def dense_where_bent(path: Tensor, steps: int, power: float) -> tuple[float, ...]:
+    """Return times [steps + 1] from 1 to 0, dense where paths [T + 1, B, *D] on an even grid bend.
+
+    The density of times is the size of the third derivative to some power (the error of a step of
+    order p is h^(p + 1) times a derivative, so equal errors need a power below 1 / (p + 1)).
+    """
+    some = path.double().flatten(1)
+    bent = (some.diff(n=3, dim=0).square().mean(1).sqrt() ** power).numpy()
+    passed = np.linspace(0, 1, len(some))  # 1 - t, which rises
+    fine = np.linspace(0, 1, 257)
+    density = np.interp(fine, (passed[1:-2] + passed[2:-1]) / 2, bent + 0.05 * bent.max())
+    total = np.concatenate([[0], ((density[1:] + density[:-1]) / 2).cumsum()])
+    inner = 1 - np.interp(np.linspace(0, 1, steps + 1)[1:-1], total / total[-1], fine)
+    return (1.0, *inner.tolist(), 0.0)
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def _at_most(gap: Tensor) -> float:
+    """Return the root mean square of a gap [B, *D] and two standard errors: rows differ much."""
+    rows = gap.double().flatten(1).square().mean(1)
+    return float((rows.mean() + 2 * rows.std() / len(rows) ** 0.5).sqrt())

@@ -1,0 +1,100 @@
+"""Solver auto: the wanted error with few evaluations, by a probe that is the same in any run."""
+
+import json
+
+import pytest
+import torch
+
+from fmcore.choices.multistep import AdamsBashforth
+from fmcore.couple import Couple
+from fmcore.coupling.read import open_coupling, read
+from fmcore.sampling import probe
+from fmcore.sampling.pairs import sampler_of
+from fmcore.sampling.probe import Auto, choose, dense_where_bent
+from fmcore.settings import ReflowError
+from fmcore.solve.solver import Solver, solve
+from fmcore.work.work import Work
+from tests.fmcore.sampling.test_couple import run, start  # noqa: F401
+from tests.oracles import eight_gaussians_velocity
+
+VELOCITY = eight_gaussians_velocity(1.39, 0.174)
+
+
+def normal(rows, seed):
+    return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def carry(solver, keep):
+    return solve(VELOCITY, normal(256, 0), solver, keep_trajectory=keep)
+
+
+@pytest.mark.parametrize("error", [1e-2, 1e-3])
+def test_the_chosen_solver_has_the_wanted_error_on_other_sources(error):
+    solver, receipt = choose(Auto(name="auto", error=error), carry)
+    fresh = normal(1024, 1)
+    exact = solve(VELOCITY, fresh, Solver(name="rk4", steps=200)).x
+
+    def off(solver):
+        gap = (solve(VELOCITY, fresh, solver).x - exact).square().mean().sqrt()
+        return float(gap / exact.std())
+
+    assert off(solver) < 1.2 * error
+    assert receipt["wanted"] == error and 0 < receipt["error"] <= error
+    assert receipt["probes"] == 256
+    assert off(Solver(name="heun", steps=(solver.steps + 1) // 2)) > 2 * error
+    assert choose(Auto(name="auto", error=error), carry) == (solver, receipt)
+
+
+def test_an_error_that_no_grid_reaches_is_a_line(monkeypatch):
+    monkeypatch.setattr(probe, "MOST", 10)
+    with pytest.raises(ReflowError, match=r"no grid of up to 10 steps with an error of 0\.001"):
+        choose(Auto(name="auto"), carry)
+
+    def rough(solver, keep):
+        v = lambda x, t: torch.where(x > 0, -1.0, 1.0) * 30 * (1 + (1000 * t).sin()[:, None])
+        return solve(v, normal(64, 0), solver, keep_trajectory=keep)
+
+    with pytest.raises(ReflowError, match="rk4 of 512 steps is still off by"):
+        choose(Auto(name="auto", error=1e-5), rough)
+
+
+def test_times_are_dense_where_paths_bend():
+    t = torch.linspace(1, 0, 33, dtype=torch.float64)
+    path = torch.tanh((t - 0.25) * 20)[:, None, None].expand(33, 5, 1)
+    times = dense_where_bent(path, 24, 0.35)
+    assert len(times) == 25 and times[0] == 1 and times[-1] == 0
+    steps = torch.tensor(times).diff().abs()
+    assert 0.15 < times[int(steps.argmin())] < 0.35
+    assert steps.max() > 3 * steps.min()
+    AdamsBashforth(name="ab3", times=times)  # falls
+
+
+def test_a_coupling_records_what_was_chosen_and_its_bytes_are_those_of_any_run(start):  # noqa: F811
+    settings = Couple(pairs=600, shard=300, solver=Auto(name="auto", error=1e-3))
+    whole = run(start, "whole", settings)
+    assert run(start, "other", settings.model_copy(update={"batch": 77})) == whole
+    about = open_coupling(start / "whole" / "coupling").about
+    chosen = about.solver
+    assert chosen["name"] in {"ab3", "ab4"} and about.nfe == chosen["steps"] + 1
+    assert about.probe["error"] <= about.probe["wanted"] == 1e-3
+    metrics = json.loads((start / "whole" / "metrics.json").read_text())
+    assert metrics["solver_error"] == about.probe["error"] and metrics["nfe"] == about.nfe
+    named = Couple(pairs=600, shard=300, solver=AdamsBashforth.model_validate(chosen))
+    run(start, "named", named)
+    pairs = [read(open_coupling(start / name / "coupling")).target for name in ("whole", "named")]
+    assert torch.equal(*pairs)
+
+
+def test_the_probe_is_made_once_for_all_processes_of_a_coupling(start, monkeypatch):  # noqa: F811
+    settings = Couple(pairs=64, shard=64, solver=Auto(name="auto", error=1e-3))
+    work = Work(scratch=start / "scratch", seed=11)
+    first = sampler_of(start / "model", start / "data", settings, work).about
+    monkeypatch.setattr("fmcore.sampling.pairs.choose", None)
+    assert sampler_of(start / "model", start / "data", settings, work).about == first
+    with pytest.raises(TypeError):  # another error is another probe
+        tighter = settings.model_copy(update={"solver": Auto(name="auto", error=1e-4)})
+        sampler_of(start / "model", start / "data", tighter, work)
+    monkeypatch.undo()
+    file = work.scratch / probe.RECEIPT
+    file.write_text(file.read_text().replace("ab", "ba"))  # damaged: probed again
+    assert sampler_of(start / "model", start / "data", settings, work).about == first
