@@ -205,8 +205,8 @@ MUTATIONS = [
     Mutation(
         "NFE counted per step",
         "fmcore/solve/solver.py",
-        "return Solution(x, calls, ",
-        "return Solution(x, solver.steps, ",
+        "return Solution(kept[-1], calls, ",
+        "return Solution(kept[-1], solver.steps, ",
         "tests/fmcore/solve/test_solver.py::test_nfe_is_what_the_network_saw",
     ),
     Mutation(

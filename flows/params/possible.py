@@ -7,7 +7,6 @@ reads them.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fmcore.choices.solvers import OdeSolver
 from fmcore.dataset.kinds import Noise
 from fmcore.dataset.samples import Known
 from fmcore.features.extractor import FeatureSettings
@@ -15,6 +14,7 @@ from fmcore.matching.times import Grid, Point
 from fmcore.network.build import Network
 from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
+from fmcore.sampling.pairs import SolverOfPairs
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
 from fmcore.training.losses import Perceptual
@@ -156,7 +156,7 @@ def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
             yield ("couplings", key, "solver"), what
 
 
-def _on_grid(solver: OdeSolver | None, steps: int) -> bool:
+def _on_grid(solver: SolverOfPairs | None, steps: int) -> bool:
     """Say whether a solver evaluates at some of the times 1/steps, 2/steps, ..., 1 only."""
     if not isinstance(solver, Solver) or solver.name != "euler":
         return False

@@ -53,4 +53,4 @@ def weights(times: Tensor, end: Tensor) -> list[float]:
     length = end - times[-1]
     powers = torch.arange(len(times), dtype=torch.float64)
     at = ((times - times[-1]) / length) ** powers[:, None]
-    return torch.linalg.solve(at, length / (powers + 1)).tolist()
+    return [float(w) for w in torch.linalg.solve(at, length / (powers + 1))]

@@ -4,6 +4,8 @@ A few distinct samples, repeated often, have a good Frechet distance and a poor 
 reveals a flow that remembers its pairs.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -87,7 +89,7 @@ def recall_error(fake: Tensor, real: Tensor, *, k: int, splits: int = 24, seed: 
     half = sum(variance(order.chunk(2)) for order in orders) / splits
     quarter = sum(variance(order.chunk(4)) for order in orders) / splits
     falls = min(max(half / quarter, 0.5), 1.0) if quarter else 1.0
-    return (half * falls) ** 0.5
+    return math.sqrt(half * falls)
 
 
 def nearest(fake: Tensor, train: Tensor, *, rows: int = 256) -> Tensor:

@@ -241,8 +241,9 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     if settings.guidance != 1:
         flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
     same_units(velocity.scale, real.about.units, str(data))
-    auto = settings.solver if isinstance(settings.solver, Auto) else None
-    solver = None if auto else settings.solver or solver_of_pairs(flow.interpolant)
+    named = settings.solver or solver_of_pairs(flow.interpolant)
+    solver = None if isinstance(named, Auto) else named
+    twice = bool(flow.classes) and settings.guidance != 1
     about = About(
         kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
         shape=list(velocity.shape),
@@ -251,8 +252,8 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         seed=work.seed,
         model=velocity.digest,
         weights=str(settings.weights),
-        solver=solver and _recorded(solver),
-        nfe=solver and _nfe(solver, twice=bool(flow.classes) and settings.guidance != 1),
+        solver=None if solver is None else _recorded(solver),
+        nfe=None if solver is None else _nfe(solver, twice=twice),
         audit_every=settings.audit_every,
         numerics=numerics(work.device, work.compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
@@ -272,7 +273,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     if flow.classes and known is not None and (known.label is not None or settings.guidance != 1):
         check_labels(known.label, flow.classes, str(data))
     sampler = PairSampler(flow, real.source, known, about, settings, work.device)
-    return sampler.settled(auto, work.scratch / RECEIPT) if auto else sampler
+    return sampler.settled(named, work.scratch / RECEIPT) if isinstance(named, Auto) else sampler
 
 
 def _recorded(solver: OdeSolver) -> dict[str, Any]:

@@ -8,6 +8,7 @@ multistep solvers on a few grids are tried against these endpoints. All of it is
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ RECEIPT = "solver.json"
 """The file of a stage's scratch folder that holds what was chosen, for its other processes."""
 
 SHIFTS = (0.5, 0.7, 1.0, 1.5, 2.0)
+POWERS = (0.25, 0.35)
+"""Of the bend of paths, for the density of a grid (see `dense_where_bent`)."""
 FIRST, MOST = 8, 256
 """Fewest and most steps that are tried."""
 
@@ -108,13 +111,16 @@ def _ranked(path: Tensor, error: Callable[[Solver], float], steps: int = 24) -> 
 
 
 def _families(path: Tensor) -> Iterator[Make]:
+    def shifted(steps: int, *, name: str, shift: float) -> Solver:
+        return AdamsBashforth.model_validate({"name": name, "steps": steps, "shift": shift})
+
+    def bent(steps: int, *, name: str, power: float) -> Solver:
+        times = dense_where_bent(path, steps, power)
+        return AdamsBashforth.model_validate({"name": name, "times": times})
+
     for name in ("ab3", "ab4"):
-        for shift in SHIFTS:
-            yield lambda n, name=name, shift=shift: AdamsBashforth(name=name, steps=n, shift=shift)
-        for power in (0.25, 0.35):
-            yield lambda n, name=name, power=power: AdamsBashforth(
-                name=name, times=dense_where_bent(path, n, power)
-            )
+        yield from (partial(shifted, name=name, shift=shift) for shift in SHIFTS)
+        yield from (partial(bent, name=name, power=power) for power in POWERS)
 
 
 def _fewest(
@@ -160,7 +166,9 @@ def dense_where_bent(path: Tensor, steps: int, power: float) -> tuple[float, ...
     bent = (some.diff(n=3, dim=0).square().mean(1).sqrt() ** power).numpy()
     passed = np.linspace(0, 1, len(some))  # 1 - t, which rises
     fine = np.linspace(0, 1, 257)
-    density = np.interp(fine, (passed[1:-2] + passed[2:-1]) / 2, bent + 0.05 * bent.max())
+    density = np.interp(
+        fine, (passed[1:-2] + passed[2:-1]) / 2, bent + max(0.05 * bent.max(), 1e-12)
+    )
     total = np.concatenate([[0], ((density[1:] + density[:-1]) / 2).cumsum()])
     inner = 1 - np.interp(np.linspace(0, 1, steps + 1)[1:-1], total / total[-1], fine)
     return (1.0, *inner.tolist(), 0.0)
