@@ -14,35 +14,49 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from datetime import date
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
-import torch
-
-from benchmarks.bench import coupling, errors, evaluation, memory, report, training
 from benchmarks.bench.turns import QUICK, Point, Row, Sizes
 
 Curves = dict[str, list[Point]]
+Part = Callable[[Path, Sizes, Curves], Iterable[Row]]
 
 
-def _error(sizes: Sizes, curves: Curves) -> Iterable[Row]:
+def _error(root: Path, sizes: Sizes, curves: Curves) -> Iterable[Row]:
+    from benchmarks.bench import errors
+
     for flow in sizes.points:
         curves.setdefault("error", []).extend(errors.curve(flow, sizes))
     return errors.table(curves["error"])
 
 
 def _cost(root: Path, sizes: Sizes, curves: Curves) -> Iterable[Row]:
+    from benchmarks.bench import coupling
+
     rows, curves["cost"] = coupling.cost(root, sizes)
     return rows
 
 
-PARTS: dict[str, Callable[[Path, Sizes, Curves], Iterable[Row]]] = {
-    "coupling": lambda root, sizes, _: coupling.throughput(root, sizes),
-    "training": lambda root, sizes, _: training.speed(root, sizes),
-    "error": lambda root, sizes, curves: _error(sizes, curves),
-    "workers": lambda root, sizes, _: coupling.workers(root, sizes),
+def _of(module: str, function: str) -> Part:
+    """Return a part that has no curves; a worker imports this file, so it loads no others."""
+
+    def run(root: Path, sizes: Sizes, _: Curves) -> Iterable[Row]:
+        found = getattr(import_module(f"benchmarks.bench.{module}"), function)
+        return cast(Iterable[Row], found(root, sizes))
+
+    return run
+
+
+PARTS: dict[str, Part] = {
+    "coupling": _of("coupling", "throughput"),
+    "training": _of("training", "speed"),
+    "error": _error,
+    "workers": _of("coupling", "workers"),
     "cost": _cost,
-    "memory": lambda root, sizes, _: memory.growth(root, sizes),
-    "evaluation": lambda root, sizes, _: evaluation.share(root, sizes),
+    "memory": _of("memory", "growth"),
+    "evaluation": _of("evaluation", "share"),
 }
 
 
@@ -85,6 +99,11 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"unknown parts {sorted(unknown)}; choose of {', '.join(PARTS)}")
+
+    import torch
+
+    from benchmarks.bench import report
+
     torch.set_num_threads(given.threads)
     today, kept = date.today(), report.SOURCE / ".reflow" / "bench"
     page, images = (
