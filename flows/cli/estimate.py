@@ -132,7 +132,7 @@ def _training(params: Params, name: str, round_: Round, data: Path, seconds: flo
 
 
 USUALLY_CHOSEN = AdamsBashforth(name="ab4", steps=31)
-"""What stands for solver auto before a round is trained (benchmarks/2026-11_pair_error.md)."""
+"""What stands for solver auto before a round is trained (benchmarks/2026-11_pair_solvers.md)."""
 
 
 def _coupling(
