@@ -20,6 +20,7 @@ TINY = turns.Sizes(
     nfe=(12, 24),
     euler=(),
     tolerances=(1e-2,),
+    wanted=(1e-2,),
     exact_steps=200,
     shared_pairs=16,
     lengths=(8, 16),
@@ -41,6 +42,7 @@ def test_the_parts_at_the_smallest_sizes_give_pages_and_pictures(tmp_path):
     assert len(coupling.values) == TINY.turns and min(coupling.values) > 0
     errors = {p["nfe"]: p["rms"] for p in curves["error"] if p.get("method") == "rk4"}
     assert set(errors) == {12, 24} and errors[24] < errors[12]
+    assert "auto" in {p["method"] for p in curves["error"] if "rms" in p}
     report.write(tmp_path / "out.md", tmp_path, {"date": "d", "command": "c", "minutes": "0"},
                  rows, curves)  # fmt: skip
     page = (tmp_path / "out.md").read_text()

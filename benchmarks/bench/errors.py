@@ -16,6 +16,7 @@ from benchmarks.bench import peers
 from benchmarks.bench.cases import noise, trained
 from benchmarks.bench.turns import Point, Row, Sizes, best_batch, clock
 from fmcore.choices.solvers import OdeSolver, solver_of_pairs
+from fmcore.sampling import probe
 from fmcore.sampling.flow import mean_nfe
 from fmcore.solve.solver import solve
 
@@ -54,10 +55,27 @@ def ours(sizes: Sizes) -> Iterator[tuple[str, Any]]:
             steps = {int((nfe - extra) / each) for nfe in sizes.nfe}
             steps |= set(sizes.euler) if name == "euler" else set()
             yield from ((name, read(name=name, steps=n)) for n in sorted(steps) if n > 2)
-        elif read(name=name, error=GOAL):
-            yield from ((name, read(name=name, error=e)) for e in (1e-2, 1e-3, 1e-4))
         else:
             yield from ((name, read(name=name, rtol=e, atol=e)) for e in sizes.tolerances)
+
+
+def chosen(flow: fmcore.Flow, sizes: Sizes) -> Iterator[tuple[str, Any]]:
+    """Yield ("auto", solver) for what the solver `auto` chooses, by a probe of other sources.
+
+    The error that it raises where it finds none takes the place of the solver.
+    """
+    assert flow.made_of is not None
+    shape = flow.made_of[0].shape
+    x = noise(probe.probes(math.prod(shape)), shape, seed=4)
+
+    def carry(solver: fmcore.Solver, keep: bool) -> fmcore.Solution:
+        return flow.sample(x, solver, keep_trajectory=keep)
+
+    for error in sizes.wanted:
+        try:
+            yield "auto", probe.choose(probe.Auto(name="auto", error=error), carry)[0]
+        except fmcore.ReflowError as refused:
+            yield "auto", refused
 
 
 def runs(flow: fmcore.Flow, x: Tensor, sizes: Sizes) -> Iterator[tuple[str, str, Run]]:
@@ -65,6 +83,8 @@ def runs(flow: fmcore.Flow, x: Tensor, sizes: Sizes) -> Iterator[tuple[str, str,
 
     def own(solver: Any) -> Run:
         def run() -> tuple[Tensor, float]:
+            if isinstance(solver, fmcore.ReflowError):
+                raise solver
             found = flow.sample(x, solver)
             return found.x, mean_nfe(found)
 
@@ -87,7 +107,7 @@ def runs(flow: fmcore.Flow, x: Tensor, sizes: Sizes) -> Iterator[tuple[str, str,
 
         return run
 
-    for name, solver in ours(sizes):
+    for name, solver in (*ours(sizes), *chosen(flow, sizes)):
         yield name, "ours", own(solver)
     yield "default of couple", "ours", own(solver_of_pairs(flow.interpolant))
     for name, package, make in peers.candidates(sizes):

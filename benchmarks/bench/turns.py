@@ -72,6 +72,8 @@ class Sizes:
     """Evaluations that solvers on a grid are tried with."""
     euler: tuple[int, ...] = (100, 300, 1000)
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    wanted: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 5e-4)
+    """Errors that the solver `auto` is asked for."""
     exact_steps: int = 400
     """Steps of rk4 in float64 that the errors are measured against."""
     shared_pairs: int = 32_768
@@ -106,6 +108,7 @@ QUICK = Sizes(
     nfe=(12, 24, 48),
     euler=(100,),
     tolerances=(1e-3, 1e-5),
+    wanted=(1e-3,),
     exact_steps=60,
     shared_pairs=8_192,
     lengths=(1_000, 10_000, 50_000),
