@@ -256,7 +256,7 @@ MUTATIONS = [
         "fmcore/sampling/flow.py",
         "return replace(self, network=in_tiles(self.network, self.tile))",
         "return self",
-        "tests/fmcore/sampling/test_couple.py::test_the_batch_does_not_change_a_byte",
+        "tests/fmcore/network/test_network.py::test_a_solver_gives_a_network_its_one_time_for_each_row_without_copies",
     ),
     Mutation(
         "noise by the row of its shard",

@@ -144,7 +144,7 @@ def _coupling(
         settings = settings.model_copy(update={"solver": USUALLY_CHOSEN})
     sampler = sampler_of(model, data, settings, work)
     flow: Flow = sampler.flow
-    rows = min(settings.batch, rows_of_call(flow.tile, device))
+    rows = rows_of_call(flow.tile, device)
     noise = gaussian_noise(0, np.arange(rows), tuple(sampler.about.shape))
     label = torch.zeros(rows, dtype=torch.int64) if flow.classes else None
     solver = sampler.solver
@@ -162,8 +162,9 @@ def _coupling(
 
     each = _seconds_each(carry, seconds)
     nfe = float(sampler.about.nfe) if fixed and sampler.about.nfe else spent[-1]
-    audit = 1 + 2 / settings.audit_every  # an audited pair is solved again with twice the steps
-    rate = rows / (each * nfe / spent[-1] * audit)
+    calls = -(-pairs // rows)
+    audits = -(-calls // settings.audit_every)  # their pairs are solved again, in twice the steps
+    rate = rows / (each * nfe / spent[-1] * (1 + 2 * audits / calls))
     size = 8 * math.prod(sampler.about.shape) + 12 + 8 * bool(flow.classes)
     return Cost(f"couple@{key}", "pairs", pairs, nfe, rate, pairs / rate / 3600, pairs * size)
 

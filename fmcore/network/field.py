@@ -41,12 +41,13 @@ class Field:
         low, high = usable_times(self.interpolant, self.objective)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            t = t.clamp(low, high)
+            t = once(t).clamp(low, high)
             over = span(t) if callable(span) else torch.full_like(t, span)
-            out = self._call(x, t, label, over)
+            times, over = t.expand(len(x)), over.expand(len(x))
+            out = self._call(x, times, label, over)
             if label is not None and guidance != 1:
                 null = torch.full_like(label, self.classes)
-                plain = self._call(x, t, null, over)
+                plain = self._call(x, times, null, over)
                 out = plain + guidance * (out - plain)
             return to_velocity(self.interpolant, self.objective, out, x, t)
 
@@ -56,6 +57,15 @@ class Field:
         if self.objective == "mean_flow":
             return self.network(x, t, label, span)
         return self.network(x, t) if label is None else self.network(x, t, label)
+
+
+def once(t: Tensor) -> Tensor:
+    """Return the one time [1] of all rows where t [B] is an expanded tensor, else t.
+
+    A solver on a fixed grid has one time for all rows; what depends on the time alone is then
+    computed once.
+    """
+    return t[:1] if t.stride(0) == 0 else t
 
 
 def interpolant_of(about: dict[str, Any]) -> Schedule:

@@ -8,7 +8,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fmcore.network.field import once
 from fmcore.settings import ClassCount, Depth, Settings, Width, check_weights
+
+CACHED = 65536
+"""Features of a hidden layer that a network call has at once: 256 KB, which a CPU's cache holds."""
 
 
 class MLP(Settings):
@@ -63,7 +67,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        """Map features h [B, W] and the time embedding [B, W] to features [B, W]."""
+        """Map features h [B, W] and the time embedding [B or 1, W] to features [B, W]."""
         inner = self.inner(self.norm(h)) + self.time(time)
         return cast(Tensor, h + self.outer(nn.functional.silu(inner)))
 
@@ -75,13 +79,14 @@ class ResidualMLP(nn.Module):
     Gaussian data: the blocks learn the rest.
     """
 
-    tile = 256
+    tile: int
     """Rows of a network call on the CPU."""
 
     def __init__(self, settings: MLP, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.settings, self.shape = settings, shape
         dim, width = math.prod(shape), settings.width
+        self.tile = min(max(256, 2 ** round(math.log2(CACHED / width))), 1024)
         half = settings.time_features // 2
         # Half a period to 8 over [0, 1]: a velocity is smooth in t, and the solver relies on it.
         frequencies = math.pi * torch.logspace(0, math.log10(settings.time_frequency), half)
@@ -106,13 +111,14 @@ class ResidualMLP(nn.Module):
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
     ) -> Tensor:
         """Return dx/dt [B, *D] at x [B, *D] and t [B]; without a label, for the null class."""
+        t = once(t)
         time = self.time(self._waves(t))
         if self.settings.classes:
             null = torch.full_like(t, self.settings.classes, dtype=torch.int64)
             time = time + self.label(null if label is None else label)
         if span is not None:
             # An eighth of the frequencies: the loss differentiates by the span.
-            time = time + self.span(self._waves(span / 8))
+            time = time + self.span(self._waves(once(span) / 8))
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, time)

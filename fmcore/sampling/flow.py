@@ -15,7 +15,7 @@ from fmcore.network.store import Model
 from fmcore.scale import Scale
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solution, Solver, solve
-from fmcore.work.compute import TILE, Compute, in_tiles
+from fmcore.work.compute import TILE, Compute, in_tiles, rows_of_call
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Flow(Field):
     ) -> Solution:
         """Integrate from source [N, *D] to t = 0; the solution, in model units, is on the CPU.
 
+        `batch` rows are solved at once, rounded up to whole network calls.
         `device` holds the weights: given for a loaded model, else that of the source. The state is
         float32 in every precision of the network: a half-precision state would lose the pairing.
         With guidance each evaluation of the velocity counts as two: it calls the network twice.
@@ -143,6 +144,8 @@ class Flow(Field):
         tiled, parts = self.tiled(), []
         if device is None:
             device = x.device if self.made_of is None else _device_of(self.made_of[0].network)
+        rows_each = rows_of_call(self.tile, device)
+        batch = -(-batch // rows_each) * rows_each
         for cut in range(0, len(x), batch):
             rows = x[cut : cut + batch].to(device)
             own = None if label is None else label[cut : cut + batch].to(device)

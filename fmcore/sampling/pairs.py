@@ -30,7 +30,7 @@ from fmcore.scale import same_units
 from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings, derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solution, Solver, solve
-from fmcore.work.compute import numerics
+from fmcore.work.compute import numerics, rows_of_call
 from fmcore.work.work import Work
 
 Kind = Literal["generated", "inverted"]
@@ -67,14 +67,15 @@ class Couple(Settings):
     """Which weights of the round make the pairs: the average (`ema`), the optimiser's own (`raw`),
     or the power average of a relative length (0.1), if the round has `power_ema`."""
     batch: BatchSize = 1024
-    """Pairs that are solved at once. Raise it on a large GPU, lower it when memory runs out; it
-    does not change the bytes."""
+    """Pairs that are solved at once, rounded up to whole calls of the network. Raise it on a large
+    GPU, lower it when memory runs out; it does not change the bytes."""
     shard: BatchSize = 4096
     """Pairs in each Parquet file: the unit of work for several workers. A stopped run does not
     repeat finished files."""
-    audit_every: SampleCount = 32
+    audit_every: SampleCount = 128
     """One pair in this many is solved again with twice the steps (or a tenth of the tolerances), to
-    measure `solver_gap`. Lower it for a better estimate."""
+    measure `solver_gap`: whole calls of the network, the first one at least. Lower it for a better
+    estimate."""
 
     @model_validator(mode="after")
     def _shares(self) -> "Couple":
@@ -86,6 +87,14 @@ class Couple(Settings):
         """Return the numbers of the pairs in shard `index`; the last shard may have fewer."""
         first = index * self.shard
         return range(first, min(first + self.shard, self.pairs))
+
+    def audited(self, ids: NDArray[np.int64], rows: int) -> NDArray[np.bool_]:
+        """Return which of the pairs `ids` [N] are audited: whole runs of `rows` pairs.
+
+        A network call has `rows` rows, padded if there are fewer: single pairs here and there would
+        cost many calls that are nearly empty.
+        """
+        return np.asarray(ids // rows % self.audit_every == 0)
 
 
 @dataclass(frozen=True)
@@ -141,8 +150,8 @@ class PairSampler:
     def shard(self, index: int) -> tuple[pa.Table, int]:
         """Return shard `index`, a pure function of (model, settings, index), and its NFE.
 
-        Every `audit_every`-th pair is solved again with twice the steps; `solver_gap` is the RMS
-        difference of the endpoints, an estimate of the discretisation error of that pair.
+        An audited pair is solved again with twice the steps; `solver_gap` is the RMS difference of
+        the endpoints, an estimate of the discretisation error of that pair.
         """
         pairs = self.settings.ids(index)
         ids: NDArray[np.int64] = np.arange(pairs.start, pairs.stop)
@@ -161,7 +170,9 @@ class PairSampler:
             nfe = found.nfe
             if found.evaluations is not None:
                 spent[rows] = found.evaluations
-            audited = torch.from_numpy(ids % self.settings.audit_every == 0)[rows]
+            audited = torch.from_numpy(
+                self.settings.audited(ids, rows_of_call(self.flow.tile, self.device))
+            )[rows]
             if bool(audited.any()):
                 own = None if own is None else own[audited]
                 finer = self._solve(given[audited], own, self.solver.refined(), back).x

@@ -144,4 +144,6 @@ def in_tiles(network: Callable[..., Tensor], tile: int = TILE) -> Callable[..., 
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
+    if x.stride(0) == 0:  # one time for all rows stays one
+        return x[:1].expand(rows, *x.shape[1:])
     return x if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])

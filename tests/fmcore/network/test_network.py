@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from fmcore.checked import read_json, sealed
+from fmcore.matching.interpolant import Linear
 from fmcore.network.build import build
 from fmcore.network.ema import averaged
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load, redrawn, save
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
+from fmcore.solve.solver import Solver
 from tests.chains import SMALL, scratch_model
 
 
@@ -132,3 +134,28 @@ def test_a_model_drawn_anew_is_the_network_of_its_seed(tmp_path):
     assert all(torch.equal(v, wanted[k]) for k, v in again.network.state_dict().items())
     first = load(tmp_path / "a")
     assert again.config == {**first.config, "seed": 5} and again.digest != first.digest
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_one_time_of_all_rows_is_embedded_once(classes):
+    network = build(MLP(width=16, depth=2, classes=classes), (2,), seed=0)
+    for p in network.parameters():
+        p.data += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    rows = []
+    network.time.register_forward_hook(lambda _, given, out: rows.append(len(out)))
+    x, t = torch.randn(7, 2), torch.tensor([0.3])
+    label = torch.arange(7) % 3 if classes else None
+    each, once = network(x, t.repeat(7), label), network(x, t.expand(7), label)
+    assert rows == [7, 1]
+    torch.testing.assert_close(once, each)
+
+
+def test_a_solver_gives_a_network_its_one_time_for_each_row_without_copies():
+    seen = []
+
+    def network(x, t):
+        seen.append((len(x), t.shape, t.stride()))
+        return x
+
+    Flow(network, Linear(), tile=4).sample(torch.zeros(6, 2), Solver(name="heun", steps=1))
+    assert seen == [(4, (4,), (0,))] * 4

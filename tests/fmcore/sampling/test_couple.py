@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from fmcore.couple import Couple, couple
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
@@ -27,7 +29,7 @@ class Killed(BaseException):
 def start(tmp_path):
     torch.set_num_threads(1)
     gaussian_data(tmp_path / "data", mu=[0.0, 0.0], s=[1.0, 1.0], pairs=50)
-    folder = scratch_model(tmp_path / "model", dim=2)
+    folder = scratch_model(tmp_path / "model", dim=2, network=MLP(width=256, depth=1))
     model = load(folder).network
     generator = torch.Generator().manual_seed(3)
     for p in model.parameters():
@@ -146,13 +148,21 @@ def test_the_coupling_describes_itself(start):
 def test_the_solver_gap_is_audited_and_falls_with_the_step(start):
     run(start, "coarse", SETTINGS)
     run(start, "fine", SETTINGS.model_copy(update={"solver": Solver(name="heun", steps=32)}))
-    frame = pd.read_parquet(start / "coarse" / "coupling")
-    assert (frame.solver_gap.notna() == (frame.pair_id % 10 == 0)).all()
+    frame, rows = pd.read_parquet(start / "coarse" / "coupling"), load(start / "model").network.tile
+    assert rows < len(frame)
+    assert (frame.solver_gap.notna() == (frame.pair_id < rows)).all()
     gaps = [
         json.loads((start / n / "metrics.json").read_text())["solver_gap_rms"]
         for n in ("coarse", "fine")
     ]
     assert gaps[0] > 2 * gaps[1] > 0
+
+
+def test_audited_pairs_fill_whole_calls_and_one_at_least():
+    settings = Couple(pairs=10_000, audit_every=4)
+    found = settings.audited(np.arange(10_000), 256).nonzero()[0]
+    assert found.tolist() == [i for i in range(10_000) if i // 256 in range(0, 40, 4)]
+    assert settings.audited(np.arange(100), 256).all()
 
 
 def test_a_velocity_that_diverges_is_refused(start):
