@@ -62,6 +62,7 @@ def ours(sizes: Sizes) -> Iterator[tuple[str, Any]]:
 def chosen(flow: fmcore.Flow, sizes: Sizes) -> Iterator[tuple[str, Any]]:
     """Yield ("auto", solver) for what the solver `auto` chooses, by a probe of other sources.
 
+    `auto` takes errors relative to the spread of the endpoints; here they are in units of the model.
     The error that it raises where it finds none takes the place of the solver.
     """
     assert flow.made_of is not None
@@ -71,9 +72,11 @@ def chosen(flow: fmcore.Flow, sizes: Sizes) -> Iterator[tuple[str, Any]]:
     def carry(solver: fmcore.Solver, keep: bool) -> fmcore.Solution:
         return flow.sample(x, solver, keep_trajectory=keep)
 
+    spread = float(flow.sample(x, fmcore.Solver()).x.std())
     for error in sizes.wanted:
+        auto = probe.Auto(name="auto", error=min(0.1, error / spread))
         try:
-            yield "auto", probe.choose(probe.Auto(name="auto", error=error), carry)[0]
+            yield "auto", probe.choose(auto, carry)[0]
         except fmcore.ReflowError as refused:
             yield "auto", refused
 
