@@ -62,7 +62,7 @@ def ours(sizes: Sizes) -> Iterator[tuple[str, Any]]:
 def chosen(flow: fmcore.Flow, sizes: Sizes) -> Iterator[tuple[str, Any]]:
     """Yield ("auto", solver) for what the solver `auto` chooses, by a probe of other sources.
 
-    `auto` takes errors relative to the spread of the endpoints; here they are in units of the model.
+    `auto` takes errors relative to the spread of the endpoints; here they are in model units.
     The error that it raises where it finds none takes the place of the solver.
     """
     assert flow.made_of is not None
