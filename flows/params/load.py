@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -184,8 +184,15 @@ def _fields(loc: tuple[Any, ...]) -> set[str]:
     classes: list[type[BaseModel]] = [Params]
     for key in loc[:-1]:
         found = [t for c in classes for t in _inside(c, key)]
-        classes = found or classes
+        # pydantic puts the tag of a union into the location: of its classes the one of that name
+        classes = found or [c for c in classes if _is_named(c, key)] or classes
     return {name for c in classes for name in c.model_fields}
+
+
+def _is_named(owner: type[BaseModel], tag: Any) -> bool:
+    """Say whether `tag` is a `name` that the settings class `owner` takes."""
+    info = owner.model_fields.get("name")
+    return info is not None and tag in get_args(info.annotation)
 
 
 def _inside(owner: type[BaseModel], key: Any) -> Iterator[type[BaseModel]]:

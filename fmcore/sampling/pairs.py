@@ -127,8 +127,8 @@ class PairSampler:
         source, _, label = drawn._known(ids, torch.zeros(len(ids), dtype=torch.bool))
         key = {"coupling": self.about.in_shard, "auto": auto.model_dump()}
         solver, probe = remembered(receipt, key, lambda: choose(auto, carry))
-        twice = bool(self.flow.classes) and self.settings.guidance != 1
-        found = {"solver": _recorded(solver), "nfe": _nfe(solver, twice=twice), "probe": probe}
+        nfe = _nfe(solver, self.flow, self.settings)
+        found = {"solver": _recorded(solver), "nfe": nfe, "probe": probe}
         return replace(
             self,
             about=self.about.model_copy(update=found),
@@ -254,7 +254,6 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     same_units(velocity.scale, real.about.units, str(data))
     named = settings.solver or solver_of_pairs(flow.interpolant)
     solver = None if isinstance(named, Auto) else named
-    twice = bool(flow.classes) and settings.guidance != 1
     about = About(
         kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
         shape=list(velocity.shape),
@@ -264,7 +263,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         model=velocity.digest,
         weights=str(settings.weights),
         solver=None if solver is None else _recorded(solver),
-        nfe=None if solver is None else _nfe(solver, twice=twice),
+        nfe=None if solver is None else _nfe(solver, flow, settings),
         audit_every=settings.audit_every,
         numerics=numerics(work.device, work.compute, flow.tile),
         guidance=settings.guidance if flow.classes else None,
@@ -291,9 +290,9 @@ def _recorded(solver: OdeSolver) -> dict[str, Any]:
     return solver.model_dump(mode="json", exclude_none=True)
 
 
-def _nfe(solver: OdeSolver, *, twice: bool) -> int | None:
+def _nfe(solver: OdeSolver, flow: Flow, settings: Couple) -> int | None:
     """Return the NFE of a fixed grid by counting on a trivial field, twice with guidance."""
     if isinstance(solver, Adaptive):
         return None
     calls = solve(lambda x, _: x, torch.zeros(1, 1), solver).nfe
-    return calls * (2 if twice else 1)
+    return calls * (2 if flow.classes and settings.guidance != 1 else 1)

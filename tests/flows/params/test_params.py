@@ -112,6 +112,16 @@ CASES = [
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]", r"evaluate.nfe.0: .*greater than 0, got 0"),
     (
         "name: ab4, steps: 23, shift: 0.5",
+        "name: auto, steps: 3",
+        r"couplings.rf1.solver.steps: unknown key; accepted: error, name$",
+    ),
+    (
+        "name: ab4, steps: 23, shift: 0.5",
+        "name: dopri5, step: 3",
+        r"solver.step: unknown key; .*accepted: atol, max_steps, name, rtol$",
+    ),
+    (
+        "name: ab4, steps: 23, shift: 0.5",
         "name: hoyn, steps: 18",
         r"couplings.rf1.solver.name: .*got 'hoyn'",
     ),
