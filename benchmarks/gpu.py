@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def seconds(work: Callable[[], Any], device: torch.device, least: float) -> floa
             return spent / done
 
 
-def in_turn(works: dict[str, Callable[[], Any]], device: torch.device, least: float) -> dict:
+def in_turn(
+    works: dict[str, Callable[[], Any]], device: torch.device, least: float
+) -> dict[str, list[float]]:
     """Return for each work the median seconds of a call, and the spread, over five turns."""
     for work in works.values():
         seconds(work, device, 0.0)
@@ -85,7 +88,7 @@ def forward(kind: str, device: torch.device, quick: bool) -> dict[str, Any]:
             x = torch.randn(rows, *SHAPES[kind], device=device)
             t = torch.full((rows,), 0.5, device=device)
             with torch.no_grad():
-                took = in_turn({"call": lambda c=call, x=x, t=t: c(x, t, None)}, device, 0.05)
+                took = in_turn({"call": partial(call, x, t, None)}, device, 0.05)
             rates[f"{name}, {rows} rows"] = rows / took["call"][0]
     return rates
 

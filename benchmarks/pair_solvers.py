@@ -22,7 +22,6 @@ from fmcore.matching.interpolant import (
     Cosine,
     Linear,
     Polynomial,
-    Schedule,
     VarianceExploding,
     VariancePreserving,
 )
@@ -39,7 +38,8 @@ CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "ab2": 1, "ab3": 1, "ab
 BUDGETS = (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96)
 """Evaluations that are tried."""
 SHIFTS = (0.33, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-INTERPOLANTS: tuple[Schedule, ...] = (
+Known = Linear | Cosine | Polynomial | VariancePreserving | VarianceExploding
+INTERPOLANTS: tuple[Known, ...] = (
     Linear(),
     Cosine(),
     Polynomial(),
@@ -106,7 +106,7 @@ def least(rows: list[Row], interpolant: str, solver: str, level: float) -> str:
     good = [k for k, error in worst.items() if error <= level]
     if not good:
         return f"> {BUDGETS[-1]}"
-    nfe = {}
+    nfe: dict[float, float] = {}
     for row in own:
         key = row["setting"].get("rtol") or row["setting"]["steps"]
         nfe[key] = max(nfe.get(key, 0.0), row["nfe"])

@@ -14,6 +14,7 @@ from benchmarks.bench.cases import NETWORKS, model_and_data, network
 from benchmarks.bench.turns import Point, Row, Sizes, best_batch, clock, fresh, in_turn, over
 from fmcore.choices.solvers import sampler_name
 from fmcore.couple import Couple, couple
+from fmcore.sampling.probe import Auto
 from fmcore.work.executor import IN_PROCESS, Executor
 from fmcore.work.work import Work
 
@@ -72,7 +73,8 @@ def _throughput(coupler: Coupler, name: str, settings: Couple, sizes: Sizes) -> 
 
     found = in_turn({"couple": ours, "bare": forward}, sizes.turns)
     what = "evaluations/s of `couple`, files, audit and checks included, over bare forwards"
-    solver = settings.solver and sampler_name(settings.solver)
+    named = settings.solver
+    solver = None if named is None or isinstance(named, Auto) else sampler_name(named)
     note = (
         f"{settings.pairs:,} pairs, solver {solver or 'by default'}; bare at {rows} rows, its best"
     )

@@ -103,7 +103,8 @@ def runs(flow: fmcore.Flow, x: Tensor, sizes: Sizes) -> Iterator[tuple[str, str,
             def v(x: Tensor, t: Tensor) -> Tensor:
                 nonlocal calls
                 calls += 1
-                return network(x, t)
+                out: Tensor = network(x, t)
+                return out
 
             with torch.no_grad():
                 return make()(v, x), calls

@@ -8,7 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def torchdiffeq(method: str, steps: int = 0, tol: float = 1e-5) -> Solve:
 
     def run(v: Network, x: Tensor) -> Tensor:
         ends, f = torch.tensor([1.0, 0.0]), lambda t, x: v(x, all_rows(t, x))
-        found = odeint(f, x, ends, rtol=tol, atol=tol, method=method, options=options)
+        found: Tensor = odeint(f, x, ends, rtol=tol, atol=tol, method=method, options=options)
         return found[-1]
 
     return run
@@ -81,7 +81,8 @@ def flow_matching(method: str, steps: int = 0, tol: float = 1e-5) -> Solve:
     def run(v: Network, x: Tensor) -> Tensor:
         solver = ODESolver(velocity_model=lambda x, t: -v(x, 1 - all_rows(t, x)))
         step = 1 / steps if steps else None
-        return solver.sample(x_init=x, step_size=step, method=method, rtol=tol, atol=tol)
+        end: Tensor = solver.sample(x_init=x, step_size=step, method=method, rtol=tol, atol=tol)
+        return end
 
     return run
 
@@ -95,8 +96,8 @@ def torchode(tol: float) -> Solve:
         control = to.IntegralController(atol=tol, rtol=tol, term=term)
         solver = to.AutoDiffAdjoint(to.Dopri5(term=term), control)
         ends = {"t_start": torch.ones(len(x)), "t_end": torch.zeros(len(x))}
-        found = solver.solve(to.InitialValueProblem(y0=x.flatten(1), **ends))
-        return found.ys[:, -1].reshape(x.shape)
+        path: Tensor = solver.solve(to.InitialValueProblem(y0=x.flatten(1), **ends)).ys
+        return path[:, -1].reshape(x.shape)
 
     return run
 
@@ -108,7 +109,8 @@ def rectified_flow(steps: int) -> Solve:
 
     def run(v: Network, x: Tensor) -> Tensor:
         flow = RectifiedFlow(tuple(x.shape[1:]), lambda x, t: -v(x, 1 - t))
-        return EulerSampler(flow, num_steps=steps).sample_loop(x_0=x).x_t
+        end: Tensor = EulerSampler(flow, num_steps=steps).sample_loop(x_0=x).x_t
+        return end
 
     return run
 
@@ -128,7 +130,8 @@ def rectified_flow_pytorch(steps: int) -> Solve:
     def run(v: Network, x: Tensor) -> Tensor:
         shape = tuple(x.shape[1:])
         flow = RectifiedFlow(Backward(v), data_shape=shape, data_unnormalize_fn=lambda x: x)
-        return flow.sample(batch_size=len(x), steps=steps + 1, noise=x)
+        end: Tensor = flow.sample(batch_size=len(x), steps=steps + 1, noise=x)
+        return end
 
     return run
 
@@ -153,24 +156,17 @@ def candidates(sizes: Sizes) -> Iterator[tuple[str, str, Callable[[], Solve]]]:
     """Yield (name of the curve, package, maker of a solver) for every point of every curve."""
     for steps in sizes.nfe:
         if steps % 4 == 0:
-            yield "torchdiffeq rk4", "torchdiffeq", lambda n=steps: torchdiffeq("rk4", n // 4)
+            yield "torchdiffeq rk4", "torchdiffeq", partial(torchdiffeq, "rk4", steps // 4)
         if steps % 2 == 0:
             mid = steps // 2
-            yield "torchdiffeq midpoint", "torchdiffeq", lambda n=mid: torchdiffeq("midpoint", n)
-            yield (
-                "flow_matching midpoint",
-                "flow_matching",
-                lambda n=mid: flow_matching("midpoint", n),
-            )
-            yield (
-                "rectified-flow-pytorch",
-                "rectified_flow_pytorch",
-                lambda n=mid: rectified_flow_pytorch(n),
-            )
+            yield "torchdiffeq midpoint", "torchdiffeq", partial(torchdiffeq, "midpoint", mid)
+            yield "flow_matching midpoint", "flow_matching", partial(flow_matching, "midpoint", mid)
+            package = "rectified_flow_pytorch"
+            yield "rectified-flow-pytorch", package, partial(rectified_flow_pytorch, mid)
     for steps in (*sizes.nfe, *sizes.euler):
-        yield "rectified-flow Euler", "rectified_flow", lambda n=steps: rectified_flow(n)
+        yield "rectified-flow Euler", "rectified_flow", partial(rectified_flow, steps)
     for tol in sizes.tolerances:
-        yield "torchdiffeq dopri5", "torchdiffeq", lambda e=tol: torchdiffeq("dopri5", tol=e)
-        yield "flow_matching dopri5", "flow_matching", lambda e=tol: flow_matching("dopri5", tol=e)
-        yield "torchode dopri5", "torchode", lambda e=tol: torchode(e)
-        yield "scipy RK45", "scipy", lambda e=tol: scipy(e)
+        yield "torchdiffeq dopri5", "torchdiffeq", partial(torchdiffeq, "dopri5", tol=tol)
+        yield "flow_matching dopri5", "flow_matching", partial(flow_matching, "dopri5", tol=tol)
+        yield "torchode dopri5", "torchode", partial(torchode, tol)
+        yield "scipy RK45", "scipy", partial(scipy, tol)

@@ -56,7 +56,9 @@ def bare(name: str, pairs: fmcore.Pairs, settings: Train) -> Callable[[], float]
     def run() -> float:
         network = build(*NETWORKS[name], seed=0).train()
         average = copy.deepcopy(network).requires_grad_(False)
-        mine, kept = list(network.parameters()), list(average.parameters())
+        mine = list(network.parameters())
+        values: list[Tensor] = list(mine)
+        kept: list[Tensor] = list(average.parameters())
         optimizer = torch.optim.AdamW(mine, lr=settings.lr, weight_decay=0.0, fused=True)
         wide = (-1, *[1] * (pairs.target.ndim - 1))
         with clock() as spent:
@@ -70,7 +72,7 @@ def bare(name: str, pairs: fmcore.Pairs, settings: Train) -> Callable[[], float]
                 nn.utils.clip_grad_norm_(mine, settings.clip, foreach=True)
                 optimizer.step()
                 with torch.no_grad():
-                    torch._foreach_lerp_(kept, mine, 1 - DECAY)
+                    torch._foreach_lerp_(kept, values, 1 - DECAY)
             return settings.steps / spent()
 
     return run
@@ -123,7 +125,8 @@ def speed(root: Path, sizes: Sizes) -> Iterator[Row]:
         every = max(1, min(50, sizes.steps // 4))
         settings = Train(steps=sizes.steps, batch=batch, ema=DECAY, log_every=every)
         pairs = pairs_in_memory(name, sizes.pairs_on_disk)
-        verb, wholes = Verb(fresh(root), name, pairs, settings), []
+        verb = Verb(fresh(root), name, pairs, settings)
+        wholes: list[float] = []
 
         def ours(verb: Verb = verb, wholes: list[float] = wholes) -> float:
             rate = verb()
