@@ -226,8 +226,8 @@ MUTATIONS = [
     Mutation(
         "guidance swapped",
         "fmcore/network/field.py",
-        "out = plain + guidance * (out - plain)",
-        "out = out + guidance * (plain - out)",
+        "out = plain + self.guidance * (out - plain)",
+        "out = out + self.guidance * (plain - out)",
         "tests/fmcore/sampling/test_flow_model.py::test_guidance_extrapolates_from_the_null_class_and_counts_twice",
     ),
     Mutation(

@@ -1,7 +1,7 @@
 """A network as a velocity field: converts its prediction to a velocity, with guidance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,25 +38,41 @@ class Field:
         `span` is for a network that predicts averages: the mean over [t - span, t], a number or a
         function of t [B]. It is the length of the step that will be taken from t.
         """
-        low, high = usable_times(self.interpolant, self.objective)
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            t = once(t).clamp(low, high)
-            over = span(t) if callable(span) else torch.full_like(t, span)
-            times, over = t.expand(len(x)), over.expand(len(x))
-            out = self._call(x, times, label, over)
-            if label is not None and guidance != 1:
-                null = torch.full_like(label, self.classes)
-                plain = self._call(x, times, null, over)
-                out = plain + guidance * (out - plain)
-            return to_velocity(self.interpolant, self.objective, out, x, t)
-
-        return velocity
+        between = usable_times(self.interpolant, self.objective)
+        return FieldVelocity(self, label, guidance, span, between)
 
     def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: Tensor) -> Tensor:
         if self.objective == "mean_flow":
             return self.network(x, t, label, span)
         return self.network(x, t) if label is None else self.network(x, t, label)
+
+
+@dataclass(frozen=True)
+class FieldVelocity:
+    """What `Field.velocity` returns."""
+
+    field: Field
+    label: Tensor | None
+    guidance: float
+    span: float | Callable[[Tensor], Tensor]
+    between: tuple[float, float]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return dx/dt [B, *D] at x [B, *D] and t [B]."""
+        field, label = self.field, self.label
+        t = once(t).clamp(*self.between)
+        over = self.span(t) if callable(self.span) else torch.full_like(t, self.span)
+        times, over = t.expand(len(x)), over.expand(len(x))
+        out = field._call(x, times, label, over)
+        if label is not None and self.guidance != 1:
+            null = torch.full_like(label, field.classes)
+            plain = field._call(x, times, null, over)
+            out = plain + self.guidance * (out - plain)
+        return to_velocity(field.interpolant, field.objective, out, x, t)
+
+    def rows(self, kept: Tensor) -> "FieldVelocity":
+        """Return the velocity of the rows for which `kept` [B] is true."""
+        return replace(self, label=None if self.label is None else self.label[kept])
 
 
 def once(t: Tensor) -> Tensor:

@@ -52,31 +52,33 @@ def dopri5(
 ) -> tuple[Tensor, Tensor]:
     """Integrate each row of x [B, *D] from `start` to `end`; also return its evaluations [B].
 
-    Raises ReflowError when a row does not reach `end` within `max_steps` steps.
+    A velocity with something for each row, say labels, needs a method `rows`: of the rows that a
+    mask [B] keeps. Raises ReflowError when a row does not reach `end` within `max_steps` steps.
     """
     rtol, atol = settings.rtol, settings.atol
     t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
     slope = velocity(x, t.to(x.dtype))
     h = _first_step(velocity, x, slope, start, end, rtol, atol)
-    calls = torch.full((len(x),), 2, dtype=torch.int64, device=x.device)
+    ends, calls = x.clone(), torch.full_like(t, 2, dtype=torch.int64)
+    going = torch.arange(len(x), device=x.device)
     for _ in range(settings.max_steps):
         left = end - t
-        moving = left != 0
         step = torch.where(h.abs() < left.abs(), h, left)
         y, k, error = _step(velocity, x, t, step, slope)
         size = _rms(error / (atol + rtol * torch.maximum(x.abs(), y.abs())))
-        calls += 6 * moving
-        good = moving & (size <= 1)
-        factor = 0.9 * size.clamp(min=1e-10) ** -0.2
-        factor = torch.where(good, factor.clamp(1, 10), factor.clamp(0.2, 1))
-        h = step * torch.nan_to_num(factor, nan=0.2)
+        calls[going] += 6
+        good, factor = size <= 1, 0.9 * size.clamp(min=1e-10) ** -0.2
+        h = step * torch.where(good, factor.clamp(1, 10), factor.clamp(0.2, 1)).nan_to_num(nan=0.2)
         t = torch.where(good, torch.where(step == left, end, t + step), t)
         x, slope = torch.where(expand(good, x), y, x), torch.where(expand(good, x), k, slope)
-        if bool((t == end).all()):
-            return x, calls
-    late = int((t != end).sum())
+        moving = t != end
+        ends[going[~moving]] = x[~moving]
+        going, x, t, h, slope = (a[moving] for a in (going, x, t, h, slope))
+        if not len(going):
+            return ends, calls
+        velocity = velocity.rows(moving) if hasattr(velocity, "rows") else velocity
     raise ReflowError(
-        f"dopri5: {late} samples did not arrive within {settings.max_steps} steps; the velocity is"
+        f"dopri5: {len(going)} samples did not arrive within {settings.max_steps} steps; velocity"
         " rough or not finite: loosen rtol and atol, raise max_steps, or take a fixed grid"
     )
 
@@ -100,12 +102,10 @@ def _first_step(
     """Guess a first step [B] from the size of the slope and its change (Hairer et al., II.4)."""
     scale = atol + rtol * x.abs()
     size, speed = _rms(x / scale), _rms(slope / scale)
-    small = (size < 1e-5) | (speed < 1e-5)
-    h = torch.where(small, torch.full_like(size, 1e-6), 0.01 * size / speed.clamp(min=1e-12))
+    h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed.clamp(min=1e-12))
     sign = 1.0 if end > start else -1.0
     hs = expand((sign * h).to(x.dtype), x)
-    t = (start + sign * h).to(x.dtype)
-    change = _rms((velocity(x + hs * slope, t) - slope) / scale) / h
+    change = _rms((velocity(x + hs * slope, (start + sign * h).to(x.dtype)) - slope) / scale) / h
     most = torch.maximum(speed, change)
     guess = torch.where(most <= 1e-15, h.clamp(min=1e-6) * 1e3, (0.01 / most) ** 0.2)
     return sign * torch.minimum(100 * h, guess).clamp(max=abs(end - start))

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torchdiffeq
 
+from fmcore.matching.interpolant import Linear
+from fmcore.network.field import Field
 from fmcore.settings import ReflowError
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import solve
@@ -84,3 +86,30 @@ def test_a_velocity_that_cannot_be_solved_is_named():
         solve(lambda x, t: x * float("nan"), X, Adaptive(name="dopri5", max_steps=20))
     with pytest.raises(ValueError, match="no trajectory"):
         solve(V, X, Adaptive(name="dopri5"), keep_trajectory=True)
+
+
+def test_rows_that_have_arrived_are_not_computed():
+    called = []
+
+    def counted(x, t):
+        called.append(len(x))
+        return V(x, t)
+
+    found = solve(counted, X, Adaptive(name="dopri5"))
+    assert sum(called) == int(found.evaluations.sum())
+    assert called[-1] < called[0] == len(X)
+
+
+def test_labels_go_with_their_rows():
+    speeds = torch.tensor([0.0, 1.0, 30.0])
+
+    def by_label(x, t, label):
+        return V(x, t) * (1 + torch.sin(speeds[label % 3] * t)[:, None])
+
+    label = torch.arange(len(X))
+    settings = Adaptive(name="dopri5")
+    whole = solve(Field(by_label, Linear(), classes=3).velocity(label), X, settings)
+    assert len(set(whole.evaluations.tolist())) > 3
+    for row in range(0, len(X), 7):
+        v = Field(by_label, Linear(), classes=3).velocity(label[row : row + 1])
+        assert torch.equal(solve(v, X[row : row + 1], settings).x[0], whole.x[row])
