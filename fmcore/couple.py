@@ -28,6 +28,9 @@ SHARDS = "shards"
 """The subfolder of a stage's scratch folder that collects finished shards."""
 
 
+CLIPPED = 0.01
+"""Share of numbers beyond the range of uint8 that is told."""
+
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 """What a file system says that has no hard links, or no more of them."""
 
@@ -64,6 +67,11 @@ def couple(
     found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
     if about.probe is not None:
         found["solver_error"] = about.probe["error"]
+    if (share := found.get("target_clipped", 0.0)) > CLIPPED:
+        work.warn(
+            f"couplings: {share:.1%} of the numbers of targets were beyond store.low or store.high"
+            " and became those; widen them"
+        )
     found["flops_pairs"] = _flops(sampler, found)
     work.accept(found)
     metrics.parent.mkdir(parents=True, exist_ok=True)

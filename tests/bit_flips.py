@@ -28,7 +28,7 @@ from flows.project.events import Reader, Writer
 from flows.tracking import marker
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.read import verify as verify_coupling
-from fmcore.coupling.write import is_whole, shard_name, table, write_shard
+from fmcore.coupling.write import finish, is_whole, shard_name, table, write_shard
 from fmcore.features.extractor import Extractor
 from fmcore.measure import yardstick
 from fmcore.network.store import load
@@ -85,6 +85,11 @@ class Place:
             folder = self.root / "couplings" / name
             for file in (folder / "_manifest.json", folder / shard_name(0)):
                 yield Kind(f"coupling {name}: {file.name}", file, partial(_pairs, folder))
+        folder = self.root.parent / "compact"
+        if not folder.exists():
+            _compacted(self.root / "couplings/rf1", folder)
+        for name in (shard_name(0), "_manifest.json"):
+            yield Kind(f"compact coupling: {name}", folder / name, partial(_pairs, folder))
         file = self.root / "couplings/rf1/part-00001.parquet"
         yield Kind("coupling, all of it verified", file, lambda: verify_coupling(file.parent).about)
 
@@ -195,6 +200,16 @@ def _pairs(folder: Path) -> Any:
     opened = open_coupling(folder)
     pairs = read(opened)
     return opened.about, opened.shards, pairs.target.tolist(), pairs.source.tolist()
+
+
+def _compacted(coupling: Path, folder: Path) -> None:
+    """Write some pairs of a coupling of generated pairs without their sources, in bytes."""
+    opened = open_coupling(coupling)
+    store = {"source": False, "target": "uint8", "low": -9.0, "high": 9.0}
+    about = opened.about.model_copy(update={"store": store, "pairs": 40})
+    pairs = read(opened, limit=40)
+    write_shard(folder, 0, table(about, pairs.pair_id.numpy(), pairs.target, pairs.source))
+    finish(folder, about, 1)
 
 
 def _yardstick(folder: Path) -> Any:

@@ -165,8 +165,9 @@ def _coupling(
     calls = -(-pairs // rows)
     audits = -(-calls // settings.audit_every)  # their pairs are solved again, in twice the steps
     rate = rows / (each * nfe / spent[-1] * (1 + 2 * audits / calls))
-    size = 8 * math.prod(sampler.about.shape) + 12 + 8 * bool(flow.classes)
-    return Cost(f"couple@{key}", "pairs", pairs, nfe, rate, pairs / rate / 3600, pairs * size)
+    vectors = settings.store.width(math.prod(sampler.about.shape), settings.mix.get("inverted", 0))
+    size = round(pairs * (vectors + 12 + 8 * bool(flow.classes)))
+    return Cost(f"couple@{key}", "pairs", pairs, nfe, rate, pairs / rate / 3600, size)
 
 
 def _seconds_each(call: Callable[[], object], seconds: float) -> float:

@@ -45,6 +45,7 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     yield from _source(params, known)
     yield from _guidance(params)
     yield from _averages(params)
+    yield from _store(params, known)
 
 
 def _network(place: tuple[str, ...], network: Network, known: Known) -> Iterator[Mistake]:
@@ -253,3 +254,14 @@ def _averages(params: "Params") -> Iterator[Mistake]:
             kept = f"set rounds.{name}.train.power_ema, or " if maker else ""
             what = f"{weights:g} is a power average, and {name} keeps none; {kept}take ema or raw"
             yield place, what
+
+
+def _store(params: "Params", known: Known) -> Iterator[Mistake]:
+    """Pairs that cannot be stored as asked."""
+    noise = isinstance(params.source, Noise)
+    for key, coupling in params.couplings.items():
+        place, store = ("couplings", key, "store"), coupling.store
+        if why := store.refusal(noise=noise, mix=coupling.mix):
+            yield (*place, "source"), why
+        if store.target == "uint8" and store.low is None and known.image is False:
+            yield (*place, "target"), "uint8 needs the range of this data; give low and high"

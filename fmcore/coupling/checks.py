@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fmcore.coupling.compact import record
 from fmcore.coupling.read import open_coupling, read, readable
 from fmcore.coupling.write import About
 from fmcore.matching.interpolant import Schedule
@@ -29,18 +30,19 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
     noise_repeats: sources that occur twice. Neither is measured where the source is no noise.
     endpoint_shift: squared gap of the targets' mean and
     standard deviations from those of the real data, relative to its variance. solver_gap_rel:
-    RMS solver gap relative to the data's standard deviation.
+    RMS solver gap relative to the data's standard deviation. target_clipped: share of the numbers
+    of targets beyond the range of uint8, if they are stored so.
     """
     moments, ends, hashes = np.zeros(4), [], []
     cost = gap = 0.0
-    audited = spent = 0
+    audited = spent = clipped = 0
+    form = about.form
     for file in sorted(folder.glob("part-*.parquet")):
         with readable(file):
             rows = pq.read_table(file, page_checksum_verification=True)
-        source, target = (
-            rows[c].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
-            for c in ("source", "target")
-        )
+            source = form.source(rows, file).reshape(rows.num_rows, -1)
+            target = form.target(rows).reshape(rows.num_rows, -1)
+            clipped += record(rows.schema.metadata).get("clipped", 0)
         cost += float(np.square(target.astype(np.float64) - source).sum())
         gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
         gap, audited = gap + float(np.square(gaps).sum()), audited + len(gaps)
@@ -63,6 +65,7 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
         "target_rms": size,
         "audited": audited,
         **(noise if about.source is None else {}),
+        **({"target_clipped": clipped / (about.pairs * form.size)} if form.levels else {}),
         "endpoint_shift": shift,
     }
 

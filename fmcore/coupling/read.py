@@ -114,7 +114,8 @@ def open_coupling(path: Path | str) -> Coupling:
 
 
 def _columns(coupling: Coupling) -> set[str]:
-    return {"pair_id", "target", "split"} | (set() if coupling.independent else {"source"})
+    stored = not coupling.independent and coupling.about.form.has_source
+    return {"pair_id", "target", "split"} | ({"source"} if stored else set())
 
 
 def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
@@ -134,11 +135,10 @@ def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
             f"{path}: column {sorted(foreign)[0]!r} is none of a coupling: damaged, or written by a"
             f" later version; {MEND}"
         )
-    size = int(np.prod(coupling.about.shape))
     for name in {"target", "source"} & set(schema.names):
         kind = schema.field(name).type
-        if not pa.types.is_fixed_size_list(kind) or kind.list_size != size:
-            raise ReflowError(f"{path}: column {name!r} is {kind}, expected {size} floats a row")
+        if expected := coupling.about.form.wrong(name, kind):
+            raise ReflowError(f"{path}: column {name!r} is {kind}, expected {expected}")
     with readable(path):
         stated = json.loads((schema.metadata or {}).get(b"fm", b"null"))
     if isinstance(stated, dict) and stated.get("pairs") == coupling.about.pairs:
@@ -163,7 +163,7 @@ def decode(coupling: Coupling, rows: pa.Table, split: Split, *, sources: bool) -
 
     A held-out pair has a held-out source where sources are real.
     """
-    shape = tuple(coupling.about.shape)
+    form = coupling.about.form
     kept = np.arange(rows.num_rows)
     if split != "all":
         kept = np.flatnonzero(pa.compute.equal(rows["split"], split).to_numpy())
@@ -171,20 +171,15 @@ def decode(coupling: Coupling, rows: pa.Table, split: Split, *, sources: bool) -
     def column(values: pa.ChunkedArray) -> Tensor:
         return torch.from_numpy(values.to_numpy()[kept])
 
-    def vectors(name: str) -> Tensor:
-        flat = rows[name].combine_chunks()
-        flat = flat.flatten() if isinstance(flat, pa.FixedSizeListArray) else flat
-        array = flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
-        return torch.from_numpy(array[kept].astype(np.float32, copy=False))
-
     label = column(rows["label"]) if "label" in rows.column_names else None
     real_id = None
     if "real_id" in rows.column_names:
         real_id = column(rows["real_id"].fill_null(NOT_REAL))
-    target, ids = vectors("target"), column(rows["pair_id"])
+    target, ids = torch.from_numpy(form.target(rows)[kept]), column(rows["pair_id"])
     pairs = Pairs(ids, target, target, label, coupling.independent, real_id)
     if not coupling.independent:
-        return replace(pairs, source=vectors("source"), guided=coupling.about.guided or 1.0)
+        source = torch.from_numpy(form.source(rows, coupling.path)[kept])
+        return replace(pairs, source=source, guided=coupling.about.guided or 1.0)
     if coupling.source.samples is not None:
         pairs = replace(pairs, pool=coupling.train_source.samples)
     return replace(pairs, source=_fixed_source(coupling, pairs)) if sources else pairs
@@ -237,7 +232,10 @@ def read(
 
 
 def verify(path: Path) -> Coupling:
-    """Check every byte: hashes, rows, schema, foreign files, ids; a ReflowError names the fault."""
+    """Check every byte: hashes, rows, schema, foreign files, ids; a ReflowError names the fault.
+
+    Sources that are not stored are drawn again and compared with their hashes.
+    """
     coupling = open_coupling(path)
     listed = {s["file"] for s in coupling.shards}
     if coupling.independent and coupling.about.source is not None:
@@ -261,6 +259,9 @@ def verify(path: Path) -> Coupling:
         with readable(file):
             ids = open_shard(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"]
         seen.append(ids.to_numpy())
+        if not coupling.independent and not coupling.about.form.store.source:
+            for rows in tables(coupling, [g for g in coupling.groups if g[0] == shard["file"]]):
+                coupling.about.form.source(rows, file)
     every = np.concatenate(seen) if seen else np.empty(0, np.int64)
     if not np.array_equal(every, np.arange(coupling.about.pairs)):
         raise ReflowError(

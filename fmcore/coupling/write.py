@@ -1,6 +1,7 @@
 """Writing a coupling: each shard atomically, then the manifest."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from fmcore.checked import sealed, sha256
+from fmcore.coupling.compact import Form, Store, record
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import NOT_REAL, identities, is_held_out
 from fmcore.scale import Scale
@@ -57,11 +58,19 @@ class About(Settings):
     scale: dict[str, list[float]] | None = None
     source: dict[str, Any] | None = None
     """The data set of the source; None for N(0, I)."""
+    store: dict[str, Any] | None = None
+    """What of a pair is on disk, as `Store`; None where both sides are whole."""
 
     @property
     def units(self) -> Scale:
         """The scale between the data's own units and those of the pairs."""
         return Scale.of(self.scale)
+
+    @property
+    def form(self) -> Form:
+        """The form of the pairs on disk."""
+        store, shape = Store(**(self.store or {})), tuple(self.shape)
+        return Form(store, self.units, self.seed, shape, self.kind == "mixed")
 
     def carried(self) -> dict[str, Any]:
         """Return what a model made from this one keeps: class names, scale, guidance, source."""
@@ -99,9 +108,13 @@ def table(
     Raises ReflowError for a value that is not finite, so that no coupling holds NaN.
     """
     columns: dict[str, pa.Array] = {"pair_id": pa.array(pair_ids, pa.int64())}
-    columns["target"] = _vectors(target, "target", pair_ids)
-    if source is not None:
-        columns["source"] = _vectors(source, "source", pair_ids)
+    drawn = np.full(len(pair_ids), about.kind == "generated")
+    if extra is not None and "kind" in extra:
+        drawn = extra["kind"] == "generated"
+    size = math.prod(about.shape)
+    block = max(1, ROW_GROUP_BYTES // (8 * size + 64))
+    vectors, stored = about.form.columns(pair_ids, target, source, drawn, block)
+    columns |= vectors
     if label is not None:
         columns["label"] = pa.array(label.numpy(), pa.int64())
     if solver_gap is not None:
@@ -113,27 +126,10 @@ def table(
         columns["real_id"] = pa.array(real_id, pa.int64(), mask=real_id == NOT_REAL)
     split = np.where(is_held_out(pair_ids, real_id), "held_out", "train")
     columns["split"] = pa.array(split, pa.string())
-    fields = [
-        pa.field(name, array.type, nullable=name in ("solver_gap", "real_id"))
-        for name, array in columns.items()
-    ]
-    metadata = {"fm": json.dumps(about.in_shard, sort_keys=True)}
+    nulls = {"solver_gap", "real_id"} | (set() if about.form.store.source else {"source"})
+    fields = [pa.field(name, array.type, nullable=name in nulls) for name, array in columns.items()]
+    metadata = {b"fm": json.dumps(about.in_shard, sort_keys=True), **stored}
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))
-
-
-def _vectors(x: Tensor, name: str, pair_ids: NDArray[np.int64]) -> pa.Array:
-    flat = x.detach().to("cpu", torch.float32).flatten(1).contiguous()
-    bad = torch.cat([(~torch.isfinite(rows)).any(dim=1) for rows in flat.split(1024)])
-    if bool(bad.any()):
-        first = int(pair_ids[int(bad.nonzero()[0])])
-        raise ReflowError(
-            f"{name} of pair {first} is not finite ({int(bad.sum())} of {len(bad)} pairs);"
-            " the velocity diverges: train longer, lower its lr, or take more solver steps"
-        )
-    item = pa.field("item", pa.float32(), nullable=False)
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(flat.numpy().reshape(-1)), type=pa.list_(item, flat.shape[1])
-    )
 
 
 def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
@@ -144,6 +140,7 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
     do not cover the footer, so the file's sha256 is written beside it, before it, until `finish`.
     """
     width = max(1, rows.nbytes // max(1, rows.num_rows))
+    group = record(rows.schema.metadata).get("rows", max(1, ROW_GROUP_BYTES // width))
 
     def fill(file: Path) -> None:
         pq.write_table(
@@ -153,7 +150,7 @@ def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
-            row_group_size=max(1, ROW_GROUP_BYTES // width),
+            row_group_size=group,
         )
 
     return _put(folder, index, fill)
@@ -207,7 +204,18 @@ def holds(path: Path, about: About, ids: range) -> bool:
         return False
     if stated != about.in_shard or "pair_id" not in rows.column_names:
         return False
+    if not about.form.store.source and not _drawn_again(path, about, rows):
+        return False
     return np.array_equal(rows["pair_id"].to_numpy(), np.arange(ids.start, ids.stop))
+
+
+def _drawn_again(path: Path, about: About, rows: pa.Table) -> bool:
+    """Whether the sources that a shard does not hold are those of its pairs."""
+    try:
+        about.form.source(rows, path)
+    except (ReflowError, ValueError, KeyError):
+        return False
+    return True
 
 
 def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.choices.solvers import Custom, HeunToEuler, OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels
+from fmcore.coupling.compact import Store
 from fmcore.coupling.noise import NOT_REAL, uniform
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import open_coupling, read
@@ -41,11 +42,7 @@ SolverOfPairs = Annotated[
 
 
 class Couple(Settings):
-    """How many pairs, by which solver; `batch` does not change the bytes.
-
-    `mix` gives the shares of generated pairs and of pairs inverted from the real data; `guidance`
-    changes the pairs of a flow with classes, and is recorded.
-    """
+    """How many pairs, by which solver; `batch` does not change the bytes."""
 
     pairs: SampleCount
     """How many pairs are sampled. Raise it when held_out_ratio warns on the round that trains on
@@ -67,15 +64,17 @@ class Couple(Settings):
     """Which weights of the round make the pairs: the average (`ema`), the optimiser's own (`raw`),
     or the power average of a relative length (0.1), if the round has `power_ema`."""
     batch: BatchSize = 1024
-    """Pairs that are solved at once, rounded up to whole calls of the network. Raise it on a large
-    GPU, lower it when memory runs out; it does not change the bytes."""
+    """Pairs that are solved at once, rounded up to whole calls of the network. Raise it on a GPU,
+    lower it when memory runs out; it does not change the bytes."""
     shard: BatchSize = 4096
-    """Pairs in each Parquet file: the unit of work for several workers. A stopped run does not
-    repeat finished files."""
+    """Pairs in each Parquet file: the unit of work of a worker. A stopped run keeps whole files."""
     audit_every: SampleCount = 128
     """One pair in this many is solved again with twice the steps (or a tenth of the tolerances), to
     measure `solver_gap`: whole calls of the network, the first one at least. Lower it for a better
     estimate."""
+
+    store: Store = Store()
+    """What of a pair is on disk. Compact couplings of images take an eighth of the bytes."""
 
     @model_validator(mode="after")
     def _shares(self) -> "Couple":
@@ -251,6 +250,8 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         )
     if settings.guidance != 1:
         flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
+    if why := settings.store.refusal(noise=real.about.source is None, mix=settings.mix):
+        raise ReflowError(f"couplings: store.source {why}")
     same_units(velocity.scale, real.about.units, str(data))
     named = settings.solver or solver_of_pairs(flow.interpolant)
     solver = None if isinstance(named, Auto) else named
@@ -272,6 +273,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         classes=real.about.classes,
         scale=real.about.scale,
         source=real.about.source,
+        store=settings.store.settled(image=real.about.image),
     )
     needed = flow.classes or "inverted" in settings.mix
     known = read(real, sources=False) if needed else None

@@ -12,6 +12,7 @@ import flows.cli.estimate
 from flows.cli.estimate import estimate
 from flows.params.load import load
 from fmcore.couple import couple
+from fmcore.coupling.compact import Store
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.read import verify
 from fmcore.prepare import prepare
@@ -49,18 +50,22 @@ def test_pairs_scale_hours_and_bytes(chain):
     assert (small.amount, large.amount) == (1000, 10**8)
     assert large.bytes == 10**5 * small.bytes
     assert large.hours > 10**4 * small.hours
+    chain.edit("params.yaml", "pairs: 2000", "store: {source: false}, pairs: 2000")
+    drawn = {c.stage: c for c in estimate(chain.root, pairs=1000, seconds=0.05)}["couple@rf1"]
+    assert small.bytes - drawn.bytes == 1000 * 4 * 2
 
 
-def test_bytes_and_nfe_are_those_of_the_coupling(tmp_path):
+@pytest.mark.parametrize("store", [Store(), Store(source=False, target="float16")], ids=str)
+def test_bytes_and_nfe_are_those_of_the_coupling(tmp_path, store):
     """64 values a sample: the size on disk is that of the columns, to a few percent."""
     torch.set_num_threads(1)
     data = gaussian_data(tmp_path / "data", mu=[0.0] * 64, s=[1.0] * 64, pairs=50)
     model = scratch_model(tmp_path / "model", dim=64)
-    settings = Couple(pairs=4000, solver=Solver(name="heun", steps=3))
+    settings = Couple(pairs=4000, solver=Solver(name="heun", steps=3), store=store)
     out = tmp_path / "out"
     couple(model, data, out, tmp_path / "m.json", settings, Work(scratch=tmp_path / "scratch"))
     size = sum(f.stat().st_size for f in out.iterdir())
-    assert pytest.approx(size, rel=0.05) == 4000 * (8 * 64 + 12)
+    assert pytest.approx(size, rel=0.05) == 4000 * (store.width(64) + 12)
     assert verify(out).about.nfe == 6
 
 

@@ -260,6 +260,20 @@ IMPOSSIBLE = [
         "evaluate.sde: no round has a score: .* loss that learns the mean",
     ),
     (
+        [*VECTORS, ("pairs: 30000", "pairs: 30000, store: {source: false}"),
+         ("seed: 0", "seed: 0\nsource: {name: two_moons}")],
+        "couplings.rf1.store.source: false needs noise",
+    ),
+    (
+        [("pairs: 30000", "pairs: 30000, mix: {inverted: 1.0}, store: {source: false}")],
+        "couplings.rf1.store.source: false needs generated pairs",
+    ),
+    (
+        [*VECTORS, ("pairs: 30000", "pairs: 30000, store: {target: uint8}")],
+        "couplings.rf1.store.target: uint8 needs the range of this data",
+    ),
+    ([("pairs: 30000", "pairs: 30000, store: {target: uint8, low: 0.0}")], "give both low and hi"),
+    (
         [*VECTORS, ("{name: pseudo_huber}", "{name: perceptual}")],
         "rf2.train.loss: perceptual compares images, and this data has none",
     ),
