@@ -28,7 +28,7 @@ from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
 from fmcore.training.fit import fit, new_state
-from fmcore.work.compute import rows_of_call
+from fmcore.work.compute import Compute, rows_of_call
 from fmcore.work.work import Work
 
 SECONDS = 1.0
@@ -54,34 +54,35 @@ def estimate(
     pairs: int | None = None,
     seconds: float = SECONDS,
     begin: Callable[[str], object] = str,
+    compute: Compute | None = None,
 ) -> list[Cost]:
     """Return the cost of every training and coupling of params.yaml; runs no stage.
 
     `pairs` replaces the size of every coupling. Networks that are not trained yet are as fast as
     trained ones, except under an adaptive solver, whose NFE depends on the field. `begin` is
-    called with the name of each stage before its probe.
+    called with the name of each stage before its probe. `compute` replaces that of params.yaml.
     """
     params = load(root / FILE)
+    if compute is not None:
+        params = params.model_copy(update={"compute": compute})
     params.compute.start()
     stages = graph.read(root)
     found: list[Cost] = []
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
-        data = _data(root, params, prepared(stages), Path(folder) / "data")
+        data = some_data(root, params, prepared(stages), Path(folder) / "data")
         for name, round_ in params.rounds.items():
             begin(f"train@{name}")
             found.append(_training(params, name, round_, data, seconds))
             for key, coupling in params.couplings.items():
                 if coupling.round == name:
                     begin(f"couple@{key}")
-                    model = _trained(root, stages, name)
-                    if model is None:
-                        model = _untrained(params, round_, data, Path(folder) / name)
+                    model, _ = model_of(root, params, stages, name, data, Path(folder) / name)
                     wanted = coupling.pairs if pairs is None else pairs
                     found.append(_coupling(params, key, coupling, model, data, wanted, seconds))
     return found
 
 
-def _data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
+def some_data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
     """Return the prepared data of the project if `path` holds it, else some noise of its shape."""
     if path and (root / path / MANIFEST).exists():
         return root / path
@@ -95,6 +96,19 @@ def _data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
     write_shard(folder, 0, table(about, ids, gaussian_noise(0, ids, shape), label=label))
     finish(folder, about, 1)
     return folder
+
+
+def model_of(
+    root: Path,
+    params: Params,
+    stages: Mapping[str, graph.Stage],
+    name: str,
+    data: Path,
+    folder: Path,
+) -> tuple[Path, bool]:
+    """Return the model of a round, and whether it is trained; else one is made in `folder`."""
+    trained = _trained(root, stages, name)
+    return trained or _untrained(params, params.rounds[name], data, folder), trained is not None
 
 
 def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path | None:
@@ -116,7 +130,18 @@ def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
 
 
 def _training(params: Params, name: str, round_: Round, data: Path, seconds: float) -> Cost:
-    settings, device = round_.train, params.compute.start()
+    settings = round_.train
+    step, share = one_step(params, round_, data, params.compute)
+    rate = share / _seconds_each(step, seconds)
+    hours = settings.steps / rate / 3600
+    return Cost(f"train@{name}", "steps", settings.steps, None, rate, hours, None)
+
+
+def one_step(
+    params: Params, round_: Round, data: Path, compute: Compute
+) -> tuple[Callable[[], float], float]:
+    """Return a training step as a function, and the share of the round's batch that it takes."""
+    settings, device = round_.train, compute.start()
     network = build(params.network, tuple(open_coupling(data).about.shape), seed=0)
     if settings.objective == "mean_flow":
         network = with_spans(network)
@@ -125,10 +150,8 @@ def _training(params: Params, name: str, round_: Round, data: Path, seconds: flo
     rows = min(batch, network.tile) if device.type == "cpu" else batch
     some = settings.model_copy(update={"drop_longest": 0.0, "steps": 10**9, "batch": rows})
     stream = batches(open_coupling(data), batch=rows, seed=0, memory=settings.memory_mb << 20)
-    steps = fit(new_state(network.to(device), some), stream, some, seed=0, compute=params.compute)
-    rate = rows / batch / _seconds_each(lambda: float(next(steps).loss), seconds)
-    hours = settings.steps / rate / 3600
-    return Cost(f"train@{name}", "steps", settings.steps, None, rate, hours, None)
+    steps = fit(new_state(network.to(device), some), stream, some, seed=0, compute=compute)
+    return lambda: float(next(steps).loss), rows / batch
 
 
 USUALLY_CHOSEN = AdamsBashforth(name="ab4", steps=31)

@@ -118,10 +118,23 @@ def estimate(
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Assume that every coupling has this many pairs.")
     ] = None,
+    compute: Annotated[
+        bool,
+        typer.Option(
+            "--compute", help="Compare compute settings: speed, change of the velocity, advice."
+        ),
+    ] = False,
+    bound: Annotated[
+        float, typer.Option(min=0, help="With --compute: the change up to which one is advised.")
+    ] = 1e-3,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the time and disk space of the chain on this machine, from a probe of seconds."""
     from dataclasses import asdict
+
+    if compute:
+        _compare_compute(pairs, bound, as_json)
+        return
 
     from flows.cli.estimate import cost_table, duration
     from flows.cli.estimate import estimate as probe
@@ -138,3 +151,26 @@ def estimate(
     out.print(cost_table(costs))
     total = duration(sum(cost.hours for cost in costs))
     say(f"{total} with one worker; N workers divide the time of `couple` by N (docs/scaling.md)")
+
+
+def _compare_compute(pairs: int | None, bound: float, as_json: bool) -> None:
+    """Measure the compute settings side by side, and print the line for params.yaml."""
+    from rich.progress import Progress
+
+    from flows.cli.variants import compare, variant_table
+
+    with one_line_errors():
+        root = project()
+        with Progress(console=err, transient=True) as bar:
+            task = bar.add_task("")
+
+            def begin(what: str, done: int, of: int) -> None:
+                bar.update(task, description=what, completed=done, total=of)
+
+            found = compare(root, pairs=pairs, begin=begin)
+    if as_json:
+        print(json.dumps(found.record(bound), indent=2))
+        return
+    out.print(variant_table(found))
+    for line in found.advice(bound):
+        say(line)

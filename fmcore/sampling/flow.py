@@ -37,7 +37,7 @@ class Flow(Field):
         """Return the flow of a loaded model, in the precision of `compute`."""
         about, compute = model.config, compute or Compute()
         return cls(
-            compute.running(model.network),
+            compute.sampling(model.network),
             interpolant_of(about),
             about.get("objective", "velocity"),
             model.network.settings.classes,

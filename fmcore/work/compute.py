@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmcore.settings import ReflowError, Settings, WorkerCount
+from fmcore.work.graphs import Graphed
 
 TILE = 256
 """Rows of a network call on the CPU, unless the network has a `tile` of its own."""
@@ -21,8 +23,9 @@ class Compute(Settings):
     """Device, CPU threads and precision: they change rounding, hence results; so they are settings.
 
     `bf16` computes the network in bfloat16 (weights and ODE state stay float32), `auto` only on a
-    GPU: most CPUs emulate it, slowly. `compile` is torch.compile. The package accelerate is not
-    used: autocast is one line, and bfloat16 needs no loss scaling.
+    GPU: most CPUs emulate it, slowly. `compile` is torch.compile. `reflow estimate --compute`
+    measures which of them pay. The package accelerate is not used: autocast is one line, and
+    bfloat16 needs no loss scaling.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -34,8 +37,14 @@ class Compute(Settings):
     """Number format of the network: `bf16` is autocast to bfloat16, `auto` does so on a GPU only.
     Weights and ODE state stay float32. Take auto for speed on a GPU."""
     compile: bool = False
-    """Whether the network runs through torch.compile. Set it for long trainings on a GPU; each
-    stage then begins with a compilation."""
+    """Whether the network runs through torch.compile. Set it for long trainings; each stage then
+    begins with a compilation of a minute, which needs a C++ compiler on the CPU."""
+    channels_last: bool = False
+    """Whether convolutions run with the channels of a pixel side by side in memory. Set it where
+    `reflow estimate --compute` finds it faster. `compile` chooses a layout by itself."""
+    cuda_graphs: bool = False
+    """Whether sampling on a GPU records a network call once and replays it. Set it for small
+    networks, whose kernels take longer to start than to run. Nothing changes on a CPU."""
 
     def start(self) -> torch.device:
         """Set the thread count and return the device; `auto` takes a GPU when there is one."""
@@ -52,7 +61,8 @@ class Compute(Settings):
 
     def running(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return the network as it is to be called: compiled, in its precision, float32 out."""
-        call = _compiled(network) if self.compile else network
+        call = _in_channels_last(network) if self.channels_last else network
+        call = _compiled(call) if self.compile else call
         if self.precision == "fp32":
             return call
 
@@ -64,6 +74,11 @@ class Compute(Settings):
                 return call(*inputs).float()
 
         return half
+
+    def sampling(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return the network as sampling calls it: as it runs, replayed on a GPU if so set."""
+        call = self.running(network)
+        return Graphed(call) if self.cuda_graphs else call
 
     def training(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return the network as training calls it: attention whose gradient repeats on a GPU.
@@ -80,6 +95,23 @@ class Compute(Settings):
                 return call(*inputs)
 
         return in_one_order
+
+
+def _in_channels_last(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let the convolutions of a network compute on channels-last weights; they decide the layout.
+
+    The parameters themselves stay as they are: optimiser, averages and files know one layout.
+    """
+    if not isinstance(network, nn.Module):
+        return network
+    kernels = {name: p for name, p in network.named_parameters() if p.ndim == 4}
+
+    def call(*inputs: Tensor | None) -> Tensor:
+        last = {n: p.contiguous(memory_format=torch.channels_last) for n, p in kernels.items()}
+        out: Tensor = functional_call(network, last, inputs)
+        return out.contiguous()
+
+    return call if kernels else network
 
 
 def _compiled(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -106,6 +138,8 @@ def numerics(device: torch.device, compute: Compute, tile: int = TILE) -> dict[s
     """Return what decides rounding: results have equal bytes only where these values are equal."""
     where: dict[str, Any] = {"device": device.type, "torch": str(torch.__version__).split("+")[0]}
     where |= {"precision": compute.precision, "compile": compute.compile}
+    # Only where they are set: couplings that were made without them keep their bytes.
+    where |= {n: True for n in ("channels_last", "cuda_graphs") if getattr(compute, n)}
     rows = rows_of_call(tile, device)
     if device.type == "cuda":
         return {**where, "gpu": torch.cuda.get_device_name(device), "tile": rows}

@@ -139,9 +139,15 @@ def test_a_coupling_equals_that_of_the_cpu(start, kind, solver):
 @each
 @pytest.mark.parametrize(
     ("numbers", "bound"),
-    [({"precision": "bf16"}, 0.05), ({"precision": "auto"}, 0.05), ({"compile": True}, 1e-4)],
+    [
+        ({"precision": "bf16"}, 0.05),
+        ({"precision": "auto"}, 0.05),
+        ({"compile": True}, 1e-4),
+        ({"channels_last": True}, 1e-4),
+        ({"cuda_graphs": True}, 1e-6),
+    ],
 )
-def test_bf16_and_compile_stay_near_float32(start, kind, numbers, bound):
+def test_other_ways_to_compute_stay_near_float32(start, kind, numbers, bound):
     x = torch.randn(256, *SHAPE, generator=torch.Generator().manual_seed(2))
     model = load(start / "init", device="cuda")
     device = GPU.start()
@@ -150,7 +156,15 @@ def test_bf16_and_compile_stay_near_float32(start, kind, numbers, bound):
         for c in (GPU, GPU.model_copy(update=numbers))
     ]
     assert apart(ends[1], ends[0]) < bound
-    assert not torch.equal(*ends) or "compile" in numbers
+    assert not torch.equal(*ends) or "precision" not in numbers
+
+
+@each
+def test_replayed_graphs_give_the_same_bytes_for_any_batch(start, kind):
+    graphs = GPU.model_copy(update={"cuda_graphs": True})
+    whole = sampled(start, "whole", graphs)
+    for batch in (100, 700):
+        assert sampled(start, f"batch{batch}", graphs, batch=batch) == whole, batch
 
 
 @each

@@ -76,7 +76,7 @@ def test_a_setting_has_its_value_bounds_and_default():
         ("time.grid.steps", {"rounds.<round>.train.time.steps"}),
         ("gates.noise_z", {"gates.noise_z", "gates.noise_z.warn", "gates.noise_z.fail"}),
         ("compute", {"compute", *(f"compute.{n}" for n in ("device", "threads", "precision"))}
-         | {"compute.compile"}),
+         | {f"compute.{n}" for n in ("compile", "channels_last", "cuda_graphs")}),
         ("", {s.place for s in EVERY}),
     ],
 )  # fmt: skip
