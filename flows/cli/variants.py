@@ -170,16 +170,17 @@ class _Probe:
     def __init__(
         self, settings: dict[str, Any], step: Callable[[], float], call: Callable[[], Tensor]
     ) -> None:
-        self.found, self.works = Variant(settings), {"step": step, "call": call}
-        self.seconds: dict[str, list[float]] = {"step": [], "call": []}
+        self.found, self.step, self.call = Variant(settings), step, call
+        self.steps: list[float] = []
+        self.calls: list[float] = []
         self.velocity = torch.zeros(())
 
     def first(self, plain: "_Probe") -> None:
         """Make the first step and call, which compile; note how far the velocity is from plain."""
         began = time.perf_counter()
         try:
-            self.works["step"]()
-            self.velocity = self.works["call"]()
+            self.step()
+            self.velocity = self.call()
         except Exception as error:  # no compiler, an operation without a bfloat16 kernel
             said = str(error).strip().splitlines() or [""]
             self.found = replace(self.found, refused=f"{type(error).__name__}: {said[0]}")
@@ -190,20 +191,17 @@ class _Probe:
 
     def turn(self, seconds: float) -> None:
         """Measure the step and the call once more."""
-        for name, work in self.works.items():
-            if not self.found.refused:
-                self.seconds[name].append(_each(work, seconds))
+        if not self.found.refused:
+            self.steps.append(_each(self.step, seconds))
+            self.calls.append(_each(self.call, seconds))
 
     def result(self, plain: "_Probe", costs: list[Cost]) -> Variant:
         """Return what was found; `costs` are those of plain."""
         if self.found.refused:
             return self.found
-        step, call = median(self.seconds["step"]), median(self.seconds["call"])
+        step, call = median(self.steps), median(self.calls)
         start = max(0.0, self.found.start - step - call)
-        ratio = {
-            "steps": step / median(plain.seconds["step"]),
-            "pairs": call / median(plain.seconds["call"]),
-        }
+        ratio = {"steps": step / median(plain.steps), "pairs": call / median(plain.calls)}
         hours = sum(cost.hours * ratio[cost.unit] + start / 3600 for cost in costs)
         each = call / len(TIMES)
         return replace(self.found, start=start, step=step, call=each, hours=hours)

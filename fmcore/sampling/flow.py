@@ -15,7 +15,7 @@ from fmcore.network.store import Model
 from fmcore.scale import Scale
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solution, Solver, solve
-from fmcore.work.compute import TILE, Compute, in_tiles, rows_of_call
+from fmcore.work.compute import TILE, Compute, in_tiles, rows_of_call, to_cpu
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,11 @@ def _device_of(network: torch.nn.Module) -> torch.device:
 
 def concatenated(parts: list[Solution], factor: int = 1) -> Solution:
     """Concatenate the solutions of batches on the CPU; each evaluation counts `factor` times."""
-    paths = [p.trajectory.cpu() for p in parts if p.trajectory is not None]
+    ends = to_cpu([p.x for p in parts])
+    paths = to_cpu([p.trajectory for p in parts if p.trajectory is not None])
     counts = [p.evaluations.cpu() * factor for p in parts if p.evaluations is not None]
     return Solution(
-        torch.cat([p.x.cpu() for p in parts]),
+        torch.cat(ends),
         max(p.nfe for p in parts) * factor,
         torch.cat(paths, dim=1) if paths else None,
         torch.cat(counts) if counts else None,

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -154,6 +154,14 @@ def numerics(device: torch.device, compute: Compute, tile: int = TILE) -> dict[s
 def rows_of_call(tile: int, device: torch.device) -> int:
     """Return the rows of a network call when sampling, for a network of this tile."""
     return GPU_TILES * tile if device.type == "cuda" else tile
+
+
+def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors on the CPU; from a GPU through pinned memory, waiting once for all."""
+    there = [x.to("cpu", non_blocking=True) for x in tensors]
+    if any(x.device.type == "cuda" for x in tensors):
+        torch.cuda.synchronize()
+    return there
 
 
 def in_tiles(network: Callable[..., Tensor], tile: int = TILE) -> Callable[..., Tensor]:

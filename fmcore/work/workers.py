@@ -9,13 +9,14 @@ import pickle
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from fmcore import own
 from fmcore.settings import ReflowError
+from fmcore.work.ahead import ahead as made_ahead
 from fmcore.work.compute import Compute, numerics
 from fmcore.work.executor import Executor
 from fmcore.work.pools import Submit, on_dask, on_processes, on_ray
@@ -40,15 +41,27 @@ class Job(Protocol[Item, Result]):
 
 
 @contextmanager
-def start_workers(executor: Executor, job: Job[I, T], device: torch.device) -> Iterator[Run[I, T]]:
+def start_workers(
+    executor: Executor, job: Job[I, T], device: torch.device, *, behind: bool | None = None
+) -> Iterator[Run[I, T]]:
     """Yield `run`: it computes items on the executor and yields (item, result) as they are done.
 
     Workers start once, on entering. Raises ReflowError when the executor is unavailable, or when
     the worker of one item is lost `TRIES` times; a ReflowError of the job itself at once.
+    `behind` says whether, without other processes, items are computed while the caller works on
+    those before; by default so on a GPU. On a CPU both would share the same cores.
     """
     if executor.kind == "in-process":
         call = job.on(device)
-        yield lambda items: ((item, call(item)) for item in items)
+        with ExitStack() as stack:
+
+            def run(items: Iterable[I]) -> Iterator[tuple[I, T]]:
+                found = ((item, call(item)) for item in items)
+                if not (device.type == "cuda" if behind is None else behind):
+                    return found
+                return stack.enter_context(closing(made_ahead(found)))
+
+            yield run
         return
     payload = Payload(pickle.dumps(job), device.type, numerics(device, Compute()), own.in_use())
     start = {"processes": on_processes, "ray": on_ray, "dask": on_dask}[executor.kind]

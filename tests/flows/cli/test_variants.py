@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def test_what_cannot_run_here_is_said_and_never_advised(chain, monkeypatch):  # noqa: F811
-    def none(network):
+    def none(*inputs):
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(fmcore.work.compute, "_compiled", lambda network: none)
