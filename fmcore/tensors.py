@@ -31,8 +31,8 @@ from fmcore.scale import Scale
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
-from fmcore.training.divergence import Watch, watch_of
-from fmcore.training.fit import Step, Train, advice_on_loss, check_loss, fit, new_state
+from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
+from fmcore.training.fit import Step, Train, fit, new_state
 from fmcore.training.losses import Perceptual
 from fmcore.work.compute import Compute
 

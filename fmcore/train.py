@@ -19,19 +19,13 @@ from fmcore.network.store import POWER, Model, load, save, save_snapshot, snapsh
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
-from fmcore.training.checkpoint import (
-    CONTINUED,
-    History,
-    State,
-    continue_state,
-    load_state,
-    save_state,
-)
-from fmcore.training.divergence import Watch, watch_of
-from fmcore.training.fit import Train, advice_on_loss, check_loss, fit, new_state
+from fmcore.training.checkpoint import History, State
+from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
+from fmcore.training.divided import gather, keep, resume, states
+from fmcore.training.fit import Train, fit
 from fmcore.training.held_out import Sides, constant_loss, held_out_losses, held_out_sides
 from fmcore.training.losses import Perceptual
-from fmcore.training.processes import Group, training_group
+from fmcore.training.processes import Group, rank, training_group
 from fmcore.work.work import Work
 
 __all__ = ["Train", "train"]
@@ -61,21 +55,24 @@ def train(
     start = load(init, weights=settings.start_from)
     opened = open_coupling(coupling)
     _check(opened, start, init, settings)
-    if advice := advice_on_loss(settings, independent=opened.independent):
-        work.warn(advice)
+    if not rank():
+        _advise(opened, settings, work)
     network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
-    with training_group(settings.processes, settings.batch, work.device) as (group, own):
-        state = new_state(network.to(own), settings)
-        some = read(opened, split="train", limit=max(settings.batch, LEAST_ROWS))
-        watch = watch_of(state, some, settings, seed=work.seed) if len(some) else None
-        found = load_state(work.scratch, state) or continue_state(work.scratch / CONTINUED, state)
-        if found and group.leads:
-            work.log({}, state.step)
-        _run(state, opened, settings, group, work, watch)
-        if not group.leads:
+    divided = settings.shard == "full"
+    with training_group(settings.processes, settings.batch, work.device, divided=divided) as (
+        group,
+        own,
+    ):
+        running, state = states(network.to(own), settings, group)
+        watch = _watch(state, opened, settings, work) if group.leads and state else None
+        if resume(work.scratch, running, group) and group.leads:
+            work.log({}, running.step)
+        _run(running, state, opened, settings, group, work, watch)
+        state = gather(running, state, group)
+        if not group.leads or state is None:
             return
     sides = held_out_sides(opened, limit=16 * settings.batch)
-    final = _held_out(state, sides, settings, seed=work.seed, limit=16 * settings.batch)
+    final = _held_out(state, sides, settings, work=work, limit=16 * settings.batch)
     final |= _beside_constant(final, sides[0], settings)
     work.accept(final)
     steps = _snapshot_steps(state, settings)
@@ -84,6 +81,23 @@ def train(
     save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
     rest = {**_lengths(settings), "learns_mean": int(settings.loss.learns_mean)}
     _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
+
+
+def _advise(coupling: Coupling, settings: Train, work: Work) -> None:
+    """Warn of a loss that does not learn the mean, and of what several processes cannot do."""
+    if advice := advice_on_loss(settings, independent=coupling.independent):
+        work.warn(advice)
+    replicas = settings.processes > 1 and settings.shard == "replicate"
+    if replicas and settings.objective == "mean_flow":
+        work.warn(
+            "train.objective mean_flow: DistributedDataParallel passes no forward-mode product, so"
+            " the processes average their gradients after the backward pass, not during it"
+        )
+
+
+def _watch(state: State, coupling: Coupling, settings: Train, work: Work) -> Watch | None:
+    some = read(coupling, split="train", limit=max(settings.batch, LEAST_ROWS))
+    return watch_of(state, some, settings, seed=work.seed) if len(some) else None
 
 
 def _about(
@@ -124,22 +138,26 @@ def _lengths(settings: Train) -> dict[str, float]:
 
 def _run(
     state: State,
+    whole: State | None,
     coupling: Coupling,
     settings: Train,
     group: Group,
     work: Work,
     watch: Watch | None,
 ) -> None:
-    """Run `fit`: average the loss between logs, check it, save checkpoints."""
-    stream = _stream(state, coupling, settings, work)
+    """Run `fit`: average the loss between logs, check it, save checkpoints.
+
+    `whole` is where a divided state comes together, on the process that leads.
+    """
+    stream = _stream(state, coupling, settings, group, work)
     losses: list[Tensor] = []
     limit = 4 * settings.batch
-    sides = held_out_sides(coupling, limit)
+    sides = held_out_sides(coupling, limit) if group.leads else None
     snapshots = set(_snapshot_steps(state, settings))
     for done in fit(state, stream, settings, seed=work.seed, compute=work.compute, group=group):
         losses.append(done.loss)
-        if done.step in snapshots and group.leads:  # before the checkpoint of the same step
-            save_snapshot(work.scratch / POWER, done.step, state.powers)
+        if done.step in snapshots:  # before the checkpoint of the same step
+            _snapshot(gather(state, whole, group), done.step, group, work)
         if watch:
             watch.recent.append(done.loss)
         last = done.step == settings.steps
@@ -154,19 +172,29 @@ def _run(
         if watch:
             watch.check(done.step, settings, kept_in)
         losses.clear()
-        if not group.leads:
-            continue
         if kept:
-            held = _held_out(state, sides, settings, seed=work.seed, limit=limit)
+            whole = gather(state, whole, group)
+        if kept and whole and sides:
+            held = _held_out(whole, sides, settings, work=work, limit=limit)
             if "held_out_loss" in held:
                 row["held_out_loss"] = held["held_out_loss"]
-        state.history.append(row)
+        if group.leads:
+            state.history.append(row)
         if kept:
-            save_state(work.scratch, state)
-        work.log({k: v for k, v in row.items() if k != "step"}, done.step)
+            keep(work.scratch, state, group)
+        if group.leads:
+            work.log({k: v for k, v in row.items() if k != "step"}, done.step)
 
 
-def _stream(state: State, coupling: Coupling, settings: Train, work: Work) -> Iterator[Pairs]:
+def _snapshot(state: State | None, step: int, group: Group, work: Work) -> None:
+    """Keep the power averages after a step, if this process leads."""
+    if state and group.leads:
+        save_snapshot(work.scratch / POWER, step, state.powers)
+
+
+def _stream(
+    state: State, coupling: Coupling, settings: Train, group: Group, work: Work
+) -> Iterator[Pairs]:
     """Return the pairs of each step from the current one on."""
     return batches(
         coupling,
@@ -174,7 +202,9 @@ def _stream(state: State, coupling: Coupling, settings: Train, work: Work) -> It
         seed=work.seed,
         start=state.step,
         memory=settings.memory_mb << 20,
-        shorter_than=longest(coupling, settings.drop_longest),
+        shorter_than=longest(coupling, settings.drop_longest, group),
+        group=group,
+        whole=settings.pairing.name != "independent",
     )
 
 
@@ -188,7 +218,8 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
         )
     same_units(start.scale, coupling.about.units, str(coupling.path))
     check_source(coupling.about.source, settings.interpolant)
-    check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
+    if not rank():  # the others do not read what is not theirs
+        check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
     if settings.pairing.name != "independent" and not coupling.independent:
         raise ReflowError(
             f"train.pairing {settings.pairing.name}: {coupling.path} has pairs of its own, which it"
@@ -204,21 +235,23 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
 
 
 def _held_out(
-    state: State, sides: Sides, settings: Train, *, seed: int, limit: int
+    state: State, sides: Sides, settings: Train, *, work: Work, limit: int
 ) -> dict[str, float]:
     """Return the losses of the EMA weights; for a student, at the times that it learns."""
-    device = next(state.network.parameters()).device
+    home, device = next(state.network.parameters()).device, work.device
+    state.ema.module.to(device)  # a divided state comes together on the CPU
     classes = state.network.settings.classes
     state.ema.eval()
     field = Field(state.ema, settings.interpolant, settings.objective, classes)
     found = held_out_losses(
         field,
         sides,
-        seed=seed,
+        seed=work.seed,
         device=device,
         limit=limit,
         law=settings.time if settings.student else None,
     )
+    state.ema.module.to(home)
     state.ema.train()
     return found
 

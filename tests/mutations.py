@@ -84,6 +84,20 @@ MUTATIONS = [
         "tests/fmcore/training/test_fit.py::test_processes_share_a_batch_without_overlap",
     ),
     Mutation(
+        "a piece of a batch weighs as much as the batch",
+        "fmcore/training/gradient.py",
+        "weight_of = share * len(piece.t) / len(own.t)",
+        "weight_of = share",
+        "tests/fmcore/training/test_processes.py::test_pieces_give_the_step_of_the_whole_batch",
+    ),
+    Mutation(
+        "a damaged file of a divided checkpoint taken for whole",
+        "fmcore/training/divided.py",
+        "if sha256(path / name) != stated[name]:",
+        "if not (path / name).exists():",
+        "tests/fmcore/training/test_divided.py::test_a_damaged_checkpoint_is_told_removed_and_the_one_before_it_taken",
+    ),
+    Mutation(
         "EMA not restored from a checkpoint",
         "fmcore/training/checkpoint.py",
         "        average.load_state_dict(kept)\n",

@@ -148,7 +148,8 @@ def one_step(
     batch = settings.batch // settings.processes
     # On a CPU a step takes a time proportional to its rows: some of them are enough.
     rows = min(batch, network.tile) if device.type == "cpu" else batch
-    some = settings.model_copy(update={"drop_longest": 0.0, "steps": 10**9, "batch": rows})
+    whole = {"accumulate": 1} if device.type == "cpu" else {}
+    some = settings.model_copy(update={"drop_longest": 0.0, "steps": 10**9, "batch": rows, **whole})
     stream = batches(open_coupling(data), batch=rows, seed=0, memory=settings.memory_mb << 20)
     steps = fit(new_state(network.to(device), some), stream, some, seed=0, compute=compute)
     return lambda: float(next(steps).loss), rows / batch

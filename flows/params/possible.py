@@ -106,6 +106,10 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
     if train.batch % train.processes:
         what = f"{train.batch} has no {train.processes} equal parts; make it a multiple"
         yield (*place, "batch"), what
+    elif train.accumulate > train.batch // train.processes:
+        own = train.batch // train.processes
+        what = f"{own} pairs of a process cannot be cut in {train.accumulate} pieces; lower it"
+        yield (*place, "accumulate"), what
     if isinstance(train.loss, Perceptual):
         if known.image is False:
             yield (*place, "loss"), "perceptual compares images, and this data has none; use mse"
@@ -120,6 +124,12 @@ def _mean_flow(params: "Params", round_: "Round", place: tuple[str, ...]) -> Ite
     train, network = round_.train, params.network
     if train.objective != "mean_flow":
         return
+    if train.recompute:
+        what = (
+            "mean_flow differentiates forward, which torch.utils.checkpoint does not pass; leave it"
+            " out, and use accumulate to save memory"
+        )
+        yield (*place, "recompute"), what
     if not isinstance(network, MLP):
         what = (
             f"mean_flow needs network residual_mlp, got {network.name}: its loss differentiates by"

@@ -16,9 +16,9 @@ from flows.project.locks import Busy, Damaged, stage_locked
 from flows.stage import finished
 from fmcore.settings import ReflowError
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTS = ("checkpoint.safetensors", "divided")
 CONTINUED = "continued"
-"""Names of `fmcore.training.checkpoint`, whose import takes as long as that of torch."""
+"""Names of `fmcore.training.checkpoint` and `divided`, whose import takes as long as torch's."""
 
 
 @contextmanager
@@ -154,7 +154,11 @@ def _keep_only(scratch: Path, continues: bool) -> None:
 
 def has_checkpoint(scratch: Path) -> bool:
     """Say whether a training in this scratch folder has a checkpoint to go on from."""
-    return any((folder / CHECKPOINT).exists() for folder in (scratch, scratch / CONTINUED))
+    return any(_checkpoints(folder) for folder in (scratch, scratch / CONTINUED))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [folder / name for name in CHECKPOINTS if (folder / name).exists()]
 
 
 def _hand_over(others: Iterable[Path], scratch: Path) -> None:
@@ -162,11 +166,12 @@ def _hand_over(others: Iterable[Path], scratch: Path) -> None:
 
     A folder in which nothing was trained yet has the checkpoint that was moved to it.
     """
-    found = [f for o in others for f in (o / CONTINUED / CHECKPOINT, o / CHECKPOINT) if f.exists()]
-    if found and not (scratch / CHECKPOINT).exists():
-        (scratch / CONTINUED).mkdir(exist_ok=True)
+    found = [c for o in others for f in (o / CONTINUED, o) for c in _checkpoints(f)]
+    if found and not _checkpoints(scratch):
+        shutil.rmtree(scratch / CONTINUED, ignore_errors=True)
         newest = max(found, key=lambda file: file.stat().st_mtime_ns)
-        newest.replace(scratch / CONTINUED / CHECKPOINT)
+        (scratch / CONTINUED).mkdir()
+        newest.replace(scratch / CONTINUED / newest.name)
 
 
 def _changes(before: lineage.Inputs, after: lineage.Inputs) -> list[str]:

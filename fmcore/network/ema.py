@@ -1,7 +1,7 @@
 """The exponential moving average of a network's weights, and its length in steps or in samples."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import torch
@@ -57,6 +57,11 @@ def ramped(decay: float, n: float) -> float:
     return min(decay, (1 + n) / (10 + n))
 
 
+def here(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this process has of each tensor: all of it, unless several divide it."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+
+
 class Average(AveragedModel):
     """An average of a network's weights: update n = 1, 2, ... adds the share `share(n)` of them.
 
@@ -68,9 +73,14 @@ class Average(AveragedModel):
         super().__init__(model)
         self._share = share
         self._of = [model]  # in a list: a module as an attribute would be a part of this one
-        self._own: list[Tensor] = list(self.module.parameters())
-        self._new: list[Tensor] = list(model.parameters())
+        self.list_weights()
         self._own_buffers, self._new_buffers = list(self.module.buffers()), list(model.buffers())
+
+    def list_weights(self) -> None:
+        """List the parameters of both networks; again after they were divided among processes."""
+        self._own: list[Tensor] = list(self.module.parameters())
+        self._new: list[Tensor] = list(self._of[0].parameters())
+        self._divided = any(hasattr(p, "to_local") for p in self._new)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -81,10 +91,13 @@ class Average(AveragedModel):
         if model is not self._of[0]:
             raise ValueError("an average adds the weights of the network that it was made of")
         n = int(self.n_averaged)  # it lies on the CPU: no device is waited for
+        own, new = self._own, self._new
+        if self._divided:
+            own, new = here(own), here(new)
         if n:
-            torch._foreach_lerp_(self._own, self._new, self._share(n))
+            torch._foreach_lerp_(own, new, self._share(n))
         else:
-            torch._foreach_copy_(self._own, self._new)
+            torch._foreach_copy_(own, new)
         if self._own_buffers:
             torch._foreach_copy_(self._own_buffers, self._new_buffers)
         self.n_averaged += 1

@@ -21,6 +21,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.network.build import VelocityNetwork
+from fmcore.network.ema import here
 from fmcore.network.store import write_tensors
 from fmcore.settings import ReflowError
 
@@ -69,18 +70,13 @@ def save_state(folder: Path, state: State) -> None:
     tensors: dict[str, Tensor] = {}
     for key, value in state.network.state_dict().items():
         tensors[f"network.{key}"] = value
-    for name, average in _averages(state):
+    for name, average in averages_of(state):
         tensors |= {f"{name}{key}": value for key, value in average.state_dict().items()}
     for index, slot in state.optimizer.state_dict()["state"].items():
         for key, value in slot.items():
             tensors[f"optimizer.{index}.{key}"] = value
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    note = {
-        "step": str(state.step),
-        "history": json.dumps(state.history),
-        "settings": json.dumps(state.settings),
-        "continued": json.dumps(state.continued),
-    }
+    note = note_of(state)
     temporary = folder / f".{FILE}.tmp"
     write_tensors(temporary, tensors, about={**note, "sha256": _digest(tensors, note)})
     with contextlib.suppress(OSError):  # a file system may know no links: then none is kept
@@ -88,6 +84,24 @@ def save_state(folder: Path, state: State) -> None:
             (folder / EARLIER).unlink(missing_ok=True)
             os.link(folder / FILE, folder / EARLIER)
     temporary.replace(folder / FILE)
+
+
+def note_of(state: State) -> dict[str, str]:
+    """Return what a checkpoint holds besides tensors, as `restore` takes it."""
+    return {
+        "step": str(state.step),
+        "history": json.dumps(state.history),
+        "settings": json.dumps(state.settings),
+        "continued": json.dumps(state.continued),
+    }
+
+
+def restore(state: State, note: Mapping[str, str]) -> None:
+    """Set what a state has besides tensors to what `note_of` gave."""
+    state.to_step(int(note["step"]))
+    state.history = json.loads(note["history"])
+    state.settings = json.loads(note.get("settings", "{}"))
+    state.continued = json.loads(note.get("continued", "[]"))
 
 
 def load_state(folder: Path, state: State, say: Callable[[str], object] = print) -> bool:
@@ -98,7 +112,7 @@ def load_state(folder: Path, state: State, say: Callable[[str], object] = print)
     """
     for name, then in ((FILE, "the checkpoint before it is tried"), (EARLIER, "it starts over")):
         try:
-            found = _read(folder / name)
+            found = read_checkpoint(folder / name)
         except (SafetensorError, OSError, ValueError) as error:
             (folder / name).unlink(missing_ok=True)
             reason = str(error).splitlines()[0]
@@ -110,35 +124,45 @@ def load_state(folder: Path, state: State, say: Callable[[str], object] = print)
     return False
 
 
-def continue_state(folder: Path, state: State) -> bool:
+def fill_from_file(folder: Path, state: State) -> str | None:
+    """Fill `state` from the checkpoint in `folder`; return its sha256, None if there is none."""
+    found = read_checkpoint(folder / FILE)
+    if found is None:
+        return None
+    _fill(state, *found)
+    return _digest(*found)
+
+
+def continue_state(
+    folder: Path, state: State, fill: Callable[[Path, State], str | None] = fill_from_file
+) -> bool:
     """Fill `state` from the checkpoint of a training with other settings; False if there is none.
 
     The weights, the moving average, the optimiser's moments and the step are taken over; the
     learning rate is that of the settings at this step. Raises ReflowError if it does not fit.
     """
     own = state.settings
-    if not (folder / FILE).exists():
-        return False
     try:
-        tensors, note = _read(folder / FILE) or ({}, {})
-        _fill(state, tensors, note)
+        digest = fill(folder, state)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ReflowError(
             f"continue: the checkpoint of the earlier training does not fit this round"
             f" ({str(error).splitlines()[0]}); remove `continue` to start from its init"
         ) from None
+    if digest is None:
+        return False
     if state.step >= own["steps"]:
         raise ReflowError(
             f"continue: the earlier training is at step {state.step}, and train.steps is"
             f" {own['steps']}; raise train.steps, or remove `continue` to start from its init"
         )
     before = {k: v for k, v in state.settings.items() if own.get(k) != v}
-    told = {"step": state.step, "checkpoint": _digest(tensors, note), "before": before}
+    told = {"step": state.step, "checkpoint": digest, "before": before}
     state.settings, state.continued = own, [*state.continued, told]
     return True
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Return tensors and note of a checkpoint, None if there is none; ValueError for damage."""
     if not path.exists():
         return None
@@ -161,7 +185,7 @@ def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
 
 def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> None:
     state.network.load_state_dict(_part(tensors, "network."))
-    for name, average in _averages(state):
+    for name, average in averages_of(state):
         kept = _part(tensors, name)
         if not kept:
             raise ValueError("it kept no such power averages: train.power_ema was another")
@@ -172,13 +196,10 @@ def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> Non
         slots.setdefault(int(index), {})[name] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    state.to_step(int(note["step"]))
-    state.history = json.loads(note["history"])
-    state.settings = json.loads(note.get("settings", "{}"))
-    state.continued = json.loads(note.get("continued", "[]"))
+    restore(state, note)
 
 
-def _averages(state: State) -> Iterator[tuple[str, AveragedModel]]:
+def averages_of(state: State) -> Iterator[tuple[str, AveragedModel]]:
     """Yield each average with the beginning of its tensors' names."""
     yield "ema.", state.ema
     for sigma, average in state.powers.items():
@@ -190,6 +211,6 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finite(state: State) -> bool:
-    """Whether every weight is finite."""
-    largest = torch._foreach_norm([p.detach() for p in state.network.parameters()], math.inf)
-    return bool(torch.stack(largest).isfinite().all())
+    """Whether every weight is finite, of those that this process has."""
+    own = [p for p in here(p.detach() for p in state.network.parameters()) if p.numel()]
+    return bool(torch.stack(torch._foreach_norm(own, math.inf)).isfinite().all())

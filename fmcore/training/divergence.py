@@ -1,5 +1,6 @@
-"""A training whose loss is finite and yet far above where it began."""
+"""A training that diverged; a loss whose minimum is another value than the mean."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -7,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fmcore.coupling.pairs import Pairs
-from fmcore.matching.loss import flow_matching_loss
+from fmcore.matching.loss import Loss, flow_matching_loss
 from fmcore.settings import ReflowError
 from fmcore.training.batch import draw_batch
-from fmcore.training.checkpoint import State
+from fmcore.training.checkpoint import State, finite
 from fmcore.training.fit import Train, batch_rules
 
 FAR = 1000.0
@@ -81,3 +82,41 @@ def watch_of(state: State, pairs: Pairs, settings: Train, *, seed: int) -> Watch
 
 def _nothing(x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
     return torch.zeros_like(x)
+
+
+def advice_on_loss(settings: Train, *, independent: bool) -> str | None:
+    """Return a warning if the loss does not learn the mean on pairs whose paths cross.
+
+    None on a coupling that a flow made: its paths hardly cross, so that there is one velocity to
+    learn at a point.
+    """
+    loss = settings.loss
+    if loss.learns_mean or not independent:
+        return None
+    name = "normalised" if isinstance(loss, Loss) and loss.normalised else loss.name
+    return (
+        f"train.loss {name} on the independent coupling: where paths cross it learns"
+        f" {LEARNED.get(name, 'another value')}, not the mean that a flow needs, so its samples"
+        " need not follow the data (docs/how-to-add.md: 0.00 learned where 1.20 is right), and it"
+        " has no score; use loss mse here, and this one from round 2 on"
+    )
+
+
+LEARNED = {"pseudo_huber": "about the median velocity", "normalised": "the nearest velocity"}
+"""What a loss that does not learn the mean learns where paths cross."""
+
+
+def check_loss(loss: float, state: State, settings: Train, kept_in: str | None = None) -> None:
+    """Raise if the loss is not finite or grew too much; `kept_in` has the last good checkpoint."""
+    best = min((row["loss"] for row in state.history), default=math.inf)
+    kept = f"; the last good checkpoint is kept in {kept_in}" if kept_in else ""
+    if not math.isfinite(loss) or not finite(state):
+        raise ReflowError(
+            f"the loss is {loss} at step {state.step}: training diverged; lower train.lr"
+            f" ({settings.lr:g}) or train.clip ({settings.clip:g}){kept}"
+        )
+    if loss > settings.diverged * best:
+        raise ReflowError(
+            f"the loss rose to {loss:.3g} at step {state.step}, {loss / best:.0f} times its best"
+            f" ({best:.3g}); lower train.lr ({settings.lr:g}){kept}"
+        )

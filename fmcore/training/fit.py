@@ -4,20 +4,21 @@ The loss is `fmcore.matching.loss.flow_matching_loss`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.pairs import Pairs
 from fmcore.matching.interpolant import Linear, Objective
-from fmcore.matching.loss import Loss, flow_matching_loss
+from fmcore.matching.loss import Loss
 from fmcore.matching.times import Grid, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import Ema, averaged, decay_of, half_life_of, ramped
@@ -26,13 +27,13 @@ from fmcore.network.store import Weights
 from fmcore.settings import (
     BatchSize,
     LearningRate,
-    ReflowError,
     Settings,
     StepCount,
     WorkerCount,
 )
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
-from fmcore.training.checkpoint import State, finite
+from fmcore.training.checkpoint import State
+from fmcore.training.gradient import network_of
 from fmcore.training.losses import LossOfRound
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
@@ -42,7 +43,7 @@ class Train(Settings):
     """How a round is trained.
 
     `processes` share each batch, on as many GPUs or cores. Their number changes rounding, hence the
-    result; so it is a setting.
+    result; so it is a setting, and so are `accumulate` and `recompute`.
     `time` is the law of t; `point` or `grid` makes the round a student of its coupling for one or k
     steps. `objective` is what the network predicts. `pairing` re-pairs each batch of an independent
     coupling; `flip` mirrors pairs of images; `drop_longest` leaves out that share of the pairs.
@@ -111,12 +112,21 @@ class Train(Settings):
     """Factor above its best at which the logged loss stops the run as diverged. Raise it when the
     loss is noisy."""
     memory_mb: int = Field(default=2048, gt=0, le=2**24)
-    """Memory for pairs, in MiB: source, target, ids and order. A larger coupling is read and
-    shuffled in windows of this size. One row group (4 MiB) is read beside a window; network,
-    optimiser and libraries come on top."""
+    """Memory for pairs, in MiB, of all processes together: source, target, ids and order. A larger
+    coupling is read and shuffled in windows of this size. One row group (4 MiB) is read beside a
+    window; network, optimiser and libraries come on top."""
     processes: WorkerCount = 1
-    """Processes that share each batch, on a GPU each or on cores. It changes the order of sums,
-    hence rounding."""
+    """Processes that share each batch and the reading of the coupling, on a GPU each or on cores.
+    It changes the order of sums, hence rounding."""
+    shard: Literal["replicate", "full"] = "replicate"
+    """What each of several processes holds: `replicate` is all weights, `full` a share of weights,
+    moments and averages (FSDP2), for a network whose training does not fit one GPU."""
+    accumulate: int = Field(default=1, ge=1, le=10**6)
+    """Pieces of its part of a batch whose gradients a process adds up, one piece after the other.
+    Raise it when memory runs out; the loss of a step stays that of the whole batch."""
+    recompute: bool = False
+    """Whether the backward pass computes the inside of each block again in place of keeping it:
+    less memory, for a third more time. Not for objective mean_flow."""
 
     @property
     def student(self) -> bool:
@@ -168,8 +178,16 @@ class Step:
     grad_norm: Tensor
 
 
-def new_state(network: VelocityNetwork, settings: Train) -> State:
-    """Return the state before the first step: AdamW, warm-up and cosine to zero, averages."""
+def _whole(_: nn.Module) -> None: ...
+
+
+def new_state(
+    network: VelocityNetwork, settings: Train, divide: Callable[[nn.Module], object] = _whole
+) -> State:
+    """Return the state before the first step: AdamW, warm-up and cosine to zero, averages.
+
+    `divide` is called with the network and each average before the optimiser gets the weights.
+    """
 
     def rate(step: int) -> float:
         rise = min(1.0, (step + 1) / (settings.warmup + 1))
@@ -178,6 +196,11 @@ def new_state(network: VelocityNetwork, settings: Train) -> State:
 
     network.train().requires_grad_(True)
     kept = settings.power_ema.sigma_rel if settings.power_ema else ()
+    averages = [averaged(network, settings.decay), *(power_averaged(network, s) for s in kept)]
+    divide(network)
+    for average in averages:
+        divide(average.module)
+        average.list_weights()
     fused = next(network.parameters()).device.type in FUSED
     optimizer = AdamW(
         network.parameters(),
@@ -188,11 +211,11 @@ def new_state(network: VelocityNetwork, settings: Train) -> State:
     )
     return State(
         network,
-        averaged(network, settings.decay),
+        averages[0],
         optimizer,
         rate,
         settings=settings.model_dump(mode="json"),
-        powers={f"{s:g}": power_averaged(network, s) for s in kept},
+        powers={f"{s:g}": average for s, average in zip(kept, averages[1:], strict=True)},
     )
 
 
@@ -211,25 +234,13 @@ def fit(
     labels) is a function of (seed, step): stopping and resuming changes nothing. The loss of a
     step is the mean square error, whichever loss is minimised.
     """
-    weights = list(state.network.parameters())
-    device = weights[0].device
-    network = (compute or Compute()).training(state.network)
+    shared = network_of(state.network, settings, compute or Compute(), group)
+    device = shared.weights[0].device
     rules = batch_rules(settings, state.network.settings.classes)
     for pairs in islice(stream, max(0, settings.steps - state.step)):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
-        for weight in weights:
-            weight.grad = None
-        per_sample, error = flow_matching_loss(
-            network,
-            group.part(batch),
-            settings.interpolant,
-            settings.objective,
-            settings.loss,
-        )
-        per_sample.mean().backward()
-        gradients = [p.grad for p in weights if p.grad is not None]
-        group.average([error, *gradients])
-        norm = clip(gradients, settings.clip)
+        error, gradients = shared.gradients(batch)
+        norm = clip(gradients, settings.clip, group)
         state.optimizer.step()
         for average in (state.ema, *state.powers.values()):
             average.update_parameters(state.network)
@@ -238,13 +249,15 @@ def fit(
 
 
 @torch.no_grad()
-def clip(gradients: list[Tensor], longest: float) -> Tensor:
+def clip(gradients: list[Tensor], longest: float, group: Group = ALONE) -> Tensor:
     """Scale gradients down to the norm `longest`; return their norm [] before.
 
     As torch's `clip_grad_norm_`, which groups them twice by device and type. No device is waited
-    for.
+    for. It is the norm over the group where gradients are divided among its processes.
     """
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if group.divided:
+        norm = group.added(norm.square()).sqrt()
     torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
@@ -259,41 +272,3 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
         classes=classes,
         label_dropout=settings.label_dropout,
     )
-
-
-def advice_on_loss(settings: Train, *, independent: bool) -> str | None:
-    """Return a warning if the loss does not learn the mean on pairs whose paths cross.
-
-    None on a coupling that a flow made: its paths hardly cross, so that there is one velocity to
-    learn at a point.
-    """
-    loss = settings.loss
-    if loss.learns_mean or not independent:
-        return None
-    name = "normalised" if isinstance(loss, Loss) and loss.normalised else loss.name
-    return (
-        f"train.loss {name} on the independent coupling: where paths cross it learns"
-        f" {LEARNED.get(name, 'another value')}, not the mean that a flow needs, so its samples"
-        " need not follow the data (docs/how-to-add.md: 0.00 learned where 1.20 is right), and it"
-        " has no score; use loss mse here, and this one from round 2 on"
-    )
-
-
-LEARNED = {"pseudo_huber": "about the median velocity", "normalised": "the nearest velocity"}
-"""What a loss that does not learn the mean learns where paths cross."""
-
-
-def check_loss(loss: float, state: State, settings: Train, kept_in: str | None = None) -> None:
-    """Raise if the loss is not finite or grew too much; `kept_in` has the last good checkpoint."""
-    best = min((row["loss"] for row in state.history), default=math.inf)
-    kept = f"; the last good checkpoint is kept in {kept_in}" if kept_in else ""
-    if not math.isfinite(loss) or not finite(state):
-        raise ReflowError(
-            f"the loss is {loss} at step {state.step}: training diverged; lower train.lr"
-            f" ({settings.lr:g}) or train.clip ({settings.clip:g}){kept}"
-        )
-    if loss > settings.diverged * best:
-        raise ReflowError(
-            f"the loss rose to {loss:.3g} at step {state.step}, {loss / best:.0f} times its best"
-            f" ({best:.3g}); lower train.lr ({settings.lr:g}){kept}"
-        )

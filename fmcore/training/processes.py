@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,13 +17,19 @@ from torch import Tensor
 from fmcore.matching.loss import Batch
 from fmcore.settings import ReflowError
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Group:
-    """The rank of this process among those that train; only rank 0, which leads, writes."""
+    """The rank of this process among those that train; only rank 0, which leads, writes.
+
+    The state is `divided` if each process has its share of the weights only.
+    """
 
     rank: int = 0
     size: int = 1
+    divided: bool = False
 
     @property
     def leads(self) -> bool:
@@ -33,6 +40,10 @@ class Group:
         """Return this process's rows [B / size] of a batch [B]."""
         if self.size == 1:
             return batch
+        if len(batch.t) < self.size:
+            raise ReflowError(
+                f"{len(batch.t)} training pairs for {self.size} processes; lower train.processes"
+            )
         given = (batch.target, batch.source, batch.t, batch.label, batch.span)
         cut = (None if x is None else x.tensor_split(self.size)[self.rank] for x in given)
         return Batch(*cut)  # type: ignore[arg-type]
@@ -47,6 +58,37 @@ class Group:
         flat /= self.size
         for t, mean in zip(found, flat.split([t.numel() for t in found]), strict=True):
             t.copy_(mean.view_as(t))
+
+    def added(self, numbers: Tensor) -> Tensor:
+        """Return the sum [N] over the group of numbers [N] that each process has."""
+        if self.size > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
+    def gathered(self, numbers: Tensor) -> Tensor:
+        """Return the numbers [M] of all processes, which each have some [N], one behind another."""
+        if self.size == 1:
+            return numbers
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = len(numbers)
+        most = int(self.added(counts).max())
+        padded = numbers.new_zeros(most)
+        padded[: len(numbers)] = numbers
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded)
+        return torch.cat([f[:n] for f, n in zip(found, counts.tolist(), strict=True)])
+
+    def told(self, value: T) -> list[T]:
+        """Return what each process of the group says, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def agreed(self, value: T) -> T:
+        """Return what the process that leads says, when all have come here."""
+        return self.told(value)[0]
 
 
 ALONE = Group()
@@ -64,9 +106,11 @@ def rank() -> int:
 
 @contextmanager
 def training_group(
-    processes: int, batch: int, device: torch.device
+    processes: int, batch: int, device: torch.device, *, divided: bool = False
 ) -> Iterator[tuple[Group, torch.device]]:
     """Yield this process's rank in a group of `processes`, and its device (a GPU each).
+
+    The group is to be `divided` if it has more than one.
 
     Raises ReflowError when torchrun started another number of them, or the batch has no equal
     parts: the mean over the batch would not be the mean over the group.
@@ -84,8 +128,9 @@ def training_group(
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Pairs lie in the memory of the CPU, on a GPU's machine too.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Group(rank(), processes), device
+        yield Group(rank(), processes, divided and processes > 1), device
     finally:
         dist.destroy_process_group()

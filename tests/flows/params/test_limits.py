@@ -224,6 +224,8 @@ IMPOSSIBLE = [
     ([("steps: 5000", "steps: 5000, time: {name: grid, steps: 2}")], "rf1.train.time: grid makes"),
     ([*VECTORS, ("steps: 4000", "steps: 4000, flip: true")], "rf2.train.flip: mirrors images"),
     ([("batch: 256", "batch: 256, processes: 3")], "rf1.train.batch: 256 has no 3 equal parts"),
+    ([("batch: 256", "batch: 256, accumulate: 257")], "rf1.train.accumulate: 256 pairs of a"),
+    ([("steps: 5000", "steps: 5000, objective: mean_flow, recompute: true")], "forward, which"),
     ([("steps: 4000", "steps: 4000, label_dropout: 0.2")], "label_dropout: there are no labels"),
     ([("pairs: 30000", "pairs: 30000, guidance: 2.0")], "guidance needs classes"),
     (

@@ -74,6 +74,24 @@ def test_the_checkpoint_of_other_inputs_is_handed_over_only_where_the_stage_cont
     assert not (scratch(5, continues=False) / "continued").exists()
 
 
+def test_a_checkpoint_divided_among_processes_is_handed_over_too(work):
+    project = work("guarded 0")
+
+    def scratch(lr: int) -> Path:
+        project.write("params.yaml", f"train: {{lr: {lr}}}\n")
+        with guarded(project.root, "work", continues=True) as folder:
+            return folder
+
+    step = scratch(1) / "divided" / "000000000010"
+    step.mkdir(parents=True)
+    (step / "note.json").write_text("ten")
+    second = scratch(2)
+    assert (second / "continued/divided/000000000010/note.json").read_text() == "ten"
+    (second / "checkpoint.safetensors").write_text("later")
+    third = scratch(3)
+    assert [file.name for file in (third / "continued").iterdir()] == ["checkpoint.safetensors"]
+
+
 def started(project: Project) -> None:
     until((project.root / "started").exists)
 

@@ -1,6 +1,7 @@
 """Two processes that train together are one process with the whole batch."""
 
 import csv
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from ruamel.yaml import YAML
 from flows.dag import inputs
 from fmcore.network.store import load
 from tests.chains import gaussian_data, scratch_model
+from tests.conftest import SOURCE
 from tests.real_chain import PARAMS, real_stages
 
 
@@ -65,6 +67,31 @@ def test_torchrun_of_ones_own_is_joined(chain):
     run = [*torchrun, "--nproc-per-node", "2", "-m", "flows.stage", *stage]
     subprocess.run(run, cwd=chain.root, check=True, capture_output=True, timeout=120)
     assert len(curve(chain)) == 4
+
+
+def fake(folder, name, script):
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains_a_round_and_dvc_records_it(chain):
+    """On one node, with stand-ins for the two commands of Slurm that it calls."""
+    settings(chain, processes=2, shard="full", accumulate=2, checkpoint_every=20)
+    folder = chain.root / "fake"
+    folder.mkdir()
+    fake(folder, "scontrol", 'test "$*" = "show hostnames node" && echo localhost && echo other')
+    fake(folder, "srun", 'exec "$@"')
+    fake(folder, "torchrun", f'exec {sys.executable} -m torch.distributed.run "$@"')
+    job = {"SLURM_JOB_NODELIST": "node", "SLURM_NNODES": "1", "SLURM_JOB_ID": str(os.getpid())}
+    own = {**chain.env(), **job, "PER_NODE": "2", "SLURM_SUBMIT_DIR": str(chain.root)}
+    own["PATH"] = f"{folder}:{own['PATH']}"
+    script = ["bash", str(SOURCE / "scripts/train.slurm"), "rf1"]
+    done = subprocess.run(script, env=own, capture_output=True, text=True, timeout=240)
+    assert not done.returncode, done.stderr
+    assert done.stdout.count("train@rf1 40/40") == 1 and len(curve(chain)) == 4
+    assert "train@rf1" not in chain.sh("dvc", "status", "train@rf1").stdout
 
 
 @pytest.mark.parametrize(
