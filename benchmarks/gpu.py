@@ -1,187 +1,449 @@
-"""Measure sampling and training on a GPU, as ratios taken in one run.
+"""The GPU suite: what has to be equal, and how fast it is, as ratios taken in one run.
 
-    python benchmarks/gpu.py [--device cuda] [--quick] [--out FILE.json]
+    python -m benchmarks.gpu [PART ...] [--device cuda] [--quick] [--out FOLDER] [--fashion FOLDER]
 
-Needs no project, and of packages only what fmcore imports. Every number is the median of repeats;
-the settings that are compared take turns.
+Started in the root of the sources; needs torch, numpy, pandas, pyarrow, pydantic and safetensors.
+The U-Net also needs diffusers, and is left out without it. Numbers are medians of five turns with
+the least and the greatest; what is compared takes turns. FOLDER gets gpu.json and gpu.md.
 """
 
 import argparse
-import itertools
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fmcore.couple import Couple, couple
+from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.dataset.public import FashionMNIST
+from fmcore.initialise import initialise
 from fmcore.network.build import VelocityNetwork, build
 from fmcore.network.images import UNet
 from fmcore.network.mlp import MLP
-from fmcore.network.store import save
+from fmcore.network.store import load, save
+from fmcore.prepare import prepare
 from fmcore.solve.solver import Solver
 from fmcore.tensors import independent
+from fmcore.train import Train, train
 from fmcore.training.batches import shuffled_batches
-from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.fit import fit, new_state
 from fmcore.work.compute import Compute
 from fmcore.work.work import Work
+from fmcore.work.workers import start_workers
 
 SHAPES = {"mlp": (64,), "unet": (1, 28, 28)}
-NUMERICS = {
-    "fp32": Compute(device="cuda"),
-    "bf16": Compute(device="cuda", precision="bf16"),
-    "bf16, compiled": Compute(device="cuda", precision="bf16", compile=True),
+TURNS = 5
+NFE = 16
+SHORT = Couple(pairs=1000, shard=300, solver=Solver(name="heun", steps=NFE // 2))
+Found = dict[str, Any]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@dataclass
+class Suite:
+    """One run: its device, whether it is a quick one, and a folder for files."""
+
+    device: torch.device
+    quick: bool
+    root: Path
+    fashion: str | None = None
+    made: int = field(default=0, init=False)
+
+    def numerics(self, kind: str) -> dict[str, Compute]:
+        """Return the settings that are compared; a quick run compiles nothing."""
+        plain = Compute(device="cuda" if self.device.type == "cuda" else "cpu", threads=1)
+        found: dict[str, Any] = {"fp32": {}, "bf16": {"precision": "bf16"}}
+        if kind == "unet":
+            found["bf16, channels last"] = {"precision": "bf16", "channels_last": True}
+        found["fp32, graphs"] = {"cuda_graphs": True}
+        if not self.quick:
+            found["bf16, compiled"] = {"precision": "bf16", "compile": True}
+        return {name: plain.model_copy(update=update) for name, update in found.items()}
+
+    def network(self, kind: str) -> VelocityNetwork:
+        """Return the network of params/digits.yaml or of params/fashion_mnist.yaml."""
+        if kind == "mlp":
+            mlp = MLP(width=320, depth=3, time_features=64)
+            small = MLP(width=16, depth=1, time_features=8)
+            return build(small if self.quick else mlp, SHAPES[kind], seed=0)
+        return build(self.unet(), SHAPES[kind], seed=0)
+
+    def unet(self) -> UNet:
+        """Return the settings of the U-Net."""
+        if self.quick:
+            return UNet(name="unet", channels=(8, 8), head=4)
+        return UNet(name="unet", channels=(64, 128, 128), blocks=2, attend=(2,), head=32)
+
+    def folder(self) -> Path:
+        """Return a new empty folder."""
+        self.made += 1
+        path = self.root / str(self.made)
+        path.mkdir()
+        return path
+
+    def start(self, kind: str, rows: int) -> Path:
+        """Return a folder with data of noise and a model whose weights are not those of a start."""
+        root, shape = self.folder(), SHAPES[kind]
+        draw = torch.Generator().manual_seed(0)
+        about = About(
+            kind="independent", shape=list(shape), image=len(shape) > 1, pairs=rows, seed=0
+        )
+        target = torch.randn(rows, *shape, generator=draw)
+        write_shard(root / "data", 0, table(about, np.arange(rows), target))
+        finish(root / "data", about, 1)
+        network = self.network(kind).eval()
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(torch.randn(p.shape, generator=draw), alpha=0.02)
+        save(root / "model", network, about={"round": "rf1"})
+        return root
+
+    def seconds(self, work: Callable[[], Any], least: float) -> float:
+        """Return the seconds of one call, from calls that together last for `least` seconds."""
+        done, began = 0, time.perf_counter()
+        while True:
+            work()
+            done += 1
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            if (spent := time.perf_counter() - began) > least:
+                return spent / done
+
+    def in_turn(
+        self, works: Mapping[str, Callable[[], Any]], least: float
+    ) -> dict[str, list[float]]:
+        """Return for each work the seconds of a call in each turn, after a first one."""
+        for work in works.values():
+            self.seconds(work, 0.0)
+        found: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(2 if self.quick else TURNS):
+            for name, work in works.items():
+                found[name].append(self.seconds(work, 0.02 if self.quick else least))
+        return found
+
+
+def sampled(
+    suite: Suite, root: Path, compute: Compute, *, kill_at: int = 0, behind: bool | None = None,
+    **settings: Any,
+) -> dict[str, bytes]:  # fmt: skip
+    """Return the files of a coupling of the model in `root`."""
+
+    def log(values: dict[str, float], done: int) -> None:
+        if kill_at and done >= kill_at:
+            raise Killed
+
+    out = suite.folder()
+    small = {"pairs": 120, "shard": 50} if suite.quick else {}
+    given = SHORT.model_copy(update=small | settings)
+    work = Work(scratch=out / "scratch", device=compute.start(), compute=compute, log=log)
+    files = (root / "model", root / "data", out / "coupling", out / "metrics.json")
+    with patch("fmcore.couple.start_workers", partial(start_workers, behind=behind)):
+        try:
+            couple(*files, given, work)
+        except Killed:
+            couple(*files, given, Work(scratch=work.scratch, device=work.device, compute=compute))
+    return {p.name: p.read_bytes() for p in files[2].iterdir()}
+
+
+def trained(suite: Suite, root: Path, compute: Compute, *, kill_at: int = 0) -> dict[str, Tensor]:
+    """Return the averaged weights after some steps of training."""
+
+    def log(values: dict[str, float], step: int) -> None:
+        if kill_at and step >= kill_at and "loss" in values:
+            raise Killed
+
+    out, few = suite.folder(), 20 if suite.quick else 60
+    given = Train(steps=few, batch=64, log_every=5, checkpoint_every=10, memory_mb=256)
+    work = Work(scratch=out / "scratch", device=compute.start(), compute=compute, log=log)
+    files = (root / "data", root / "model", out / "model", out / "curve.csv", out / "metrics.json")
+    try:
+        train(*files, given, name="rf1", work=work)
+    except Killed:
+        again = Work(scratch=work.scratch, device=work.device, compute=compute)
+        train(*files, given, name="rf1", work=again)
+    return {n: p.detach() for n, p in load(files[2]).network.named_parameters()}
+
+
+def equal(suite: Suite, kind: str) -> Found:
+    """Say what gives the same bytes again, and how far the device is from the CPU."""
+    root = suite.start(kind, 500)
+    found: Found = {}
+    cpu, named = Compute(device="cpu", threads=1), suite.numerics(kind)
+    weights, plain = trained(suite, root, named["fp32"]), sampled(suite, root, named["fp32"])
+
+    def same(other: dict[str, Tensor]) -> bool:
+        return all(torch.equal(weights[name], other[name]) for name in weights)
+
+    found["training again: the same bytes"] = same(trained(suite, root, named["fp32"]))
+    killed = trained(suite, root, named["fp32"], kill_at=15)
+    found["training after a kill: the same bytes"] = same(killed)
+    for name, compute in named.items():
+        whole = plain if name == "fp32" else sampled(suite, root, compute)
+        for what, other in {
+            "again": sampled(suite, root, compute),
+            "after a kill": sampled(suite, root, compute, kill_at=100 if suite.quick else 300),
+            "in batches of 257": sampled(suite, root, compute, batch=257),
+            "written behind sampling": sampled(suite, root, compute, behind=True),
+            "written in turn": sampled(suite, root, compute, behind=False),
+        }.items():
+            found[f"coupling, {name}, {what}: the same bytes"] = whole == other
+    there = trained(suite, root, cpu)
+    apart = max(_apart(weights[n], there[n]) for n in there)
+    found["weights, furthest tensor from the CPU's"] = apart
+    ends = {n: _target(suite, root, c) for n, c in {"cpu": cpu, **named}.items()}
+    for name in named:
+        found[f"targets, {name}, from those of the CPU"] = _apart(ends[name], ends["cpu"])
+    return found
+
+
+def _target(suite: Suite, root: Path, compute: Compute) -> Tensor:
+    sampled(suite, root, compute, pairs=100)
+    return read(open_coupling(suite.root / str(suite.made) / "coupling")).target
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-12))
+
+
+def forward(suite: Suite, kind: str) -> Found:
+    """Return evaluations a second of bare forward passes, by numerics and rows of a call."""
+    network = suite.network(kind).eval().requires_grad_(False).to(suite.device)
+    works, rows_of = {}, {}
+    for name, compute in suite.numerics(kind).items():
+        call = compute.sampling(network)
+        for rows in (32, 64) if suite.quick else (256, 1024, 4096):
+            x = torch.randn(rows, *SHAPES[kind], device=suite.device)
+            t = torch.full((1,), 0.5, device=suite.device).expand(rows)
+            works[f"{name}, {rows} rows"] = partial(torch.no_grad()(call), x, t, None)
+            rows_of[f"{name}, {rows} rows"] = rows
+    took = suite.in_turn(works, 0.1)
+    return {name: _shown([rows_of[name] / s for s in took[name]]) for name in works}
+
+
+def coupling(suite: Suite, kind: str) -> Found:
+    """Return evaluations a second of `couple` over the fastest bare forward passes of this run."""
+    rates = forward(suite, kind)
+    best = max(rates, key=lambda name: float(rates[name][0]))
+    pairs = 100 if suite.quick else 200_000 if kind == "mlp" else 16_384
+    root = suite.start(kind, 64)
+    found: Found = {"fastest bare forward": best}
+    for name, compute in suite.numerics(kind).items():
+        run = partial(sampled, suite, root, compute, pairs=pairs, batch=4096)
+        shard = 50 if suite.quick else 8192
+        turns = {
+            what: partial(run, behind=behind, shard=shard)
+            for what, behind in (("behind", True), ("in turn", False))
+        }
+        took = suite.in_turn(turns, 0.0)
+        for what, seconds in took.items():
+            ratios = [pairs * NFE / s / float(rates[best][0]) for s in seconds]
+            found[f"{name}, written {what}, over bare"] = _shown(ratios)
+    return found
+
+
+def training(suite: Suite, kind: str) -> Found:
+    """Return steps a second of `fit` over a bare loop with the same numerics, and its seconds."""
+    pairs = independent(
+        torch.randn(4096, *SHAPES[kind], generator=torch.Generator().manual_seed(1))
+    )
+    batch = 32 if suite.quick else 256
+    found: Found = {}
+    for name, compute in suite.numerics(kind).items():
+        if compute.cuda_graphs:  # of sampling
+            continue
+        compute.start()
+        settings = Train(steps=10**6, batch=batch, ema=0.999)
+        state = new_state(suite.network(kind).to(suite.device), settings)
+        stream = shuffled_batches(pairs, batch=batch, seed=0)
+        steps = fit(state, stream, settings, seed=0, compute=compute)
+
+        def ours(steps: Any = steps) -> None:
+            for _ in islice(steps, 10):
+                pass
+
+        works = {"fit": ours, "bare": bare(suite, kind, compute, batch)}
+        took = suite.in_turn(works, 0.5)
+        ratios = [b / a for a, b in zip(took["fit"], took["bare"], strict=True)]
+        found[f"{name}, steps/s over a bare loop"] = _shown(ratios)
+        found[f"{name}, ms a step"] = _shown([100 * s for s in took["fit"]])
+    return found
+
+
+def bare(suite: Suite, kind: str, compute: Compute, batch: int) -> Callable[[], None]:
+    """Return ten steps with nothing but the step: data on the device, fused AdamW, clip, EMA."""
+    network = suite.network(kind).to(suite.device).train()
+    mine = list(network.parameters())
+    values: list[Tensor] = list(mine)
+    kept = [p.detach().clone() for p in mine]
+    optimizer = torch.optim.AdamW(mine, lr=1e-3, weight_decay=0.0, fused=True)
+    x = torch.randn(4096, *SHAPES[kind], device=suite.device)
+    call, wide = compute.running(network), (-1, *[1] * len(SHAPES[kind]))
+
+    def ten() -> None:
+        for _ in range(10):
+            rows = torch.randint(len(x), (batch,), device=suite.device)
+            target, source = x[rows], torch.randn_like(x[:batch])
+            t = torch.rand(batch, device=suite.device)
+            at = torch.lerp(target, source, t.reshape(wide))
+            loss = nn.functional.mse_loss(call(at, t, None), source - target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(mine, 1.0, foreach=True)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(kept, values, 0.001)
+
+    return ten
+
+
+def profile(suite: Suite, kind: str) -> Found:
+    """Return where the time of a coupling goes: the eight operations that take longest."""
+    root, compute = suite.start(kind, 64), suite.numerics(kind)["bf16"]
+    run = partial(sampled, suite, root, compute, pairs=100 if suite.quick else 8192, batch=4096)
+    run()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if suite.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as seen:
+        run()
+
+    def own(event: Any) -> float:
+        return float(event.self_device_time_total or event.self_cpu_time_total)
+
+    events = sorted(seen.key_averages(), key=own, reverse=True)[:8]
+    return {e.key[:60]: f"{own(e) / 1e3:.3g} ms in {e.count} calls" for e in events}
+
+
+def chain(suite: Suite, kind: str) -> Found:
+    """Return the seconds of each verb of a two-round chain on Fashion-MNIST, and its losses."""
+    if kind != "unet":
+        return {}
+    compute, root = suite.numerics(kind)["bf16"], suite.folder()
+    work = Work(scratch=root / "s", device=compute.start(), compute=compute)
+    few = suite.quick
+    found: Found = {}
+    steps, pairs = (10, 100) if few else (2000, 20_000)
+    began = time.perf_counter()
+
+    def done(verb: str) -> None:
+        nonlocal began
+        found[f"{verb}, s"] = round(time.perf_counter() - began, 2)
+        began = time.perf_counter()
+
+    if few:  # to try the script without the data set
+        root = suite.start(kind, 100)
+    else:
+        data = FashionMNIST(name="fashion_mnist", root=suite.fashion)
+        prepare(root / "data", data, seed=0)
+        done("prepare")
+    initialise(root / "data", root / "m0", suite.unet(), seed=0)
+    given = Train(steps=steps, batch=32 if few else 256, lr=3e-4, ema=0.999)
+    for number, on in ((1, "data"), (2, "c1")):
+        files = (root / f"m{number}", root / f"curve{number}.csv", root / f"train{number}.json")
+        own = Work(scratch=root / f"t{number}", device=work.device, compute=compute)
+        train(root / on, root / f"m{number - 1}", *files, given, name=f"rf{number}", work=own)
+        done(f"train@rf{number}")
+        found[f"rf{number}"] = json.loads(files[2].read_text())
+        if number == 1:
+            settings = Couple(pairs=pairs, batch=2048, solver=Solver(name="heun", steps=18))
+            out = (root / "c1", root / "c1.json")
+            couple(root / "m1", root / "data", *out, settings, work)
+            done("couple@rf1")
+    return found
+
+
+PARTS = {
+    "equal": equal,
+    "coupling": coupling,
+    "training": training,
+    "profile": profile,
+    "chain": chain,
 }
 
 
-def made(kind: str, quick: bool) -> VelocityNetwork:
-    """Return the network of params/digits.yaml or of params/fashion_mnist.yaml."""
-    if kind == "mlp":
-        return build(MLP(width=320, depth=3, time_features=64), SHAPES[kind], seed=0)
-    sizes = (8, 16) if quick else (64, 128, 128)
-    unet = UNet(name="unet", channels=sizes, blocks=1 if quick else 2, attend=(len(sizes) - 1,))
-    return build(unet.model_copy(update={"head": 8 if quick else 32}), SHAPES[kind], seed=0)
+def _shown(values: list[float]) -> list[float]:
+    """Return the median, the least and the greatest."""
+    return [float(f"{v:.4g}") for v in (statistics.median(values), min(values), max(values))]
 
 
-def seconds(work: Callable[[], Any], device: torch.device, least: float) -> float:
-    """Return the seconds of one call, from calls that together last for `least` seconds."""
-    done, begun = 0, time.perf_counter()
-    while True:
-        work()
-        done += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if (spent := time.perf_counter() - begun) > least:
-            return spent / done
+def hardware(device: torch.device) -> Found:
+    """Return what the numbers belong to."""
+    found = {"date": str(date.today()), "python": platform.python_version()}
+    found |= {"torch": torch.__version__, "cores": str(os.cpu_count()), "device": str(device)}
+    if device.type == "cuda":
+        one = torch.cuda.get_device_properties(device)
+        found["gpu"] = f"{one.name}, {one.total_memory / 2**30:.0f} GiB, {one.major}.{one.minor}"
+        found["cuda"] = str(torch.version.cuda)
+    return found
 
 
-def in_turn(
-    works: dict[str, Callable[[], Any]], device: torch.device, least: float
-) -> dict[str, list[float]]:
-    """Return for each work the median seconds of a call, and the spread, over five turns."""
-    for work in works.values():
-        seconds(work, device, 0.0)
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(5):
-        for name, work in works.items():
-            found[name].append(seconds(work, device, least))
-    return {n: [statistics.median(s), min(s), max(s)] for n, s in found.items()}
-
-
-def forward(kind: str, device: torch.device, quick: bool) -> dict[str, Any]:
-    """Return samples per second of bare forward passes, by numerics and by rows of a call."""
-    network = made(kind, quick).eval().requires_grad_(False).to(device)
-    rates: dict[str, Any] = {}
-    for name, compute in NUMERICS.items():
-        if quick and compute.compile:
-            continue
-        call = compute.running(network)
-        for rows in (256, 1024) if compute.compile else (64, 256, 512, 1024, 2048, 4096):
-            x = torch.randn(rows, *SHAPES[kind], device=device)
-            t = torch.full((rows,), 0.5, device=device)
-            with torch.no_grad():
-                took = in_turn({"call": partial(call, x, t, None)}, device, 0.05)
-            rates[f"{name}, {rows} rows"] = rows / took["call"][0]
-    return rates
-
-
-def same_rows(kind: str, device: torch.device, quick: bool) -> dict[str, bool]:
-    """Say for each size of a call whether a row's bytes equal those in a call of 4,096 rows."""
-    network = made(kind, quick).eval().requires_grad_(False).to(device)
-    x, t = torch.randn(4096, *SHAPES[kind], device=device), torch.full((4096,), 0.5, device=device)
-    with torch.no_grad():
-        whole = network(x, t, None)
-        return {
-            str(rows): bool((network(x[:rows], t[:rows], None) == whole[:rows]).all())
-            for rows in (64, 256, 1000, 1024, 2048)
-        }
-
-
-def training(kind: str, device: torch.device, quick: bool) -> dict[str, Any]:
-    """Return seconds of a training step at batch 256, by numerics and by deterministic or not."""
-    pairs = independent(torch.randn(8192, *SHAPES[kind]))
-
-    def steps(compute: Compute, exact: bool, tf32: bool) -> Callable[[], Any]:
-        state = new_state(made(kind, quick).to(device), Train(steps=1_000_000, batch=256))
-        stream = shuffled_batches(pairs, batch=256, seed=0)
-        made_steps: Iterator[Any] = fit(
-            state, stream, Train(steps=1_000_000, batch=256), seed=0, compute=compute
-        )
-
-        def ten() -> None:
-            torch.use_deterministic_algorithms(exact, warn_only=True)
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-            for _ in itertools.islice(made_steps, 10):
-                pass
-
-        return ten
-
-    works = {
-        f"{name}{', any order' if not exact else ''}{', tf32' if tf32 else ''}": steps(
-            c, exact, tf32
-        )
-        for name, c in NUMERICS.items()
-        for exact, tf32 in ((True, False), (False, False), (False, True))
-        if not (quick and c.compile) and (not tf32 or name == "fp32")
-    }
-    found = in_turn(works, device, 0.2)
-    return {name: [s / 10 for s in took] for name, took in found.items()}
-
-
-def coupling(kind: str, device: torch.device, quick: bool) -> dict[str, Any]:
-    """Return samples per second of the verb `couple`, as evaluations, by batch and numerics."""
-    rates: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        root, shape = Path(folder), SHAPES[kind]
-        target = torch.randn(64, *shape)
-        about = About(kind="independent", shape=list(shape), image=len(shape) > 1, pairs=64, seed=0)
-        write_shard(root / "data", 0, table(about, np.arange(64), target))
-        finish(root / "data", about, 1)
-        save(root / "model", made(kind, quick).eval(), about={"round": "rf1"})
-        pairs = 2000 if quick else 200_000 if kind == "mlp" else 16_384
-        for name, batch in itertools.product(("fp32", "bf16"), (1024, 4096)):
-            settings = Couple(
-                pairs=pairs, shard=8192, batch=batch, solver=Solver(name="heun", steps=8)
+def page(found: Found) -> str:
+    """Return the results as Markdown."""
+    lines = ["# The GPU suite", ""]
+    for part, values in found.items():
+        lines += [f"## {part}", "", "| what | found |", "|---|---|"]
+        for what, value in values.items() if isinstance(values, dict) else [("", values)]:
+            shown = (
+                f"**{value[0]:g}** ({value[1]:g}-{value[2]:g})"
+                if isinstance(value, list)
+                else value
             )
-            out = root / f"{name}{batch}"
-            work = Work(scratch=root / f"scratch{name}{batch}", device=device)
-            work = Work(scratch=work.scratch, device=device, compute=NUMERICS[name])
-            begun = time.perf_counter()
-            couple(root / "model", root / "data", out, root / "m.json", settings, work)
-            rates[f"{name}, batch {batch}"] = pairs * 16 / (time.perf_counter() - begun)
-    return rates
+            lines.append(f"| {what} | {shown} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure and print all parts, one line of JSON each."""
-    parser = argparse.ArgumentParser()
+    """Measure the parts and write the page after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try the script")
+    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--fashion", help="folder with the files of Fashion-MNIST")
     given = parser.parse_args()
     device = torch.device(given.device)
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    found: dict[str, Any] = {"device": gpu, "torch": torch.__version__}
-    print(json.dumps(found), flush=True)
-    for kind, part in itertools.product(SHAPES, (same_rows, forward, training, coupling)):
-        begun = time.perf_counter()
-        try:
-            result: Any = part(kind, device, given.quick)
-        except Exception as error:  # one part that fails must not hide the others
-            result = f"{type(error).__name__}: {error}"
-        found[f"{part.__name__} {kind}"] = result
-        print(f"{part.__name__} {kind} ({time.perf_counter() - begun:.1f} s)", flush=True)
-        print(json.dumps(result), flush=True)
-        if given.out:
-            given.out.write_text(json.dumps(found, indent=2) + "\n")
+    found: Found = {"hardware": hardware(device)}
+    given.out.mkdir(parents=True, exist_ok=True)
+    kinds = ["mlp", *(["unet"] if find_spec("diffusers") else [])]
+    if "unet" not in kinds:
+        found["unet"] = "left out: diffusers is not installed"
+    for kind in kinds:
+        for part in given.parts or PARTS:
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                suite = Suite(device, given.quick, Path(folder), given.fashion)
+                try:
+                    result: Any = PARTS[part](suite, kind)
+                except Exception as error:  # one part that fails must not hide the others
+                    result = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(
+                f"{part} {kind}: {time.perf_counter() - began:.0f} s\n{json.dumps(result)}",
+                flush=True,
+            )
+            if result:
+                found[f"{part} {kind}"] = result
+            (given.out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
+            (given.out / "gpu.md").write_text(page(found))
 
 
 if __name__ == "__main__":
