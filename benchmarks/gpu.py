@@ -337,11 +337,11 @@ def chain(suite: Suite, kind: str) -> Found:
     """Return the seconds of each verb of a two-round chain on Fashion-MNIST, and its losses."""
     if kind != "unet":
         return {}
-    compute, root = suite.numerics(kind)["bf16"], suite.folder()
-    work = Work(scratch=root / "s", device=compute.start(), compute=compute)
     few = suite.quick
+    compute, root = suite.numerics(kind)["fp32" if few else "bf16"], suite.folder()
+    work = Work(scratch=root / "s", device=compute.start(), compute=compute)
     found: Found = {}
-    steps, pairs = (10, 100) if few else (2000, 20_000)
+    steps, pairs, grid = (5, 64, 1) if few else (2000, 20_000, 18)
     began = time.perf_counter()
 
     def done(verb: str) -> None:
@@ -364,7 +364,7 @@ def chain(suite: Suite, kind: str) -> Found:
         done(f"train@rf{number}")
         found[f"rf{number}"] = json.loads(files[2].read_text())
         if number == 1:
-            settings = Couple(pairs=pairs, batch=2048, solver=Solver(name="heun", steps=18))
+            settings = Couple(pairs=pairs, batch=2048, solver=Solver(name="heun", steps=grid))
             out = (root / "c1", root / "c1.json")
             couple(root / "m1", root / "data", *out, settings, work)
             done("couple@rf1")

@@ -47,7 +47,5 @@ def test_the_suite_runs_with_six_packages_and_what_must_be_equal_is(tmp_path):
 
 @pytest.mark.long
 def test_the_chain_of_a_u_net_runs(tmp_path):
-    found, _ = suite(tmp_path, "chain", "equal", absent=())
+    found, _ = suite(tmp_path, "chain", absent=())
     assert {"train@rf1, s", "couple@rf1, s", "train@rf2, s"} <= set(found["chain unet"])
-    said = [v for what, v in found["equal unet"].items() if what.endswith("the same bytes")]
-    assert len(said) == 2 + 4 * 5 and all(value is True for value in said)
