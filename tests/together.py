@@ -49,7 +49,7 @@ def trained(folder, out, data, settings, said=None, resumed=None):
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def _one(rank, size, port, folder, jobs):
+def train_as(rank, size, port, folder, jobs):
     """Do the jobs as one process of a group; write the bytes of the row groups that it reads."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
@@ -62,6 +62,7 @@ def _one(rank, size, port, folder, jobs):
         read.clear()
         out, said, resumed = folder / f"{name}-{size}", [], []
         trained(folder, out, data, settings, said, resumed)
+        out.mkdir(exist_ok=True)
         note = {"bytes": sum(read), "said": said, "resumed": resumed}
         (out / f"read-{rank}.json").write_text(json.dumps(note))
 
@@ -85,15 +86,18 @@ def _noted(read, file, numbers, how, given, words, options):
     return how(file, given, *words, **options)
 
 
-def together(folder, size, jobs):
-    """Train (name, data, settings) in `size` processes each; return {name: (losses, notes)}."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def together(folder, size, jobs):
+    """Train (name, data, settings) in `size` processes each; return {name: (losses, notes)}."""
     given = [(name, data, s.model_copy(update={"processes": size})) for name, data, s in jobs]
     for name, *_ in jobs:
         (folder / f"{name}-{size}").mkdir(exist_ok=True)
-    spawn(_one, (size, port, folder, given), nprocs=size)
+    spawn(train_as, (size, free_port(), folder, given), nprocs=size)
     found = {}
     for name, *_ in jobs:
         out = folder / f"{name}-{size}"

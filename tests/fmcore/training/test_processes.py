@@ -1,5 +1,8 @@
 """Two and four processes that train together: one process's loss, each reading its own rows."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
@@ -18,7 +21,7 @@ from fmcore.training.fit import fit, new_state
 from fmcore.training.processes import ALONE
 from fmcore.training.recompute import recompute_blocks
 from tests.chains import SMALL
-from tests.together import start, stored, together, trained  # noqa: F401
+from tests.together import free_port, start, stored, together, train_as, trained  # noqa: F401
 
 SHORT = Train(steps=12, batch=32, log_every=3, checkpoint_every=6, lr=3e-3, warmup=2)
 
@@ -50,6 +53,36 @@ def test_the_loss_is_that_of_one_process_and_each_reads_its_share(start, size): 
             assert note["bytes"] == pytest.approx(share, rel=0.05)
             assert note["said"] == []
         assert any("mean_flow" in line for line in notes[0]["said"]) == (name == "mean_flow")
+
+
+def _resumed(rank, size, port, folder, jobs):
+    """Train, then train again from the checkpoint before the last one."""
+    train_as(rank, size, port, folder, jobs)
+    if rank == 0:  # the others wait for it where they join the group
+        for name, *_ in jobs:
+            again = folder / f"{name}-again-{size}" / "scratch"
+            shutil.copytree(folder / f"{name}-{size}" / "scratch", again)
+            if (again / "divided").exists():
+                shutil.rmtree(again / "divided" / "000000000012")
+            else:
+                (again / "earlier.safetensors").replace(again / "checkpoint.safetensors")
+    train_as(rank, size, port + 10, folder, [(f"{n}-again", d, s) for n, d, s in jobs])
+
+
+def test_a_killed_training_of_four_goes_on_with_the_same_bytes(start):  # noqa: F811
+    jobs = [
+        (name, "pairs", short(processes=4, shard=name, steps=12, checkpoint_every=6))
+        for name in ("replicate", "full")
+    ]
+    for name, *_ in jobs:
+        (start / f"{name}-4").mkdir()
+    spawn(_resumed, (4, free_port(), start, jobs), nprocs=4)
+    for name, *_ in jobs:
+        note = json.loads((start / f"{name}-again-4" / "read-0.json").read_text())
+        assert note["resumed"] == [6]
+        for file in ("model/model.safetensors", "model/raw.safetensors", "c.csv"):
+            one, two = (start / f"{n}-4" / file for n in (name, f"{name}-again"))
+            assert one.read_bytes() == two.read_bytes(), file
 
 
 def _rows(rank, size, meet, folder):
