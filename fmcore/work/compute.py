@@ -35,8 +35,8 @@ class Compute(Settings):
     It changes rounding, hence results."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Number format of the network: `bf16` is autocast to bfloat16, `auto` does so on a GPU only.
-    Weights and ODE state stay float32. Take it where `reflow estimate --compute` finds it faster:
-    on one GPU a U-Net gained, a small MLP lost (benchmarks/2026-11_gpu.md)."""
+    Weights and ODE state stay float32. Take bf16 where `reflow estimate --compute` finds it
+    faster."""
     compile: bool = False
     """Whether the network runs through torch.compile. Set it for long trainings; each stage then
     begins with a compilation of a minute, which needs a C++ compiler on the CPU."""
