@@ -9,19 +9,16 @@ units, in which the source is N(0, I).
 import csv
 import json
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmcore.choices.solvers import GridSolver, OdeSolver, euler_at, sampler_name
+from fmcore.choices.solvers import GridSolver, euler_at, sampler_name
 from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.matching.interpolant import Linear
-from fmcore.measure import averages
 from fmcore.measure import straightness as bend
 from fmcore.measure.harness import (
     Evaluate,
@@ -31,6 +28,7 @@ from fmcore.measure.harness import (
     likelihood,
     reconstruction,
 )
+from fmcore.measure.samplers import by_churn, by_solver, other_weights, shown_of
 from fmcore.measure.scores import Scores, load_protocol
 from fmcore.measure.transport import cost_rise, costs_per_pair, transport_cost
 from fmcore.measure.yardstick import Yardstick
@@ -38,19 +36,13 @@ from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.flops import flops_per_evaluation
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.samples import SampleJob, sampled
-from fmcore.solve.solver import Solution
 from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.cuts import SamplerCuts
 from fmcore.verdict.errors import summary
-from fmcore.work.work import Work, silent
-from fmcore.work.workers import start_workers
+from fmcore.work.work import Work
 
 __all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
-
-SHOWN = 16
-"""Number of samples that a picture shows for each NFE."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +73,10 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     flow = Flow.of(loaded, work.compute)
     scores = Scores(measure, load_protocol(paths.yardstick, work.device))
     harness = harness_of(flow, paths.data, scores.samples, settings, work)
-    rows, shown = _by_solver(harness, [*euler_at(settings.nfe), *settings.solvers], scores, work)
-    others, beside = _other_weights(harness, loaded.config, paths.model, rows, measure, work)
-    rows += _by_churn(harness, scores)
+    solvers = [*euler_at(settings.nfe), *settings.solvers]
+    rows, shown = by_solver(harness, solvers, scores, work)
+    others, beside = other_weights(harness, loaded.config, paths.model, rows, measure, work)
+    rows += by_churn(harness, scores)
     count = min(settings.trajectories, len(harness.noise))
     path = harness.samples(settings.solver, count=count, keep=True).trajectory
     assert path is not None
@@ -109,69 +102,6 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     paths.metrics.write_text(json.dumps(result, indent=2) + "\n")
     work.accept(result)
     return result
-
-
-def _by_solver(
-    harness: Harness, solvers: Sequence[OdeSolver], measure: Scores, work: Work
-) -> tuple[list[SamplerCuts], dict[int, Tensor]]:
-    """Return what each solver scores, and some samples of Euler at each NFE for the pictures.
-
-    The milliseconds that a sample took are an event, no metric: they change from run to run.
-    """
-    rows: list[SamplerCuts] = []
-    shown: dict[int, Tensor] = {}
-    batch = harness.settings.batch
-    job = SampleJob(harness.flow, harness.settings.guidance, harness.device)
-    with start_workers(work.executor, job, harness.device) as run:
-        for done, solver in enumerate(solvers, start=1):
-            began = time.perf_counter()
-            found = sampled(run, harness.noise, solver, batch=batch, label=harness.label)
-            took = 1000 * (time.perf_counter() - began) / len(harness.noise)
-            row, x = _measured(sampler_name(solver), found, harness, measure)
-            rows.append(row)
-            if row.euler:
-                shown[found.nfe] = x[: SHOWN if x.ndim > 2 else 2000]
-            name, nfe = measure.yardstick.name, row.nfe
-            values = {name: summary(row.cuts)[name], "nfe": nfe, "ms_per_sample": took}
-            work.log(values, done)
-    return rows, shown
-
-
-def _other_weights(
-    harness: Harness,
-    about: dict[str, Any],
-    model: Path,
-    average: list[SamplerCuts],
-    measure: Yardstick,
-    work: Work,
-) -> tuple[list[SamplerCuts], dict[str, float]]:
-    """Return what other weights of the model score beside its average, and their metrics."""
-    rows: list[SamplerCuts] = []
-    found: dict[str, float] = {}
-    steps = set(harness.settings.nfe) & set(harness.settings.weights_nfe)
-    for weights in averages.there(harness.settings.weights, about):
-        flow = Flow.of(load(model, weights=weights, device=str(work.device)), work.compute)
-        other, scores = replace(harness, flow=flow), Scores(measure, None)
-        own, _ = _by_solver(other, euler_at(steps), scores, replace(work, log=silent))
-        named, values = averages.beside(weights, own, average, measure.name)
-        rows, found = [*rows, *named], {**found, **values}
-    return rows, found
-
-
-def _by_churn(harness: Harness, measure: Scores) -> list[SamplerCuts]:
-    """Return what the reverse SDE scores, for a velocity that is a score."""
-    return [
-        _measured(keys.churned(sde.churn, sde.steps), harness.diffused(sde), harness, measure)[0]
-        for sde in (harness.settings.sde if harness.flow.score else ())
-    ]
-
-
-def _measured(
-    sampler: str, found: Solution, harness: Harness, measure: Scores
-) -> tuple[SamplerCuts, Tensor]:
-    """Measure samples on every cut; return the row, and the samples in the data's own units."""
-    x = harness.flow.scale.inverse(found.x)
-    return measure.row(sampler, found, x, harness.label), x
 
 
 def _flat(rows: list[SamplerCuts], measure: Yardstick) -> dict[str, float]:
@@ -286,7 +216,7 @@ def _budget(
 
 def _draw(out: Path, shown: dict[int, Tensor], path: Tensor, real: Coupling) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    examples = read(real, limit=2000, sources=False).target[: SHOWN if real.about.image else 2000]
+    examples = read(real, limit=shown_of(real.about.shape), sources=False).target
     examples = real.about.units.inverse(examples)
     pictures.samples_by_nfe(out / "samples.png", shown, image=real.about.image, reference=examples)
     pictures.trajectories(out / "trajectories.png", path)

@@ -1,4 +1,4 @@
-"""The share of `evaluate` that is not sampling."""
+"""The share of `evaluate` that is not sampling, in CPU seconds of the process."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench.cases import RESIDUAL
-from benchmarks.bench.turns import Row, Sizes, clock, fresh
+from benchmarks.bench.turns import Row, Sizes, fresh
 from fmcore.calibrate import YardstickSettings, calibrate
 from fmcore.dataset.arrays import Array
 from fmcore.dataset.kinds import Dataset
@@ -26,15 +26,18 @@ from fmcore.work.work import Work
 
 @contextmanager
 def sampling() -> Iterator[Callable[[], float]]:
-    """Yield a function that returns the seconds spent so far in sampling flows, either way."""
+    """Yield a function that returns the CPU seconds spent in sampling flows, either way.
+
+    CPU seconds, since other processes on the machine lengthen all parts, each by another factor.
+    """
     spent, kept = 0.0, {name: getattr(Flow, name) for name in ("sample", "invert")}
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
             nonlocal spent
-            began = time.perf_counter()
+            began = time.process_time()
             found = method(*given, **named)
-            spent += time.perf_counter() - began
+            spent += time.process_time() - began
             return found
 
         return call
@@ -68,19 +71,22 @@ class Evaluation:
             self.model, self.data, self.data, self.yardstick,
             out / "m.json", out / "fd.csv", out / "gap.csv", out / "pictures",
         )  # fmt: skip
-        with sampling() as sampled, clock() as spent:
+        with sampling() as sampled:
+            began = time.process_time()
             evaluate(paths, settings, Work(scratch=out / "scratch"))
-            return 1 - sampled() / spent()
+            return 1 - sampled() / (time.process_time() - began)
 
 
-def many_digits(file: Path, n: int) -> None:
-    """Write n digits with a little noise, so that no two are the same, and their labels."""
+def many_digits(folder: Path, n: int) -> Array:
+    """Return n digits with a little noise, so that no two are the same, in a file of the folder."""
     samples = Digits(name="digits").read(0)
     assert samples.label is not None
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(len(samples.target), (n,), generator=draw)
     x = samples.target[rows] + 0.05 * torch.randn(n, 1, 8, 8, generator=draw)
+    file = folder / "many.npz"
     np.savez(file, target=x.clamp(-1, 1).numpy(), label=samples.label[rows].numpy())
+    return Array(name="array", path=str(file), layout="nchw")
 
 
 def share(root: Path, sizes: Sizes) -> Iterator[Row]:
@@ -94,9 +100,7 @@ def share(root: Path, sizes: Sizes) -> Iterator[Row]:
     shares = [made.share(settings) for _ in range(sizes.few)]
     yield Row("evaluation", "digits", what, shares, note=note)
     if sizes.many:
-        folder = fresh(root)
-        many_digits(folder / "many.npz", 2 * sizes.many // sizes.cuts + 1000)
-        data = Array(name="array", path=str(folder / "many.npz"), layout="nchw")
+        data = many_digits(fresh(root), 2 * sizes.many // sizes.cuts + 1000)
         scale = scale.model_copy(update={"samples": sizes.many // sizes.cuts})
         made = Evaluation(fresh(root), data, scale)
         note = f"{sizes.many:,} samples at each NFE, once"

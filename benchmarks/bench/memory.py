@@ -1,18 +1,20 @@
-"""Peak memory of `couple` and `train` as the number of pairs grows, each in a process of its own.
+"""Peak memory of verbs as pairs or samples grow, each in a process of its own.
 
-python -m benchmarks.bench.memory {make,couple,train} NETWORK PAIRS FOLDER
+python -m benchmarks.bench.memory VERB NETWORK N FOLDER; the verbs are in `main`.
 """
 
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.bench.turns import Row, Sizes, fresh, in_turn, over
 
-NAMES = {"2-D": "2-D MLP", "784": "MLP on 784"}
+NAMES = {"2-D": "2-D MLP", "784": "MLP on 784", "digits": "digits MLP"}
+BEFORE = {"train": ["make"], "calibrate": ["digits"], "evaluate": ["digits", "judge"]}
+"""What is run once in the folder of a verb, before it is measured."""
 SOURCE = Path(__file__).resolve().parents[2]
 
 
@@ -56,6 +58,47 @@ def run_train(folder: Path) -> None:
     train(folder / "coupling", folder / "init", *files, given, name="rf1", work=work)
 
 
+def digits(samples: int, folder: Path) -> None:
+    """Write real data for two halves of `samples`."""
+    from benchmarks.bench.evaluation import many_digits
+    from fmcore.prepare import prepare
+
+    prepare(folder / "data", many_digits(folder, 2 * samples), seed=0)
+
+
+def run_calibrate(samples: int, folder: Path, out: Path) -> None:
+    """Fit a yardstick of halves of `samples`."""
+    from fmcore.calibrate import YardstickSettings, calibrate
+    from fmcore.features.extractor import FeatureSettings
+    from fmcore.work.work import Work
+
+    features = FeatureSettings(kind="classifier", epochs=1)
+    settings = YardstickSettings(features=features, samples=samples, splits=2, floor_cuts=8)
+    calibrate(folder / "data", out, settings, Work(scratch=folder / "scratch"))
+
+
+def judge(samples: int, folder: Path) -> None:
+    """Fit a yardstick and write an untrained network for `evaluate`."""
+    from benchmarks.bench.cases import network
+    from fmcore.network.store import save
+
+    run_calibrate(samples, folder, folder / "yardstick")
+    save(folder / "model", network(NAMES["digits"]), about={"round": "rf1"})
+
+
+def run_evaluate(folder: Path) -> None:
+    """Evaluate that network by two solvers."""
+    from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
+    from fmcore.work.work import Work
+
+    out, data = fresh(folder), folder / "data"
+    paths = EvaluatePaths(
+        folder / "model", data, data, folder / "yardstick",
+        out / "m.json", out / "fd.csv", out / "gap.csv", out / "pictures",
+    )  # fmt: skip
+    evaluate(paths, Evaluate(nfe=(1, 2), weights=()), Work(scratch=out / "scratch"))
+
+
 def child(verb: str, name: str, pairs: int, folder: Path) -> float:
     """Run a verb in a process of its own; return the peak of its memory in MB."""
     words = ["-m", "benchmarks.bench.memory", verb, name, str(pairs), str(folder)]
@@ -71,9 +114,9 @@ def growth(root: Path, sizes: Sizes) -> Iterator[Row]:
     for case, base in sizes.memory_base.items():
         verb, short = case.split()
         name, folders = NAMES[short], {k: fresh(root) for k in sizes.growth}
-        if verb == "train":
+        for before in BEFORE.get(verb, []):
             for k, folder in folders.items():
-                child("make", name, k * base, folder)
+                child(before, name, k * base, folder)
         works = {
             str(k): lambda k=k, f=f, v=verb, n=name, b=base: child(v, n, k * b, fresh_or(f, v))
             for k, f in folders.items()
@@ -81,7 +124,8 @@ def growth(root: Path, sizes: Sizes) -> Iterator[Row]:
         found = in_turn(works, sizes.few)
         for k in sizes.growth[1:]:
             ratios = over(found[str(k)], found[str(sizes.growth[0])])
-            note = f"{base:,} pairs at 1, there {found['1'][0]:.0f} MB"
+            what = "pairs" if short != "digits" else "samples in each half"
+            note = f"{base:,} {what} at 1, there {found['1'][0]:.0f} MB"
             yield Row("memory", case, f"peak at {k} times the pairs over 1 time", ratios, note=note)
         for folder in folders.values():
             shutil.rmtree(folder)
@@ -89,7 +133,7 @@ def growth(root: Path, sizes: Sizes) -> Iterator[Row]:
 
 
 def fresh_or(folder: Path, verb: str) -> Path:
-    """Return a new folder to couple in, or the one that has the coupling to train on."""
+    """Return a new folder to couple in, or the one that has what the verb reads."""
     return fresh(folder) if verb == "couple" else folder
 
 
@@ -98,13 +142,18 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    verb, name, pairs, folder = sys.argv[1:]
-    if verb == "make":
-        make(name, int(pairs), Path(folder))
-    elif verb == "couple":
-        run_couple(name, int(pairs), Path(folder))
-    else:
-        run_train(Path(folder))
+    verb, name, given, place = sys.argv[1:]
+    n, folder = int(given), Path(place)
+    works: dict[str, Callable[[], None]] = {
+        "make": lambda: make(name, n, folder),
+        "couple": lambda: run_couple(name, n, folder),
+        "train": lambda: run_train(folder),
+        "digits": lambda: digits(n, folder),
+        "calibrate": lambda: run_calibrate(n, folder, fresh(folder) / "yardstick"),
+        "judge": lambda: judge(n, folder),
+        "evaluate": lambda: run_evaluate(folder),
+    }
+    works[verb]()
     print(peak())
 
 

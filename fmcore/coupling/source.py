@@ -53,6 +53,22 @@ class Source:
         return Source(self.shape, self.samples[rows], self.real_id[rows])
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The sources [count, *D] of pairs 0, 1, ...: drawn when a slice is asked for, never kept."""
+
+    source: Source
+    seed: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return the sources [n, *D] of some rows."""
+        return self.source.draw(self.seed, np.arange(self.count)[rows])
+
+
 def turns(seed: int, ids: NDArray[np.int64], n: int) -> Tensor:
     """Return for each id [N] one of n rows: each n ids in turn have all rows once, shuffled."""
     rows = torch.empty(len(ids), dtype=torch.int64)

@@ -1,12 +1,14 @@
 """The floor: what real data scores against other real data, over many cuts."""
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fmcore.dataset.densities import EightGaussians
-from fmcore.measure.distances import WIDE, Group, Measures, Reference
+from fmcore.measure.distances import WIDE, Group, Measures, Summary
 from fmcore.measure.neighbours import mode_scores, nearest
 from fmcore.verdict import keys
 
@@ -14,16 +16,20 @@ DEAR = 8
 """Cuts of the floor for what is dear: all that compares each sample with each, wide features."""
 
 
+def has_modes(about: dict[str, Any]) -> bool:
+    """Return whether the data's law has modes that are known."""
+    return bool((about.get("data") or {}).get("name") == "eight_gaussians")
+
+
 def modes(about: dict[str, Any], x: Tensor) -> dict[str, float]:
     """Return how samples x fit the modes of the data's law; empty for other data."""
-    data = about.get("data") or {}
-    if data.get("name") != "eight_gaussians":
+    if not has_modes(about):
         return {}
-    law = EightGaussians.model_validate(data)
+    law = EightGaussians.model_validate(about["data"])
     return mode_scores(x, law.modes(), law.std)
 
 
-def shared(label: Tensor | None, halves: list[tuple[Tensor, Tensor]]) -> tuple[list[int], int]:
+def shared(label: Tensor | None, halves: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[int], int]:
     """Return the classes that every half has, and how many samples of each are compared."""
     if label is None:
         return [], 0
@@ -48,26 +54,24 @@ def nearest_floor(train: Tensor, unseen: Tensor) -> dict[str, float]:
 
 def floor_of(
     whole: Group,
-    halves: list[tuple[Tensor, Tensor]],
+    halves: Iterable[tuple[Tensor, Tensor]],
     measures: Measures,
-    target: Tensor,
     about: dict[str, Any],
 ) -> list[dict[str, float]]:
     """Measure one half of each cut against the other; what is dear on the first cuts alone."""
     wide, found = whole.features.shape[1] > WIDE, []
     keys = range(int(whole.label.max()) + 1) if whole.label is not None else ()
-    for i, (reference, other) in enumerate(halves[:DEAR] if wide else halves):
-        side = whole.rows(reference)
-        real = Reference.of(side, measures.points)
-        fake = whole.rows(other)
-        values = {**measures.cheap(fake, real), **modes(about, target[other])}
+    for i, (reference, other) in enumerate(islice(halves, DEAR if wide else None)):
+        by_class = keys if measures.class_n and (i == 0 or not wide) else ()
+        real = Summary.of(whole.parts(reference), measures.points, by_class)
+        limit = measures.class_n
+        fake = Summary.of(whole.parts(other), measures.points, by_class, limit=limit)
+        values = measures.cheap(fake, real)
+        if has_modes(about) and whole.points is not None:
+            values |= modes(about, whole.points[other])
         if i == 0:
-            values |= measures.infinity(fake, real, seed=i)
+            values |= measures.infinity(whole.features[other], real, seed=i)
         if i < DEAR:
             values |= measures.dear(fake, real)
-        if whole.label is not None and measures.class_n and (i == 0 or not wide):
-            own = whole.label[reference]
-            enough = [k for k in keys if int((own == k).sum()) > 1]
-            values |= measures.classes(fake, Reference.of(side, measures.points, enough))
-        found.append(values)
+        found.append({**values, **measures.classes(fake, real)})
     return found

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fmcore.settings import ReflowError
 
+ROWS = 4096
+"""Features whose statistics are summed at once. It is no setting: it changes the last bits."""
+
 
 @dataclass(frozen=True)
 class GaussianStats:
@@ -19,14 +22,21 @@ class GaussianStats:
 
     @classmethod
     def from_features(cls, features: Tensor) -> "GaussianStats":
-        """Compute the statistics of features [N, d]."""
-        x = features.double()
-        if not x.isfinite().all():
-            bad = int((~x.isfinite()).any(1).sum())
+        """Compute the statistics of features [N, d]; `ROWS` of them are in float64 at once."""
+        parts = features.split(ROWS)
+        if bad := sum(int((~part.isfinite()).any(1).sum()) for part in parts):
             raise ReflowError(
-                f"{bad} of {len(x)} samples are not finite: the velocity diverges; train it again"
-                " with a lower lr, or use more NFE"
+                f"{bad} of {len(features)} samples are not finite: the velocity diverges; train it"
+                " again with a lower lr, or use more NFE"
             )
+        found = cls._of(parts[0])
+        for part in parts[1:]:
+            found = found.merge(cls._of(part))
+        return found
+
+    @classmethod
+    def _of(cls, features: Tensor) -> "GaussianStats":
+        x = features.double()
         mean = x.mean(0)
         centred = x - mean
         return cls(len(x), mean, centred.T @ centred)

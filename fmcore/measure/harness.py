@@ -1,6 +1,7 @@
 """The measurements of a flow, with the same noise and labels for every round."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +16,14 @@ from fmcore.choices.solvers import GridSolver, OdeSolver, sampler_name
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import uniform
 from fmcore.coupling.read import labels, open_coupling, read
+from fmcore.coupling.source import Drawn
 from fmcore.dataset.kinds import Dataset
 from fmcore.measure.likelihood import Likelihood, bits_per_dim, log_likelihood
 from fmcore.measure.straightness import with_errors
 from fmcore.network.store import Weights
 from fmcore.sampling.flow import Flow, advice_on_few_steps
-from fmcore.sampling.reverse_sde import Sde, diffuse
+from fmcore.sampling.reverse_sde import Sde, diffusions
+from fmcore.sampling.samples import Rows
 from fmcore.scale import same_units
 from fmcore.settings import (
     BatchSize,
@@ -100,7 +103,7 @@ class Harness:
     """A flow to measure, the noise and labels that every round gets, and the ways to sample it."""
 
     flow: Flow
-    noise: Tensor
+    noise: Rows
     label: Tensor | None
     settings: Evaluate
     seed: int
@@ -130,9 +133,9 @@ class Harness:
             guidance=self.settings.guidance,
         ).x
 
-    def diffused(self, sde: Sde) -> Solution:
-        """Integrate from all noise samples to t = 0 by the reverse SDE."""
-        return diffuse(
+    def diffused(self, sde: Sde) -> Iterator[Solution]:
+        """Integrate from all noise samples to t = 0 by the reverse SDE, batch by batch."""
+        return diffusions(
             self.flow,
             self.noise,
             sde,
@@ -150,7 +153,7 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
     same_units(flow.scale, real.about.units, str(data))
     if advice := advice_on_few_steps(flow, settings.nfe):
         work.warn(advice)
-    noise = real.source.draw(derive_seed(work.seed, "evaluate"), ids)
+    noise = Drawn(real.source, derive_seed(work.seed, "evaluate"), count)
     if flow.guided != 1:
         settings = settings.model_copy(update={"guidance": 1.0})
     label = None

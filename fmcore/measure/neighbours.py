@@ -13,32 +13,54 @@ NEAREST = 5
 """The k of precision, recall, density and coverage."""
 
 
+BLOCK = 256
+"""Rows that are compared at once with all others: memory does not grow with their square."""
+
+
 def _far(a: Tensor, b: Tensor) -> Tensor:
     far: Tensor = torch.cdist(a.double(), b.double())
     return far
 
 
-def kernel_distance(fake: Tensor, real: Tensor) -> float:
+def kernel_distance(fake: Tensor, real: Tensor, *, own: float | None = None) -> float:
     """Return the squared maximum mean discrepancy of features [N, d], [M, d].
 
     The kernel is (a.b / d + 1)^3 (Binkowski et al. 2018), the estimate unbiased: 0 on average for
     equal laws. Features are divided by the root mean square of the real ones around their mean:
-    otherwise the cube of unbounded features has no meaning.
+    otherwise the cube of unbounded features has no meaning. `own` is `kernel_within(real)`, if it
+    is known.
     """
-    x, y = fake.double(), real.double()
-    y_mean = y.mean(0)
-    scale = (y - y_mean).square().mean().sqrt().clamp(min=1e-12)
-    return cubic_mmd(x / scale, y / scale)
+    scale = _spread(real)
+    return cubic_mmd(fake.double() / scale, real.double() / scale, own=own)
 
 
-def cubic_mmd(x: Tensor, y: Tensor) -> float:
-    """Return the unbiased squared MMD of x [N, d], y [M, d] for the kernel `cubic`."""
+def kernel_within(real: Tensor) -> float:
+    """Return the mean kernel of two of the real features [M, d], which `kernel_distance` takes."""
+    return _within(real.double() / _spread(real))
 
-    def within(a: Tensor) -> Tensor:
-        k = cubic(a, a)
-        return (k.sum() - k.diagonal().sum()) / (len(a) * (len(a) - 1))
 
-    return float(within(x) + within(y) - 2 * cubic(x, y).mean())
+def _spread(real: Tensor) -> Tensor:
+    y = real.double()
+    return (y - y.mean(0)).square().mean().sqrt().clamp(min=1e-12)
+
+
+def cubic_mmd(x: Tensor, y: Tensor, *, own: float | None = None) -> float:
+    """Return the unbiased squared MMD of x [N, d], y [M, d] for the kernel `cubic`.
+
+    `own` is the mean kernel of two of y, if it is known.
+    """
+    between = _total(x, y) / (len(x) * len(y))
+    return _within(x) + (_within(y) if own is None else own) - 2 * between
+
+
+def _within(x: Tensor) -> float:
+    """Return the mean kernel of two different rows of x [N, d]."""
+    same = float((x.square().mean(1) + 1).pow(3).sum())
+    return (_total(x, x) - same) / (len(x) * (len(x) - 1))
+
+
+def _total(a: Tensor, b: Tensor) -> float:
+    return float(sum(cubic(part, b).sum() for part in a.split(BLOCK)))
 
 
 def cubic(a: Tensor, b: Tensor) -> Tensor:
@@ -46,23 +68,44 @@ def cubic(a: Tensor, b: Tensor) -> Tensor:
     return ((a @ b.T) / a.shape[1] + 1).pow(3)
 
 
-def manifold_scores(fake: Tensor, real: Tensor, *, k: int = NEAREST) -> dict[str, float]:
+def balls(x: Tensor, k: int) -> Tensor:
+    """Return the distance [N] of each of the features x [N, d] to its k-th neighbour among them."""
+    whole = x.double()
+    near = [
+        _far(part, whole).topk(k + 1, largest=False).values[:, k] for part in whole.split(BLOCK)
+    ]
+    return torch.cat(near)  # the first neighbour is itself
+
+
+def manifold_scores(
+    fake: Tensor, real: Tensor, *, k: int = NEAREST, real_balls: Tensor | None = None
+) -> dict[str, float]:
     """Return precision, recall, density and coverage of features [N, d] against [M, d].
 
     Precision and recall: the share of fake (real) within the k-th neighbour's distance of some real
     (fake) sample (Kynkaanniemi et al. 2019). Density counts such balls, divided by k; coverage is
-    the share of real samples whose ball holds a fake one (Naeem et al. 2020).
+    the share of real samples whose ball holds a fake one (Naeem et al. 2020). `real_balls` [M] is
+    `balls(real, k)`, if it is known.
     """
     k = min(k, len(real) - 1, len(fake) - 1)
-    between = _far(fake, real)
-    real_ball = _far(real, real).kthvalue(k + 1, dim=1).values  # the first neighbour is itself
-    fake_ball = _far(fake, fake).kthvalue(k + 1, dim=1).values
-    inside = between <= real_ball
+    real_balls = balls(real, k) if real_balls is None else real_balls
+    inside = torch.zeros(len(fake), dtype=torch.int64)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    closest = torch.full((len(real),), math.inf, dtype=torch.float64)
+    whole = real.double()
+    parts = zip(
+        fake.split(BLOCK), balls(fake, k).split(BLOCK), inside.split(BLOCK), strict=True
+    )  # the parts of `inside` are views
+    for rows, own_balls, counted in parts:
+        far = _far(rows, whole)
+        counted[:] = (far <= real_balls).sum(1)
+        recalled |= (far <= own_balls[:, None]).any(0)
+        closest = torch.minimum(closest, far.amin(0))
     return {
-        "precision": float(inside.any(1).double().mean()),
-        "recall": float((between <= fake_ball[:, None]).any(0).double().mean()),
-        "density": float(inside.sum(1).double().mean() / k),
-        "coverage": float((between.min(0).values <= real_ball).double().mean()),
+        "precision": float((inside > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(inside.double().mean() / k),
+        "coverage": float((closest <= real_balls).double().mean()),
     }
 
 
@@ -92,12 +135,26 @@ def recall_error(fake: Tensor, real: Tensor, *, k: int, splits: int = 24, seed: 
     return math.sqrt(half * falls)
 
 
-def nearest(fake: Tensor, train: Tensor, *, rows: int = 256) -> Tensor:
+def nearest(fake: Tensor, train: Tensor, *, block: int = 512) -> Tensor:
     """Return the distances [N] of features [N, d] to the nearest of the training data [M, d].
 
-    Well below those of real samples that did not train, the flow repeats its training data.
+    Well below those of real samples that did not train, the flow repeats its training data. The
+    `block` of training data with the nearest one is found in float32, the distance in float64.
     """
-    return torch.cat([_far(part, train).min(1).values for part in fake.split(rows)])
+    blocks, centre = train.split(block), train.mean(0)
+    x = fake - centre
+    least = torch.stack([_least(x, some - centre) for some in blocks]).argmin(0)
+    found = torch.empty(len(fake), dtype=torch.float64)
+    for i, some in enumerate(blocks):
+        rows = (least == i).nonzero().flatten()
+        for part in rows.split(BLOCK):
+            found[part] = _far(fake[part], some).amin(1)
+    return found
+
+
+def _least(a: Tensor, b: Tensor) -> Tensor:
+    """Return min over j of |a_i - b_j|^2 - |a_i|^2 for a [N, d], b [M, d]: one product, no root."""
+    return torch.addmm(b.square().sum(1), a, b.T, alpha=-2).amin(1)
 
 
 def mode_scores(x: Tensor, modes: Tensor, std: float) -> dict[str, float]:

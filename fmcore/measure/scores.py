@@ -1,5 +1,6 @@
 """All that samples are measured with: the yardstick, and the published protocol if there is one."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fmcore.measure import protocol
+from fmcore.measure.passing import Passing
 from fmcore.measure.protocol import Published
 from fmcore.measure.yardstick import Yardstick
-from fmcore.sampling.flow import mean_nfe
+from fmcore.scale import Scale
 from fmcore.solve.solver import Solution
 from fmcore.verdict.cuts import SamplerCuts
 
@@ -33,9 +35,34 @@ class Scores:
         wanted = 0 if self.published is None else self.published.settings.samples
         return max(self.yardstick.samples, wanted)
 
-    def row(self, sampler: str, found: Solution, x: Tensor, label: Tensor | None) -> SamplerCuts:
-        """Return the row of samples x [samples, *D] in the data's own units."""
-        n = self.yardstick.samples
-        each = self.yardstick.measure(x[:n], None if label is None else label[:n])
-        published = {} if self.published is None else self.published.measure(x)
-        return SamplerCuts(sampler, mean_nfe(found), each, published)
+    def row(
+        self,
+        sampler: str,
+        found: Iterable[Solution],
+        scale: Scale,
+        label: Tensor | None,
+        *,
+        shown: int = 0,
+    ) -> tuple[SamplerCuts, Passing]:
+        """Return the row of solutions that come in parts, `samples` rows in all, and what passed.
+
+        Each part is measured and dropped. Only a protocol keeps its samples, for its metrics take
+        all of them together. The first `shown` are in what passed.
+        """
+        n, passed = self.yardstick.samples, Passing(found, scale, shown)
+        kept: list[Tensor] = []
+
+        def first() -> Iterator[Tensor]:
+            left = n
+            for x in passed:
+                if self.published is not None:
+                    kept.append(x)
+                if left > 0:
+                    yield x[:left]
+                    left -= len(x)
+
+        parts = first()
+        each = self.yardstick.measure(parts, None if label is None else label[:n])
+        assert next(parts, None) is None  # what only the protocol takes passes, too
+        published = {} if self.published is None else self.published.measure(torch.cat(kept))
+        return SamplerCuts(sampler, passed.nfe, each, published), passed

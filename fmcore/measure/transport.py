@@ -87,9 +87,23 @@ def sliced_w2(a: Tensor, b: Tensor, *, seed: int, directions: int = 500) -> floa
     return float((x.sort(dim=0).values - y.sort(dim=0).values).square().mean().sqrt())
 
 
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """Return 2 E|A-B| - E|A-A'| - E|B-B'| as a U-statistic: unbiased, mean 0 for equal laws."""
-    n, m = len(a), len(b)
-    between = _distances(a, b).mean()
-    within = _distances(a, a).sum() / (n * (n - 1)) + _distances(b, b).sum() / (m * (m - 1))
-    return float(2 * between - within)
+ROWS = 256
+"""Points whose distances to all others are in memory at once."""
+
+
+def energy_distance(a: Tensor, b: Tensor, *, own: float | None = None) -> float:
+    """Return 2 E|A-B| - E|A-A'| - E|B-B'| as a U-statistic: unbiased, mean 0 for equal laws.
+
+    `own` is `mean_within(b)`, if it is known.
+    """
+    between = _total(a, b) / (len(a) * len(b))
+    return 2 * between - mean_within(a) - (mean_within(b) if own is None else own)
+
+
+def mean_within(x: Tensor) -> float:
+    """Return the mean distance of two different points of x [N, d]."""
+    return _total(x, x) / (len(x) * (len(x) - 1))
+
+
+def _total(a: Tensor, b: Tensor) -> float:
+    return float(sum(_distances(part, b).sum() for part in a.split(ROWS)))

@@ -7,7 +7,9 @@ half scores: a perfect generator at this n.
 """
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +20,38 @@ from safetensors.torch import load as tensors_in
 from torch import Tensor
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
-from fmcore.coupling.pairs import Pairs
-from fmcore.coupling.read import Coupling, open_coupling, read
+from fmcore.coupling.read import open_coupling
 from fmcore.features.extractor import (
     Extractor,
     Features,
     FeatureSettings,
     FeaturesOf,
-    extract,
     fingerprint,
-    fit_classifier,
     load_extractor,
     metric_name,
-    pretrained,
-    quantise,
     save_extractor,
     suffix,
 )
 from fmcore.measure.distances import (
-    NEIGHBOURS,
     PAIRS,
     WIDE,
     Group,
     Measures,
-    Reference,
+    Summary,
     disjoint,
 )
-from fmcore.measure.floor import floor_of, modes, nearest_floor, shared
-from fmcore.measure.frechet import GaussianStats
+from fmcore.measure.floor import floor_of, has_modes, modes, nearest_floor, shared
+from fmcore.measure.frechet import ROWS, GaussianStats
 from fmcore.measure.neighbours import nearest
+from fmcore.measure.passing import cut_anew, sizes
 from fmcore.measure.protocol import Protocol
+from fmcore.measure.real import accuracy, apart, extractor_for, features_of, real_samples
 from fmcore.network.store import write_tensors
 from fmcore.settings import Log, ReflowError, Seed, Settings, SeveralSamples, derive_seed
 from fmcore.verdict import errors
 
 FILE = "yardstick.json"
 """The file of a yardstick's folder that describes it, with the hashes of the others."""
-
-TRAIN = 50_000
-"""Training samples, at most, among which the nearest one to a generated sample is searched."""
 
 
 class YardstickSettings(Settings):
@@ -92,7 +87,7 @@ class Yardstick:
     """
 
     extractor: Features | None
-    cuts: list[Reference]
+    cuts: list[Summary]
     train: Tensor
     measures: Measures
     about: dict[str, Any]
@@ -118,59 +113,92 @@ class Yardstick:
         """Return every metric of real against real data, with its standard error."""
         return dict(self.about["floor"])
 
-    def measure(self, x: Tensor, label: Tensor | None = None) -> list[dict[str, float]]:
+    def measure(
+        self, x: Tensor | Iterable[Tensor], label: Tensor | None = None
+    ) -> list[dict[str, float]]:
         """Return the distances of generated x [samples, *D] to the data, one mapping a cut.
 
-        The metrics of different cuts are independent draws. With labels [samples] also the Frechet
+        x may come in parts, of any sizes: each is dropped when its features are summed. The metrics
+        of different cuts are independent draws. With labels [samples] also the Frechet
         distance of each class to the real one. `_inf`, and classes in wide features, are of the
         first cut alone.
         """
         n = int(self.about["n"])
         labels = [None] * len(self.cuts) if label is None else list(label.split(n))
-        pairs = zip(x.split(n), labels, self.cuts, strict=True)
-        return [self._cut(i, part, own, real) for i, (part, own, real) in enumerate(pairs)]
+        if label is not None and len(label) != self.samples:
+            raise ValueError(f"{self.samples} labels expected, got {len(label)}")
+        each = sizes(n, ROWS)
+        anew = cut_anew([x] if isinstance(x, Tensor) else x, each * len(self.cuts))
+        return [
+            self._cut(i, islice(anew, len(each)), own, real)
+            for i, (own, real) in enumerate(zip(labels, self.cuts, strict=True))
+        ]
 
-    def _cut(self, i: int, x: Tensor, label: Tensor | None, real: Reference) -> dict[str, float]:
-        features = _features(self.extractor, x)
-        fake = Group(features, None if real.points is None else x.flatten(1), label)
-        found = {**self.measures.cheap(fake, real), **self.measures.dear(fake, real)}
+    def _cut(
+        self, i: int, parts: Iterable[Tensor], label: Tensor | None, real: Summary
+    ) -> dict[str, float]:
+        kept: list[Group] = []
+        groups = self._groups(parts, label, points=real.points is not None)
+        if i == 0 or has_modes(self.about):
+            groups = kept_too(groups, kept)
+        classes = real.classes if i == 0 or real.stats.mean.numel() <= WIDE else ()
+        measures = self.measures
+        fake = Summary.of(groups, measures.points, classes, limit=measures.class_n)
+        found = {**measures.cheap(fake, real), **measures.dear(fake, real)}
         if len(self.train):
-            far = nearest(features[:NEIGHBOURS], self.train)
-            found["nearest_train"] = float(far.mean())
+            found["nearest_train"] = float(nearest(fake.features, self.train).mean())
         if i == 0:
-            found |= self.measures.infinity(fake, real, seed=i)
-        if i == 0 or features.shape[1] <= WIDE:
-            found |= self.measures.classes(fake, real)
-        return {**found, **modes(self.about, x)}
+            features = torch.cat([group.features for group in kept])
+            found |= measures.infinity(features, real, seed=i)
+        found |= measures.classes(fake, real)
+        if not has_modes(self.about):
+            return found
+        points = [group.points for group in kept if group.points is not None]
+        return {**found, **modes(self.about, torch.cat(points))}
+
+    def _groups(
+        self, parts: Iterable[Tensor], label: Tensor | None, *, points: bool
+    ) -> Iterator[Group]:
+        first = 0
+        for x in parts:
+            own = None if label is None else label[first : first + len(x)]
+            first += len(x)
+            yield Group(features_of(self.extractor, x), x.flatten(1) if points else None, own)
 
 
-def _features(extractor: Features | None, x: Tensor) -> Tensor:
-    return extract(extractor, quantise(x) if extractor is not None and x.ndim == 4 else x)
+def kept_too(groups: Iterable[Group], kept: list[Group]) -> Iterator[Group]:
+    """Yield groups and put each into `kept`."""
+    for group in groups:
+        kept.append(group)
+        yield group
 
 
 def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yardstick:
-    """Learn the features from the real data in the coupling `data` and measure the floor."""
+    """Learn the features from the real data in the coupling `data` and measure the floor.
+
+    In memory are the features of all samples, and of images their levels, a byte each.
+    """
     coupling = open_coupling(data)
-    pairs = read(coupling, sources=False)
-    pairs = replace(pairs, target=coupling.about.units.inverse(pairs.target))  # in its own units
+    images = coupling.about.image and settings.features.kind != "identity"
+    pairs = real_samples(coupling, coded=images)
     n = min(settings.samples, len(pairs) // 2)
     if n < 2:
         raise ReflowError(f"{data}: {len(pairs)} samples cannot be cut in two halves; add data")
-    extractor = _extractor(coupling, pairs, settings.features, seed=seed, log=log)
+    extractor = extractor_for(coupling, pairs, settings.features, seed=seed, log=log)
     points = None if coupling.about.image else pairs.target.flatten(1)
-    whole = Group(_features(extractor, pairs.target), points, pairs.label)
-    halves = [
-        disjoint(len(pairs), n, derive_seed(seed, "halves", i))
-        for i in range(max(settings.splits, settings.floor_cuts))
-    ]
-    keys, class_n = shared(pairs.label, halves[: settings.splits])
+    whole = Group(features_of(extractor, pairs.target), points, pairs.label)
+
+    def halves(cuts: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return (disjoint(len(pairs), n, derive_seed(seed, "halves", i)) for i in range(cuts))
+
+    keys, class_n = shared(pairs.label, halves(settings.splits))
     plane = min(settings.w2_samples, n)
     frechet, word = metric_name(settings.features, n), suffix(settings.features)
     measures = Measures(frechet, f"kd_{word}", plane, class_n)
     cuts = []
-    for i, (reference, _) in enumerate(halves[: settings.splits]):
+    for i, (reference, _) in enumerate(halves(settings.splits)):
         some = keys if i == 0 or whole.features.shape[1] <= WIDE else []
-        cuts.append(Reference.of(whole.rows(reference), plane, some))
+        cuts.append(Summary.of(whole.parts(reference), plane, some))
     about: dict[str, Any] = {
         "metric": judging(settings.features, frechet, image=coupling.about.image),
         "frechet": frechet,
@@ -184,9 +212,9 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
         "data": coupling.about.data,
     }
     if isinstance(extractor, Extractor):
-        about["classifier_accuracy"] = _accuracy(extractor, pairs)
-    train, unseen = _apart(pairs, whole.features)
-    floor = floor_of(whole, halves[: settings.floor_cuts], measures, pairs.target, about)
+        about["classifier_accuracy"] = accuracy(extractor, pairs)
+    train, unseen = apart(pairs, whole.features)
+    floor = floor_of(whole, halves(settings.floor_cuts), measures, about)
     about["floor"] = {**errors.summary(floor), **nearest_floor(train, unseen)}
     judged = [cut[about["metric"]] for cut in floor]
     about["resolves"] = errors.resolvable(judged, settings.splits)
@@ -200,42 +228,6 @@ def judging(features: FeaturesOf, frechet: str, *, image: bool) -> str:
     distance sees mean and covariance, so that a single blob passes for many modes.
     """
     return "energy" if features.kind == "identity" and not image else frechet
-
-
-def _apart(pairs: Pairs, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features of what rounds train on, and of what is held out from them."""
-    held = pairs.held_out
-    return features[~held][:TRAIN].clone(), features[held]
-
-
-def _extractor(
-    coupling: Coupling, pairs: Pairs, settings: FeaturesOf, *, seed: int, log: Log
-) -> Features | None:
-    if settings.kind == "identity":
-        return None
-    if not isinstance(settings, FeatureSettings) or settings.kind != "classifier":
-        return pretrained(settings)
-    if pairs.label is None or not coupling.about.image:
-        raise ReflowError(
-            f"{coupling.path}: yardstick.features.kind classifier needs images with labels, this"
-            " data has none; set it to lite0 or identity, or put the images into one folder per"
-            " class"
-        )
-    seen = ~pairs.held_out
-    own = derive_seed(seed, "classifier")
-    return fit_classifier(pairs.target[seen], pairs.label[seen], settings, own, log)
-
-
-def _accuracy(classifier: Extractor, pairs: Pairs) -> float | None:
-    """Return the share of held-out samples that the classifier, which never saw them, names right.
-
-    None where no sample is held out.
-    """
-    held = pairs.held_out
-    if pairs.label is None or not bool(held.any()):
-        return None
-    right = classifier(quantise(pairs.target[held])).argmax(1) == pairs.label[held]
-    return float(right.double().mean())
 
 
 def save(path: Path, yardstick: Yardstick) -> None:
@@ -281,7 +273,7 @@ def load(path: Path) -> Yardstick:
     return Yardstick(extractor, cuts, train, measures, about)
 
 
-def _cut_of(tensors: dict[str, Tensor], i: int, n: int) -> Reference:
+def _cut_of(tensors: dict[str, Tensor], i: int, n: int) -> Summary:
     own = f"class.{i}."
     keys = [name.split(".")[2] for name in tensors if name.startswith(own) and name.endswith(".n")]
     classes = {
@@ -291,4 +283,4 @@ def _cut_of(tensors: dict[str, Tensor], i: int, n: int) -> Reference:
         for k in keys
     }
     stats = GaussianStats(n, tensors[f"mean.{i}"], tensors[f"m2.{i}"])
-    return Reference(stats, tensors[f"features.{i}"], tensors.get(f"points.{i}"), classes)
+    return Summary(stats, tensors[f"features.{i}"], tensors.get(f"points.{i}"), classes)

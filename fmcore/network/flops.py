@@ -22,7 +22,9 @@ TRAINING = 3
 class _Operations(TorchDispatchMode):
     """Adds up the operations of what torch calls, by torch's own formulas."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -1,5 +1,7 @@
 """Samples of a flow by the reverse SDE, with noise by (seed, row, step)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.sampling.flow import Flow, concatenated
+from fmcore.sampling.samples import Rows
 from fmcore.settings import GridSize, ReflowError, Settings, derive_seed
 from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solution
@@ -26,7 +29,7 @@ class Sde(Settings):
 
 def diffuse(
     flow: Flow,
-    source: Tensor,
+    source: Rows,
     settings: Sde,
     *,
     seed: int,
@@ -39,21 +42,43 @@ def diffuse(
 
     Raises ReflowError where the velocity is not a score.
     """
+    parts = diffusions(
+        flow, source, settings, seed=seed, device=device, batch=batch, label=label,
+        guidance=guidance,
+    )  # fmt: skip
+    return concatenated(list(parts))
+
+
+def diffusions(
+    flow: Flow,
+    source: Rows,
+    settings: Sde,
+    *,
+    seed: int,
+    device: torch.device,
+    batch: int = 1024,
+    label: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Iterator[Solution]:
+    """Yield what `diffuse` returns batch by batch."""
     if not flow.score:
         raise ReflowError(
             "the reverse SDE needs the score, which this velocity does not give:"
             f" {flow.refusal}; or use churn 0 (the ODE)"
         )
-    tiled, parts, ids = flow.tiled(), [], np.arange(len(source))
+    tiled, factor = flow.tiled(), 1 if label is None or guidance == 1 else 2
     for first in range(0, len(source), batch):
-        rows, own = source[first : first + batch], ids[first : first + batch]
+        rows = source[first : first + batch]
         named = None if label is None else label[first : first + batch].to(device)
+        own, shape = np.arange(first, first + len(rows)), tuple(rows.shape[1:])
 
-        def noise(step: int, own: NDArray[np.int64] = own) -> Tensor:
-            return gaussian_noise(derive_seed(seed, "sde", step), own, tuple(source.shape[1:]))
+        def noise(
+            step: int, own: NDArray[np.int64] = own, shape: tuple[int, ...] = shape
+        ) -> Tensor:
+            return gaussian_noise(derive_seed(seed, "sde", step), own, shape)
 
         start = (flow.interpolant.noise_scale * rows).to(device)
         v = tiled.velocity(named, guidance=guidance)
         steps, churn = settings.steps, settings.churn
-        parts.append(euler_maruyama(v, flow.interpolant, start, noise, steps=steps, churn=churn))
-    return concatenated(parts, 1 if label is None or guidance == 1 else 2)
+        found = euler_maruyama(v, flow.interpolant, start, noise, steps=steps, churn=churn)
+        yield concatenated([found], factor)

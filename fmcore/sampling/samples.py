@@ -1,8 +1,8 @@
 """Many samples on an executor: noise is cut into batches, each sampled to t = 0 by a worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -47,26 +47,52 @@ class SampleJob:
         return found.x.numpy(), found.nfe, counted
 
 
+class Rows(Protocol):
+    """Sources [N, *D], in memory or drawn as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+def solutions(
+    run: Run[Part, Ends],
+    noise: Rows,
+    solver: OdeSolver,
+    *,
+    batch: int,
+    label: Tensor | None = None,
+) -> Iterator[Solution]:
+    """Yield the solution of each batch of noise [N, *D] in order, as `run` integrates it to t = 0.
+
+    start_workers gives `run` for a SampleJob. Samples are in model units. Batches, bytes and counts
+    are those of `Flow.sample`, with every executor. A batch that is done waits for those before it.
+    """
+
+    def parts() -> Iterator[Part]:
+        for cut in range(0, len(noise), batch):
+            own = None if label is None else label[cut : cut + batch].numpy()
+            yield cut, solver, noise[cut : cut + batch].numpy(), own
+
+    done: dict[int, Solution] = {}
+    due = 0
+    for part, ends in run(parts()):
+        done[part[0]] = _solution(*ends)
+        while due in done:
+            yield done.pop(due)
+            due += batch
+
+
 def sampled(
     run: Run[Part, Ends],
-    noise: Tensor,
+    noise: Rows,
     solver: OdeSolver,
     *,
     batch: int,
     label: Tensor | None = None,
 ) -> Solution:
-    """Integrate from noise [N, *D] to t = 0 with `run`, which start_workers gives for a SampleJob.
-
-    Samples are in model units. Batches, bytes and counts are those of `Flow.sample`, with every
-    executor.
-    """
-    x, own = noise.numpy(), None if label is None else label.numpy()
-    parts: list[Part] = [
-        (cut, solver, x[cut : cut + batch], None if own is None else own[cut : cut + batch])
-        for cut in range(0, len(x), batch)
-    ]
-    found = {part[0]: _solution(*ends) for part, ends in run(parts)}
-    return concatenated([found[part[0]] for part in parts])
+    """Return what `solutions` yields as one solution."""
+    return concatenated(list(solutions(run, noise, solver, batch=batch, label=label)))
 
 
 def _solution(x: NDArray[Any], nfe: int, evaluations: NDArray[Any] | None) -> Solution:

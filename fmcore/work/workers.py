@@ -71,12 +71,13 @@ def start_workers(
 
 def _drive(submit: Submit, ahead: int, items: Iterable[I]) -> Iterator[tuple[I, Any]]:
     """Keep `ahead` items in progress, so that results do not accumulate; retry a failed one."""
-    waiting, tries = deque(enumerate(items)), Counter[int]()
+    given, again, tries = enumerate(items), deque[tuple[int, I]](), Counter[int]()
     running: dict[Future[Any], tuple[int, I]] = {}
-    while waiting or running:
-        while waiting and len(running) < ahead:
-            number, item = waiting.popleft()
-            running[submit(item)] = (number, item)
+    while True:
+        while len(running) < ahead and (due := again.popleft() if again else next(given, None)):
+            running[submit(due[1])] = due
+        if not running:
+            return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             number, item = running.pop(future)
             error = future.exception()
@@ -89,7 +90,7 @@ def _drive(submit: Submit, ahead: int, items: Iterable[I]) -> Iterator[tuple[I, 
             tries[number] += 1
             if tries[number] == TRIES:
                 raise _failed(error)
-            waiting.appendleft((number, item))
+            again.append((number, item))
 
 
 def _failed(error: BaseException) -> BaseException:
