@@ -125,8 +125,9 @@ class Yardstick:
         """
         n = int(self.about["n"])
         labels = [None] * len(self.cuts) if label is None else list(label.split(n))
-        if label is not None and len(label) != self.samples:
-            raise ValueError(f"{self.samples} labels expected, got {len(label)}")
+        for given in (x, label):
+            if isinstance(given, Tensor) and len(given) != self.samples:
+                raise ValueError(f"{self.samples} samples expected, got {len(given)}")
         each = sizes(n, ROWS)
         anew = cut_anew([x] if isinstance(x, Tensor) else x, each * len(self.cuts))
         return [
