@@ -170,6 +170,10 @@ if __name__ == "__main__":
     if sys.argv[2] == "--group":
         sys.exit(hold_group(int(sys.argv[1]), [sys.executable, "-P", "-m", *sys.argv[3:]]))
     die_with_parent(int(sys.argv[1]))
-    mark_as_starter()
     sys.argv = sys.argv[2:]
+    if os.environ.get("REFLOW_WARM"):
+        run_warm = runpy.run_path(str(Path(__file__).with_name("warm.py")))["run_warm"]
+        if (status := run_warm(sys.argv[0], sys.argv[1:])) is not None:
+            sys.exit(status)
+    mark_as_starter()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

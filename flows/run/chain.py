@@ -22,6 +22,7 @@ from flows.run.schedule import (
     may_pass,
     select,
 )
+from flows.run.warm import warmed
 from fmcore.settings import ReflowError
 
 
@@ -53,7 +54,8 @@ def update_chain(
     if prefect and url and not servers.speaks(f"{url.rstrip('/')}/health"):
         prefect = False  # Prefect itself would wait a minute for each of many answers
         listeners.say(f"Prefect: {url} does not answer; the run is not recorded there")
-    with _ends_its_processes(chain_run.processes):
+    run = [stage for name, stage in chain_run.stages.items() if name not in unchanged]
+    with _ends_its_processes(chain_run.processes), warmed(root, run, chain_run.processes):
         if prefect:
             from flows.run import (
                 flow,  # imports Prefect: slow, and only after environment.configure

@@ -75,10 +75,14 @@ class StageFailed(ReflowError):
 
 
 class Processes:
-    """The processes of one run of the chain, each with its process group, so that all can end."""
+    """The processes of one run of the chain, each with its process group, so that all can end.
+
+    `more` are variables of the environment of its stages: where a warm process is (`run/warm.py`).
+    """
 
     def __init__(self) -> None:
         self.stopped = False
+        self.more: dict[str, str] = {}
         self._live: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
@@ -165,7 +169,8 @@ def update_stage(
 
 def _repro(root: Path, name: str, emit: Emit, processes: Processes, pull: bool) -> bool:
     """Run `dvc repro` for the stage; say whether the stage did not have to run."""
-    process = processes.start(_command(name, pull), root, _environment())
+    env = {**environment(), **processes.more}
+    process = processes.start(_command(name, pull), root, env)
     return _restored(name, process, emit, processes)
 
 
@@ -254,7 +259,7 @@ def _command(name: str, pull: bool) -> list[str]:
     return [sys.executable, "-P", str(process_group.__file__), str(os.getpid()), *repro]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment of a stage: `python` is the one that runs the chain."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # What it prints is read as UTF-8, whatever the terminal of this run knows.

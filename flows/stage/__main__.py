@@ -13,6 +13,10 @@ def main(arguments: list[str]) -> int:
     may be killed meanwhile.
     """
     die_with_starter()
+    from flows.project.warm import run_warm
+
+    if (status := run_warm("flows.stage", arguments)) is not None:
+        return status
     from flows.project.environment import check_own_code, find_root
     from fmcore.settings import ReflowError
 
