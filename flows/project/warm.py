@@ -61,10 +61,10 @@ def run_warm(module: str, words: list[str]) -> int | None:
         if group:
             os.killpg(group, signal.SIGKILL)
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        died_of = os.WTERMSIG(status)
+        if died_of != signal.SIGKILL:
+            signal.signal(died_of, signal.SIG_DFL)
+        os.kill(os.getpid(), died_of)
     return os.waitstatus_to_exitcode(status)
 
 
