@@ -50,13 +50,25 @@ def get_coupling(
     remote: Annotated[
         str | None, typer.Option(help="Ask this remote; default: the cache, then each remote.")
     ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Leave the shards in S3; they are read from there.")
+    ] = False,
 ) -> None:
     """Fetch one version of a coupling and verify every byte; never overwrites anything."""
-    from flows.library.fetch import fetch
+    from flows.library.fetch import fetch, point_to
 
     with one_line_errors():
-        found = fetch(project(), rev, name=name, folder=folder, remote=remote)
+        if in_place and folder is None:
+            raise ReflowError("--in-place: name the folder with -o, such as -o couplings/rf1")
+        if in_place and folder is not None:
+            found = point_to(project(), rev, name=name, folder=folder, remote=remote)
+        else:
+            found = fetch(project(), rev, name=name, folder=folder, remote=remote)
     shown = os.path.relpath(found.folder)
+    if in_place:
+        said = f"{shown}: reads {found.version.coupling} of {found.version.commit} in"
+        out.print(f"{said} {found.place}", markup=False, soft_wrap=True)
+        return
     origin = "was there" if found.place == "there" else f"from {found.place}"
     out.print(
         f"{shown}: whole; {found.version.coupling} of {found.version.commit}, {origin}",

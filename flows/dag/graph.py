@@ -19,6 +19,7 @@ from dvc.repo.index import Index
 
 from flows.dag import inputs
 from flows.dag.repo import CHECKING, in_one_line, open_repo, read_each_file_once
+from fmcore.coupling.manifest import md5_elsewhere
 from fmcore.settings import ReflowError
 
 Params = dict[str, dict[str, object]]
@@ -268,13 +269,13 @@ def params_of(stage: Any, *, strict: bool) -> Params:
 
 
 def md5(dep: Any, name: str) -> str:
-    """Hash a dependency of the stage `name`; a folder's hash ends in `.dir`."""
+    """Hash a dependency of the stage `name`, also shards elsewhere; a folder's ends in `.dir`."""
     if not dep.exists:
         raise ReflowError(
             f"stage {name}: dependency {dep.def_path} does not exist;"
             " restore it or run the stage that makes it"
         )
-    return str(dep.get_hash().value)
+    return md5_elsewhere(Path(dep.fs_path)) or str(dep.get_hash().value)
 
 
 def _hash(file: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.dag.outputs import store
 from flows.library.history import Version, lock_at, resolve, versions, versions_in
-from fmcore.coupling.read import verify
+from fmcore.coupling.read import open_coupling, verify
 from fmcore.settings import ReflowError
 
 HASH = re.compile(r"[0-9a-f]{6,32}(\.dir)?")
@@ -56,6 +56,30 @@ def fetch(
         raise ReflowError(
             f"{folder}: cannot be written ({error.strerror}); name another with -o"
         ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Fetched(version, folder, place)
+
+
+def point_to(
+    root: Path, rev: str, *, name: str | None = None, folder: Path, remote: str | None = None
+) -> Fetched:
+    """Make a folder that reads the coupling `name` of a revision in place, from an S3 remote.
+
+    It holds the manifest and the places of the shards; the default remote is asked, or `remote`.
+    """
+    version, place = _choose(root, rev, name), remote or store.default_remote(root)
+    if folder.exists() or folder.is_symlink():
+        raise ReflowError(f"{folder}: exists; name another with -o, or remove it")
+    if not store.held(root, place, [version.md5]):
+        raise ReflowError(
+            f"{version.coupling} of {version.commit} is not in {place}; `dvc push` it"
+        )
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        store.point_to(root, place, version.md5, part)
+        open_coupling(part)
+        part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Fetched(version, folder, place)

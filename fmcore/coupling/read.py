@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from fmcore.checked import MEND, read_json, sha256
-from fmcore.coupling.manifest import MANIFEST
+from fmcore.checked import MEND, opened, sha256
+from fmcore.coupling.manifest import MANIFEST, check
 from fmcore.coupling.noise import NOT_REAL
 from fmcore.coupling.pairs import Pairs, joined
+from fmcore.coupling.remote import SCHEME, Remote
 from fmcore.coupling.source import SAMPLES, Source
-from fmcore.coupling.write import COLUMNS, SCHEMA_VERSION, About
+from fmcore.coupling.write import COLUMNS, About
 from fmcore.settings import ReflowError, derive_seed
 
 Split = Literal["train", "held_out", "all"]
@@ -33,11 +34,12 @@ Group = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Coupling:
-    """An opened coupling: its folder and the content of its manifest."""
+    """An opened coupling: its folder, its manifest's content, and S3 where its shards are there."""
 
     path: Path
     about: About
     shards: list[dict[str, Any]]
+    remote: Remote | None = None
 
     @property
     def independent(self) -> bool:
@@ -50,7 +52,8 @@ class Coupling:
         shape = tuple(self.about.shape)
         if self.about.source is None:
             return Source(shape)
-        pairs = read(open_coupling(self.path / SAMPLES), sources=False)
+        samples = _opened(self.path / SAMPLES, self.remote and self.remote.below(SAMPLES))
+        pairs = read(samples, sources=False)
         return Source(shape, pairs.target, pairs.real_id)
 
     @cached_property
@@ -68,11 +71,23 @@ class Coupling:
         """Every row group, in order."""
         found = []
         for shard in self.shards:
-            with readable(self.path / shard["file"]) as file:
-                metadata = pq.read_metadata(file)
+            with readable(self.path / shard["file"]):
+                metadata = pq.read_metadata(self.file(shard["file"], peek=True))
             for i in range(metadata.num_row_groups):
                 found.append((shard["file"], i, metadata.row_group(i).num_rows))
         return found
+
+    def file(self, name: str, *, peek: bool = False) -> Path | pa.NativeFile:
+        """Return a shard for Arrow to read: fetched and checked, unless it is only to `peek` in."""
+        if self.remote is None:
+            return self.path / name
+        if peek:
+            return self.remote.peek(name)
+        return self.remote.open(self.shard(name))
+
+    def shard(self, name: str) -> dict[str, Any]:
+        """Return what the manifest says of the shard in the file `name`."""
+        return next(shard for shard in self.shards if shard["file"] == name)
 
 
 @contextmanager
@@ -86,24 +101,22 @@ def readable(path: Path) -> Iterator[Path]:
 
 
 def open_coupling(path: Path | str) -> Coupling:
-    """Open the coupling in the folder `path`: its manifest is read, its rows are not."""
-    path = Path(path)
+    """Open the coupling in the folder `path`: its manifest is read, its rows are not.
+
+    `path` may be a URL, `s3://bucket/folder`, or a folder that says where in S3 the shards are.
+    """
+    if str(path).startswith(SCHEME):
+        return _opened(Path(str(path)), Remote(str(path).rstrip("/")))
+    return _opened(Path(path), Remote.of(Path(path)))
+
+
+def _opened(path: Path, remote: Remote | None) -> Coupling:
     file = path / MANIFEST
     try:
-        manifest = read_json(file, required=False)  # earlier versions wrote none; shards have some
-        version = manifest["about"].get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ReflowError(
-                f"{file}: schema version {version}, this program reads {SCHEMA_VERSION};"
-                " sample the coupling again or use the version that wrote it"
-            )
-        for shard in manifest["shards"]:
-            if Path(shard["file"]).name != shard["file"]:
-                raise ReflowError(
-                    f"{file}: the shard {shard['file']!r} is no file of this folder; sample the"
-                    " coupling again, or get it from where it came"
-                )
-        return Coupling(path, About(**manifest["about"]), manifest["shards"])
+        content = remote.read(MANIFEST) if remote else file.read_bytes()
+        manifest = opened(content, file, required=False)  # earlier versions wrote no hash
+        check(manifest, file)
+        return Coupling(path, About(**manifest["about"]), manifest["shards"], remote)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ReflowError(
             f"{path}: not a coupling, {MANIFEST} is missing; `reflow run` makes or restores it"
@@ -118,11 +131,15 @@ def _columns(coupling: Coupling) -> set[str]:
     return {"pair_id", "target", "split"} | ({"source"} if stored else set())
 
 
-def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
-    """Open one shard with checksums on; raise ReflowError for a file of another coupling."""
+def open_shard(coupling: Coupling, name: str, *, peek: bool = False) -> pq.ParquetFile:
+    """Open one shard with checksums on; raise ReflowError for a file of another coupling.
+
+    With `peek`, a column or two will be read: a shard elsewhere is not fetched whole.
+    """
     path = coupling.path / name
     with readable(path):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        content = coupling.file(name, peek=peek)
+        file = pq.ParquetFile(content, page_checksum_verification=True)
         schema = file.schema_arrow
     missing = _columns(coupling) - set(schema.names)
     if missing:
@@ -149,9 +166,14 @@ def open_shard(coupling: Coupling, name: str) -> pq.ParquetFile:
 
 
 def tables(coupling: Coupling, groups: Iterable[Group]) -> Iterator[pa.Table]:
-    """Read some row groups, one at a time; a shard is opened once."""
-    for name, of_shard in groupby(groups, key=lambda group: group[0]):
+    """Read some row groups, one at a time; a shard is opened once, the next one fetched ahead."""
+    listed = list(groups)
+    names = list(dict.fromkeys(name for name, _, _ in listed))
+    following = dict(pairwise(names))
+    for name, of_shard in groupby(listed, key=lambda group: group[0]):
         file = open_shard(coupling, name)
+        if coupling.remote and name in following:
+            coupling.remote.fetch_ahead(coupling.shard(following[name]))
         for _, index, _ in of_shard:
             with readable(coupling.path / name):
                 rows = file.read_row_group(index)
@@ -209,7 +231,7 @@ def parts(
 
 def labels(coupling: Coupling) -> Tensor | None:
     """Read the label of every pair [N] and nothing else; None if the coupling has no labels."""
-    files = [open_shard(coupling, shard["file"]) for shard in coupling.shards]
+    files = [open_shard(coupling, shard["file"], peek=True) for shard in coupling.shards]
     if any("label" not in file.schema_arrow.names for file in files):
         return None
     return torch.cat([torch.tensor(f.read(columns=["label"])["label"].to_numpy()) for f in files])
@@ -238,6 +260,11 @@ def verify(path: Path) -> Coupling:
     """
     coupling = open_coupling(path)
     listed = {s["file"] for s in coupling.shards}
+    if coupling.remote is not None:
+        raise ReflowError(
+            f"{path}: its shards are in S3, and are checked whenever they arrive; `reflow couplings"
+            " get` fetches all of them to be verified here"
+        )
     if coupling.independent and coupling.about.source is not None:
         verify(path / SAMPLES)
         listed |= {SAMPLES}

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from fmcore.checked import sealed, sha256
 from fmcore.coupling.compact import Form, Store, record
-from fmcore.coupling.manifest import MANIFEST
+from fmcore.coupling.manifest import MANIFEST, SCHEMA_VERSION
 from fmcore.coupling.noise import NOT_REAL, identities, is_held_out
 from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError, Settings
 
-SCHEMA_VERSION = 1
 ROW_GROUP_BYTES = 4 << 20
 COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", "real_id", "split")
 """Every column that a coupling may have; a name with a flipped bit is another."""

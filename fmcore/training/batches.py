@@ -178,7 +178,7 @@ def _train_rows(coupling: Coupling, groups: list[Group], shorter_than: float | N
     for name in dict.fromkeys(file for file, _, _ in groups):
         wanted = [i for file, i, _ in groups if file == name]
         with readable(coupling.path / name):
-            shard = open_shard(coupling, name)
+            shard = open_shard(coupling, name, peek=True)
             split = shard.read_row_groups(wanted, columns=["split"])["split"]
         rows += pa.compute.sum(pa.compute.equal(split, "train")).as_py() or 0
     return rows

@@ -17,6 +17,7 @@ from dvc_data.hashfile.db import HashFileDB
 from flows.dag.graph import Project, known, overlap
 from flows.dag.outputs.store import WORKSPACE
 from flows.dag.repo import in_one_line, open_repo
+from fmcore.coupling.manifest import md5_elsewhere
 from fmcore.settings import ReflowError
 
 TEXT = "not the content that dvc.lock records"
@@ -135,8 +136,8 @@ def unlike(project: Project, dep: Any, claimed: str) -> list[str]:
     Where no stage makes it, or none has run, the content has to be that of the hash `claimed` by
     DVC, which it would record for a stage that read other bytes.
     """
-    if not dep.exists:
-        return []
+    if not dep.exists or md5_elsewhere(Path(dep.fs_path)):
+        return []  # shards that are read in place are checked when they arrive
     outs, named = outs_of(project), list[str]()
     made = {p: md5 for p, (_, md5) in recorded(project).items() if overlap(p, dep.def_path)}
     for path, md5 in made.items():

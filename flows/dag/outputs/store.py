@@ -5,6 +5,7 @@ folder to a remote after all of its files, so a remote that has the object has t
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from dvc_objects.errors import ObjectFormatError
 
 from flows.dag.graph import opened
 from flows.dag.repo import in_one_line, open_repo
+from fmcore.checked import sealed
+from fmcore.coupling.manifest import MANIFEST, POINTER
 from fmcore.settings import ReflowError
 
 CACHE, WORKSPACE = "cache", "workspace"
@@ -79,6 +82,29 @@ def bring(root: Path, place: str, md5: str, folder: Path) -> None:
                 raise ReflowError(f"{place}: {'/'.join(parts)} would lie outside of the folder")
             file.parent.mkdir(parents=True, exist_ok=True)
             odb.fs.get_file(odb.oid_to_path(info.value), str(file))
+
+
+def point_to(root: Path, place: str, md5: str, folder: Path) -> None:
+    """Write to a new folder the manifest of the coupling `md5`, and where in S3 its shards are.
+
+    Raises ReflowError if the remote is no S3 bucket, does not answer, or lacks the manifest.
+    """
+    with _repo(root) as repo, answers(repo, place):
+        odb = odb_of(repo, place)
+        if "s3" not in odb.fs.protocol:
+            raise ReflowError(f"remote {place}: shards are read in place from S3 alone")
+        found = {"/".join(parts): str(info.value) for parts, _, info in _tree(odb, md5)}
+        places = {name: f"{oid[:2]}/{oid[2:]}" for name, oid in found.items()}
+        said = {
+            "url": f"s3://{odb.path}",
+            "endpoint": repo.config["remote"][place].get("endpointurl"),
+            "files": places,
+            "md5": md5,
+            "manifest": found[MANIFEST],
+        }
+        folder.mkdir(parents=True)
+        odb.fs.get_file(odb.oid_to_path(found[MANIFEST]), str(folder / MANIFEST))
+        (folder / POINTER).write_text(json.dumps(sealed(said), indent=2) + "\n")
 
 
 def push_runs(root: Path, place: str) -> tuple[int, int]:

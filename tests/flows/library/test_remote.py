@@ -10,7 +10,7 @@ import pytest
 from flows.dag import lineage
 from flows.dag.outputs import store
 from flows.library import history, places
-from flows.library.fetch import fetch
+from flows.library.fetch import fetch, point_to
 from fmcore.coupling.read import verify
 from fmcore.settings import ReflowError
 from tests import s3, small_library
@@ -66,6 +66,64 @@ def test_a_coupling_comes_back_from_s3(library, server, monkeypatch):
     assert verify(library.root / "a").about.pairs == 300
     shutil.rmtree(library.root.parent / "home/near")
     assert fetch(library.root, "first").place == "bucket"
+
+
+TRAIN = """
+  train:
+    cmd: >-
+      python -m flows.stage train rf2 coupling=couplings/rf1 init=models/rf1 out=models/rf2
+      curve=curves/train/rf2.csv metrics=metrics/train/rf2.json
+    params: [seed, rounds.rf2]
+    deps: [couplings/rf1, models/rf1]
+    outs: [models/rf2, curves/train/rf2.csv, metrics/train/rf2.json]
+"""
+RF2 = "  rf2: {coupling: rf1, init: rf1, train: {steps: 5, lr: 1.0e-3, batch: 32}}\n"
+
+
+@pytest.mark.long
+def test_a_stage_trains_on_shards_in_the_bucket_and_dvc_records_the_whole(
+    library, server, monkeypatch
+):
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(library.root)
+    folder = library.root / "couplings/rf1"
+    library.edit("params.yaml", "couplings:\n", f"{RF2}couplings:\n")
+    library.edit("dvc.yaml", "stages:\n", f"stages:{TRAIN}")
+    shutil.rmtree(folder)
+    command = ["python", "-m", "flows.cli", "couplings", "get", "HEAD", "--in-place"]
+    done = library.sh(*command, "-o", "couplings/rf1", "--remote", "bucket")
+    assert done.stdout == f"couplings/rf1: reads couplings/rf1 of {head(library)} in bucket\n"
+    assert {f.name for f in folder.iterdir()} == {"_manifest.json", "_remote.json"}
+    words = TRAIN.split("python -m flows.stage ")[1].split("params:")[0].split()
+    library.sh("python", "-m", "flows.stage", *words)
+    made = (library.root / "models/rf2/model.safetensors").read_bytes()
+    assert list((library.root / ".reflow/cache/shards").iterdir()), "the shards of the cache"
+    # On the machine that has the coupling, DVC records what was trained elsewhere.
+    for name in ("couplings/rf1", "models/rf2"):
+        shutil.rmtree(library.root / name)
+    library.sh("dvc", "pull", "-q", "-r", "near", "couplings/rf1")
+    said = library.repro("--single-item", "train").stdout
+    assert "its outputs are taken as they are" in said
+    assert (library.root / "models/rf2/model.safetensors").read_bytes() == made
+    entry = lineage.lock_entries(library.root)["train"]
+    assert entry.md5("couplings/rf1") == store.hash_of(library.root, folder)
+    shutil.rmtree(library.root / "models/rf2")
+    said = library.repro("--single-item", "-f", "train").stdout
+    assert "taken as they are" not in said
+    assert (library.root / "models/rf2/model.safetensors").read_bytes() == made
+
+
+def head(library: Chain) -> str:
+    return next(v.commit for v in history.versions(library.root) if v.pairs == 200)
+
+
+def test_only_shards_in_s3_are_read_in_place(library, server, tmp_path):
+    with pytest.raises(ReflowError, match="remote near: shards are read in place from S3 alone"):
+        point_to(library.root, "first", folder=tmp_path / "a", remote="near")
+    with pytest.raises(ReflowError, match="is not in far"):
+        point_to(library.root, "first", folder=tmp_path / "a", remote="far")
+    assert not (tmp_path / "a").exists()
 
 
 def test_credentials_that_are_wrong_get_one_line(library, server, monkeypatch):
