@@ -6,12 +6,14 @@ machine; any number of processes and couplings share it.
 
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ SCHEME = "s3://"
 CACHE, CACHE_MB = "REFLOW_CACHE", "REFLOW_CACHE_MB"
 """Environment variables: the folder of the cache, and the most megabytes in it."""
 
+SHA256 = re.compile("[0-9a-f]{64}")
 MOST_MB = 4096
 CHUNK = 4 << 20
 SECONDS = 10
@@ -71,7 +74,7 @@ class Remote:
     def peek(self, name: str) -> pa.NativeFile:
         """Open a file in S3: only what is read is fetched, and nothing is kept."""
         with self._answers(name):
-            return self._system().open_input_file(self._place(name))
+            return self._system.open_input_file(self._place(name))
 
     def read(self, name: str) -> bytes:
         """Return the content of a small file."""
@@ -99,6 +102,8 @@ class Remote:
         """Return the path of a shard in the cache, where it is put if it is not there."""
         folder, size, digest = _folder(), int(shard["bytes"]), str(shard["sha256"])
         path, name = folder / digest, str(shard["file"])
+        if not SHA256.fullmatch(digest):  # it names a file of this machine
+            raise ReflowError(f"{self.url}: the manifest has no sha256 of {name}; get it again")
         with suppress(FileNotFoundError):
             os.utime(path)
             return path
@@ -130,6 +135,7 @@ class Remote:
             raise ReflowError(f"{self.url}: no file {name} is named in {POINTER}; fetch it again")
         return f"{self.url.removeprefix(SCHEME)}/{self.files.get(name, name)}"
 
+    @cached_property
     def _system(self) -> pyarrow.fs.S3FileSystem:
         endpoint = self.endpoint or os.environ.get("AWS_ENDPOINT_URL")
         given: dict[str, Any] = {"connect_timeout": SECONDS, "request_timeout": SECONDS}

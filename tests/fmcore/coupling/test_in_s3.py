@@ -159,6 +159,10 @@ def test_what_goes_wrong_is_one_line(whole, url, lab, monkeypatch, tmp_path):
     said("no file part-00000.parquet is named", pointed(
         tmp_path / "few", whole, url, lab.url, files={"other": "other"}
     ))  # fmt: skip
+    opened = open_coupling(url)
+    opened.shards[0]["sha256"] = "../rf1"
+    with pytest.raises(ReflowError, match="no sha256 of part-00000.parquet"):
+        read(opened)
     monkeypatch.setenv("REFLOW_CACHE_MB", "0")
     said("REFLOW_CACHE_MB: expected megabytes")
     monkeypatch.setenv("REFLOW_CACHE_MB", "1")
