@@ -113,10 +113,7 @@ def open_coupling(path: Path | str) -> Coupling:
 def _opened(path: Path, remote: Remote | None) -> Coupling:
     file = path / MANIFEST
     try:
-        if remote and not file.exists():
-            content = remote.read(MANIFEST)
-        else:
-            content = file.read_bytes()
+        content = remote.read(MANIFEST) if remote and not file.exists() else file.read_bytes()
         manifest = opened(content, file, required=False)  # earlier versions wrote no hash
         check(manifest, file)
         return Coupling(path, About(**manifest["about"]), manifest["shards"], remote)
