@@ -70,12 +70,14 @@ def test_a_coupling_comes_back_from_s3(library, server, monkeypatch):
 
 TRAIN = """
   train:
-    cmd: >-
-      python -m flows.stage train rf2 coupling=couplings/rf1 init=models/rf1 out=models/rf2
-      curve=curves/train/rf2.csv metrics=metrics/train/rf2.json
-    params: [seed, rounds.rf2]
-    deps: [couplings/rf1, models/rf1]
-    outs: [models/rf2, curves/train/rf2.csv, metrics/train/rf2.json]
+    foreach: [rf2]
+    do:
+      cmd: >-
+        python -m flows.stage train rf2 coupling=couplings/rf1 init=models/rf1 out=models/rf2
+        curve=curves/train/rf2.csv metrics=metrics/train/rf2.json
+      params: [seed, rounds.rf2]
+      deps: [couplings/rf1, models/rf1]
+      outs: [models/rf2, curves/train/rf2.csv, metrics/train/rf2.json]
 """
 RF2 = "  rf2: {coupling: rf1, init: rf1, train: {steps: 5, lr: 1.0e-3, batch: 32}}\n"
 
@@ -103,13 +105,13 @@ def test_a_stage_trains_on_shards_in_the_bucket_and_dvc_records_the_whole(
     for name in ("couplings/rf1", "models/rf2"):
         shutil.rmtree(library.root / name)
     library.sh("dvc", "pull", "-q", "-r", "near", "couplings/rf1")
-    said = library.repro("--single-item", "train").stdout
+    said = library.repro("--single-item", "train@rf2").stdout
     assert "its outputs are taken as they are" in said
     assert (library.root / "models/rf2/model.safetensors").read_bytes() == made
-    entry = lineage.lock_entries(library.root)["train"]
+    entry = lineage.lock_entries(library.root)["train@rf2"]
     assert entry.md5("couplings/rf1") == store.hash_of(library.root, folder)
     shutil.rmtree(library.root / "models/rf2")
-    said = library.repro("--single-item", "-f", "train").stdout
+    said = library.repro("--single-item", "-f", "train@rf2").stdout
     assert "taken as they are" not in said
     assert (library.root / "models/rf2/model.safetensors").read_bytes() == made
 
