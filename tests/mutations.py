@@ -317,9 +317,23 @@ MUTATIONS = [
     Mutation(
         "page checksums unchecked",
         "fmcore/coupling/read.py",
-        "pq.ParquetFile(path, page_checksum_verification=True)",
-        "pq.ParquetFile(path)",
+        "pq.ParquetFile(content, page_checksum_verification=True)",
+        "pq.ParquetFile(content)",
         "tests/fmcore/coupling/test_coupling.py::test_reading_for_training_notices_a_flipped_bit",
+    ),
+    Mutation(
+        "noise drawn again unchecked",
+        "fmcore/coupling/compact.py",
+        "if _digest(found[block][drawn[block]]) != hashes[str(ids[block.start])]:",
+        "if False:",
+        "tests/fmcore/coupling/test_compact.py::test_other_noise_than_that_of_the_pairs_is_an_error_of_one_line",
+    ),
+    Mutation(
+        "shards that arrive unchecked",
+        "fmcore/coupling/remote.py",
+        "if hashed.hexdigest() != digest:",
+        "if False:",
+        "tests/fmcore/coupling/test_in_s3.py::test_a_shard_that_arrives_damaged_is_refused",
     ),
     Mutation(
         "no pair is held out",
