@@ -38,7 +38,8 @@ def test_the_parts_at_the_smallest_sizes_give_pages_and_pictures(tmp_path):
     rows, curves = measure([p for p in PARTS if p not in SLOW], TINY, said.append)
     assert {row.part for row in rows} == {"coupling", "training", "error", "cost"}
     assert not [row for row in rows if row.what == "all"], "a part failed"
-    (coupling,) = [row for row in rows if row.part == "coupling"]
+    coupling, shared = [row for row in rows if row.part == "coupling"]
+    assert len(shared.values) == TINY.turns
     assert len(coupling.values) == TINY.turns and min(coupling.values) > 0
     errors = {p["nfe"]: p["rms"] for p in curves["error"] if p.get("method") == "rk4"}
     assert set(errors) == {12, 24} and errors[24] < errors[12]

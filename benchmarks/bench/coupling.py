@@ -1,11 +1,13 @@
 """The verb `couple` over bare forward passes; workers; cost over the number of pairs."""
 
+import importlib.util
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,6 +16,7 @@ from benchmarks.bench.cases import NETWORKS, model_and_data, network
 from benchmarks.bench.turns import Point, Row, Sizes, best_batch, clock, fresh, in_turn, over
 from fmcore.choices.solvers import sampler_name
 from fmcore.couple import Couple, couple
+from fmcore.sampling.pairs import SolverOfPairs
 from fmcore.sampling.probe import Auto
 from fmcore.work.executor import IN_PROCESS, Executor
 from fmcore.work.work import Work
@@ -55,11 +58,13 @@ def throughput(root: Path, sizes: Sizes) -> Iterator[Row]:
         if name == "small U-Net":  # as its parameter file has it, for the shard
             solver = fmcore.Solver(name="heun", steps=sizes.slow_steps)
             settings = Couple(pairs=pairs, shard=min(pairs, 512), solver=solver)
-        yield _throughput(Coupler(fresh(root), name), name, settings, sizes)
+        yield from _throughput(Coupler(fresh(root), name), name, settings, sizes)
 
 
-def _throughput(coupler: Coupler, name: str, settings: Couple, sizes: Sizes) -> Row:
-    rows, bare = best_batch(network(name), NETWORKS[name][1], sizes.batches)
+def _throughput(coupler: Coupler, name: str, settings: Couple, sizes: Sizes) -> Iterator[Row]:
+    net, shape = network(name), NETWORKS[name][1]
+    rows, bare = best_batch(net, shape, sizes.batches)
+    _, shared = best_batch(net, shape, sizes.batches, one_time=True)
     coupler.run(Couple(pairs=8, solver=ONE_STEP))  # what a first call loads is not timed
     took = 1.0
 
@@ -68,38 +73,57 @@ def _throughput(coupler: Coupler, name: str, settings: Couple, sizes: Sizes) -> 
         took, evaluations, _ = coupler.run(settings)
         return evaluations / took
 
-    def forward() -> float:
-        return bare(min(took, 5.0))  # as long as ours took
+    def forward(rate: Callable[[float], float]) -> Callable[[], float]:
+        return lambda: rate(min(took, 5.0))  # as long as ours took
 
-    found = in_turn({"couple": ours, "bare": forward}, sizes.turns)
+    works = {"couple": ours, "bare": forward(bare), "shared": forward(shared)}
+    found = in_turn(works, sizes.turns)
     what = "evaluations/s of `couple`, files, audit and checks included, over bare forwards"
-    named = settings.solver
-    solver = None if named is None or isinstance(named, Auto) else sampler_name(named)
+    solver = None if settings.solver is None else _named(settings.solver)
     note = (
         f"{settings.pairs:,} pairs, solver {solver or 'by default'}; bare at {rows} rows, its best"
     )
-    return Row("coupling", name, what, over(found["couple"], found["bare"]), note=note)
+    yield Row("coupling", name, what, over(found["couple"], found["bare"]), note=note)
+    what = "the same over bare forwards that embed one t for all rows, as `couple` does"
+    yield Row("coupling", name, what, over(found["couple"], found["shared"]))
+
+
+def _named(solver: SolverOfPairs) -> str:
+    return solver.name if isinstance(solver, Auto) else sampler_name(solver)
 
 
 def workers(root: Path, sizes: Sizes) -> Iterator[Row]:
-    """Yield the speed of two processes of one thread over that of one."""
+    """Yield the speed of two workers of one thread over that of one, by executor.
+
+    Workers of every kind are started anew for each coupling, so the start-up is in the first ratio.
+    """
     if (os.cpu_count() or 1) < 2 or torch.get_num_threads() > 1:
-        yield Row(
-            "workers", "digits MLP", "2 processes over 1", note="needs 2 cores, 1 thread each"
-        )
+        yield Row("workers", "digits MLP", "2 workers over 1", note="needs 2 cores, 1 thread each")
         return
     coupler = Coupler(fresh(root), "digits MLP")
     settings = Couple(pairs=sizes.shared_pairs, shard=max(1, sizes.shared_pairs // 16))
-    two = Executor(kind="processes", workers=2)
-    one_rates, two_rates = [], []
-    for _ in range(sizes.few):
-        one_rates.append(coupler.run(settings))
-        two_rates.append(coupler.run(settings, two))
-    note = f"{settings.pairs} pairs in 16 shards, 1 thread a process"
-    whole = over([s for s, _, _ in one_rates], [s for s, _, _ in two_rates])
-    yield Row("workers", "digits MLP", "2 processes over 1, start-up included", whole, note=note)
-    steady = over([r for *_, r in two_rates], [r for *_, r in one_rates])
-    yield Row("workers", "digits MLP", "2 processes over 1, after the first shard", steady)
+    for kind, module in KINDS.items():
+        case = f"digits MLP, {kind}"
+        if module and importlib.util.find_spec(module) is None:
+            yield Row("workers", case, "2 workers over 1", note=f"{module} is not installed")
+            continue
+        runs: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
+        for _ in range(sizes.few):
+            for count, found in runs.items():
+                found.append(coupler.run(settings, Executor(kind=kind, workers=count)))
+        whole = over([r[0] for r in runs[1]], [r[0] for r in runs[2]])
+        steady = over([r[2] for r in runs[2]], [r[2] for r in runs[1]])
+        note = f"{settings.pairs:,} pairs in 16 shards, 1 thread a worker"
+        yield Row("workers", case, "2 workers over 1, start-up included", whole, note=note)
+        yield Row("workers", case, "2 workers over 1, after the first shard", steady)
+
+
+KINDS: dict[Literal["processes", "ray", "dask"], str] = {
+    "processes": "",
+    "ray": "ray",
+    "dask": "distributed",
+}
+"""The kinds of workers, and what has to be installed for them."""
 
 
 def cost(root: Path, sizes: Sizes) -> tuple[list[Row], list[Point]]:

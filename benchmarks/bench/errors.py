@@ -195,6 +195,7 @@ def draw(points: list[Point], file: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     measured = [p for p in points if "rms" in p and math.isfinite(float(p["rms"]))]
     flows = list(dict.fromkeys(p["flow"] for p in measured))
@@ -203,6 +204,8 @@ def draw(points: list[Point], file: str) -> None:
     )
     methods = list(dict.fromkeys((p["method"], p["whose"]) for p in measured))
     marks = "osv^D<>P*Xh"
+    wheel = pyplot.get_cmap("tab20")
+    colours = [wheel(n % 20) for n in (*range(0, 20, 2), *range(1, 20, 2))] * 2
     for row, flow in zip(axes, flows, strict=True):
         for axis, key in zip(row, ("nfe", "wall"), strict=True):
             for number, (method, whose) in enumerate(methods):
@@ -212,7 +215,7 @@ def draw(points: list[Point], file: str) -> None:
                     [p[key] for p in own],
                     [p["rms"] for p in own],
                     f"{'-' if whose == 'ours' else '--'}{marks[number % len(marks)]}",
-                    color=f"C{number % 10}",
+                    color=colours[number],
                     ms=4,
                     lw=1.6 if whose == "ours" else 0.9,
                     label=f"{method}{' (ours)' if whose == 'ours' else ''}",
@@ -220,6 +223,10 @@ def draw(points: list[Point], file: str) -> None:
             axis.axhline(GOAL, color="gray", lw=0.5)
             axis.set_xscale("log")
             axis.set_yscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(axis="x", labelsize=8)
             axis.set_xlabel("NFE" if key == "nfe" else "time, in bare evaluations of all rows")
         row[0].set_ylabel("RMS error of a pair")
         one = next(p for p in measured if p["flow"] == flow)

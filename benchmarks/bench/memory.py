@@ -121,7 +121,7 @@ def growth(root: Path, sizes: Sizes) -> Iterator[Row]:
             str(k): lambda k=k, f=f, v=verb, n=name, b=base: child(v, n, k * b, fresh_or(f, v))
             for k, f in folders.items()
         }
-        found = in_turn(works, sizes.few)
+        found = in_turn(works, sizes.once)
         for k in sizes.growth[1:]:
             ratios = over(found[str(k)], found[str(sizes.growth[0])])
             what = "pairs" if short != "digits" else "samples in each half"

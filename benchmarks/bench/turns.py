@@ -50,16 +50,18 @@ class Sizes:
     turns: int = 5
     """How often each measurement is taken, A and B in turn."""
     few: int = 3
-    """The same for what is slow and hardly varies: memory, the longest couplings."""
+    """The same for what is slow and hardly varies: the longest couplings, evaluations."""
+    once: int = 1
+    """The same for memory, which does not vary."""
     coupled: Mapping[str, int] = field(
-        default_factory=lambda: {"2-D MLP": 40_960, "digits MLP": 12_288, "small U-Net": 512}
+        default_factory=lambda: {"2-D MLP": 40_960, "digits MLP": 8_192, "small U-Net": 2_048}
     )
     """Pairs of a coupling, by network."""
-    slow_steps: int = 6
+    slow_steps: int = 2
     """Steps of heun with which the small U-Net makes them; others have the default solver."""
     batches: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
     """Rows of a bare forward pass, of which the fastest size is taken."""
-    steps: int = 2000
+    steps: int = 800
     """Training steps that are timed."""
     pairs_on_disk: int = 30_000
     fitted: int = 3000
@@ -155,15 +157,21 @@ def repeated(work: Callable[[], Any], least: float) -> float:
 
 
 def best_batch(
-    network: Callable[..., torch.Tensor], shape: tuple[int, ...], batches: tuple[int, ...]
+    network: Callable[..., torch.Tensor],
+    shape: tuple[int, ...],
+    batches: tuple[int, ...],
+    *,
+    one_time: bool = False,
 ) -> tuple[int, Callable[[float], float]]:
     """Return the fastest size of a bare forward pass, and its rows per second over some seconds.
 
-    Every row has its own t, as in training: a network may do better where t is one number.
+    Every row has a t, as a plain loop has it; with `one_time` t is an expanded scalar, which our
+    networks embed once.
     """
 
     def rate(rows: int, least: float) -> float:
         x, t = torch.randn(rows, *shape), torch.full((rows,), 0.5)
+        t = torch.tensor(0.5).expand(rows) if one_time else t
         with torch.no_grad():
             network(x, t)
             return rows * repeated(lambda: network(x, t), least)
