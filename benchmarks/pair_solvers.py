@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from fmcore.matching.interpolant import (
     VarianceExploding,
     VariancePreserving,
 )
-from fmcore.sampling.probe import Auto, choose, probes
+from fmcore.sampling.probe import Auto, Probe, probes
 from fmcore.solve.adaptive import Adaptive
-from fmcore.solve.solver import Solution, Solver, solve
+from fmcore.solve.solver import Solver, solve
 from fmcore.tensors import load_flow
 from tests.oracles import mixture_velocity
 
@@ -131,21 +132,22 @@ def of_model(folder: Path) -> None:
                 found = flow.sample(x, fixed(name, nfe, shift))
                 error = float((found.x - exact).square().mean().sqrt()) / size
                 print(f"| {name} | {shift:g} | {found.nfe} | {error:.4f} |")
+    spent = 0
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal spent
+        spent += len(x)
+        return flow.network(x, t)
+
+    counting = replace(flow, network=counted)
     for wanted in (1e-2, 3e-3, 1e-3):
         spent = 0
-
-        def carry(solver: Solver, keep: bool) -> Solution:
-            nonlocal spent
-            found = flow.sample(x[:count], solver, keep_trajectory=keep)
-            spent += found.nfe
-            return found
-
-        solver, receipt = choose(Auto(name="auto", error=wanted), carry)
+        solver, receipt = Probe(counting, x[:count]).choose(Auto(name="auto", error=wanted))
         fresh = flow.sample(x[count:], solver)
         error = float((fresh.x - exact[count:]).square().mean().sqrt()) / size
-        kind = "bent" if solver.times else f"{solver.shift:g}"
-        print(f"| {wanted:g} | {solver.name}, {kind} | {fresh.nfe} | {receipt['error']:.2g} "
-              f"| {error:.2g} | {spent} x {count} |")  # fmt: skip
+        grid = "own grid" if solver.times else f"shift {solver.shift:g}"
+        print(f"| {wanted:g} | {solver.name}, {grid} | {fresh.nfe} | {receipt['error']:.2g} "
+              f"| {error:.2g} | {spent} |")  # fmt: skip
 
 
 def main() -> None:

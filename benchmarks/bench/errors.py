@@ -68,15 +68,11 @@ def chosen(flow: fmcore.Flow, sizes: Sizes) -> Iterator[tuple[str, Any]]:
     assert flow.made_of is not None
     shape = flow.made_of[0].shape
     x = noise(probe.probes(math.prod(shape)), shape, seed=4)
-
-    def carry(solver: fmcore.Solver, keep: bool) -> fmcore.Solution:
-        return flow.sample(x, solver, keep_trajectory=keep)
-
     spread = float(flow.sample(x, fmcore.Solver()).x.std())
     for error in sizes.wanted:
         auto = probe.Auto(name="auto", error=min(0.1, error / spread))
         try:
-            yield "auto", probe.choose(auto, carry)[0]
+            yield "auto", probe.Probe(flow, x).choose(auto)[0]
         except fmcore.ReflowError as refused:
             yield "auto", refused
 

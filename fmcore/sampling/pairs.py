@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fmcore.choices.fitted import Fitted
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.choices.solvers import Custom, HeunToEuler, OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels
@@ -26,7 +26,7 @@ from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, table
 from fmcore.network.store import Weights, load
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.probe import RECEIPT, Auto, choose, probes, remembered
+from fmcore.sampling.probe import RECEIPT, Auto, Probe, probes, remembered
 from fmcore.scale import same_units
 from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings, derive_seed
 from fmcore.solve.adaptive import Adaptive
@@ -37,7 +37,8 @@ from fmcore.work.work import Work
 Kind = Literal["generated", "inverted"]
 
 SolverOfPairs = Annotated[
-    Solver | HeunToEuler | AdamsBashforth | Custom | Adaptive | Auto, Field(discriminator="name")
+    Solver | HeunToEuler | AdamsBashforth | Fitted | Custom | Adaptive | Auto,
+    Field(discriminator="name"),
 ]
 
 
@@ -116,16 +117,14 @@ class PairSampler:
 
     def settled(self, auto: Auto, receipt: Path) -> "PairSampler":
         """Return the sampler with the solver that a probe of the flow chooses (see `probe`)."""
-
-        def carry(solver: Solver, keep: bool) -> Solution:
-            return self._solve(source, label, solver, back=False, keep=keep)
-
         seed = derive_seed(self.about.seed, "probe")
         drawn = replace(self, about=self.about.model_copy(update={"seed": seed}))
         ids = np.arange(probes(math.prod(self.about.shape)))
         source, _, label = drawn._known(ids, torch.zeros(len(ids), dtype=torch.bool))
+        how = Probe(self.flow, source, label, self.device, self.settings.guidance)
+        both_ways = "inverted" in self.settings.mix
         key = {"coupling": self.about.in_shard, "auto": auto.model_dump()}
-        solver, probe = remembered(receipt, key, lambda: choose(auto, carry))
+        solver, probe = remembered(receipt, key, lambda: how.choose(auto, both_ways=both_ways))
         nfe = _nfe(solver, self.flow, self.settings)
         found = {"solver": _recorded(solver), "nfe": nfe, "probe": probe}
         return replace(
@@ -226,9 +225,8 @@ class PairSampler:
         label: Tensor | None,
         solver: OdeSolver,
         back: bool,
-        keep: bool = False,
     ) -> Solution:
-        carry = self.flow.invert if back else partial(self.flow.sample, keep_trajectory=keep)
+        carry = self.flow.invert if back else self.flow.sample
         return carry(
             x,
             solver,

@@ -1,23 +1,30 @@
 """The cheapest solver for a wanted error, found by a short probe of the flow at hand.
 
-Some sources are carried to t = 0 by rk4, whose steps are doubled until it is exact enough. Then
-multistep solvers on a few grids are tried against these endpoints. All of it is a function of
-(flow, sources, error).
+Some sources are carried to t = 0 by rk4, whose steps are doubled until it is exact enough. To the
+paths of half of them multistep solvers on a few grids are fitted; the others tell their error. All
+of it is a function of (flow, sources, error). From target to source, which pairs inverted from real
+data need too, Adams-Bashforth is tried instead: its weights hold both ways.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from fmcore.checked import read_json, sealed
+from fmcore.choices.fitted import Fitted, fitted
 from fmcore.choices.multistep import AdamsBashforth
+from fmcore.matching.conversions import Velocity
+from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, Settings
 from fmcore.solve.solver import Solution, Solver
 
@@ -30,7 +37,7 @@ RECEIPT = "solver.json"
 SHIFTS = (0.5, 0.7, 1.0, 1.5, 2.0)
 POWERS = (0.25, 0.35)
 """Of the bend of paths, for the density of a grid (see `dense_where_bent`)."""
-FIRST, MOST = 8, 256
+FIRST, MOST = 4, 256
 """Fewest and most steps that are tried."""
 
 Carry = Callable[[Solver, bool], Solution]
@@ -41,8 +48,9 @@ class Auto(Settings):
     """Chooses the solver by a probe of the flow: the fewest evaluations for the wanted error."""
 
     name: Literal["auto"]
-    """Adams-Bashforth of order 3 or 4 on the grid that a probe of the flow finds best: even,
-    shifted, or dense where the paths bend. The coupling records which, and its error."""
+    """A multistep solver that is fitted to some paths of the flow, on the grid that a probe finds
+    best: shifted, or dense where paths bend. With inverted pairs it is Adams-Bashforth. The
+    coupling records which, and its error."""
     error: float = Field(default=1e-3, ge=1e-5, le=0.1)
     """Wanted root mean square error of an endpoint, relative to the standard deviation of the
     endpoints. Lower it for more exact pairs; a tenth costs about twice the evaluations."""
@@ -56,24 +64,61 @@ def probes(dim: int) -> int:
     """Return how many sources are probed: few values are far off in few dimensions.
 
     >>> probes(2), probes(3072)
-    (1024, 64)
+    (2048, 64)
     """
-    return min(1024, max(64, 2**14 // dim))
+    return min(2048, max(64, 2**14 // dim))
 
 
-def choose(auto: Auto, carry: Carry) -> Found:
+@dataclass(frozen=True)
+class Probe:
+    """Sources [B, *D] and labels on which solvers are tried, and the flow that carries them."""
+
+    flow: Flow
+    source: Tensor
+    label: Tensor | None = None
+    device: torch.device | None = None
+    guidance: float = 1.0
+
+    def choose(self, auto: Auto, *, both_ways: bool = False) -> Found:
+        """Return what `choose` does; `both_ways` for a solver that also inverts real samples."""
+        velocity = None if both_ways else self._velocity()
+        return choose(auto, self._carry, velocity)
+
+    def _carry(self, solver: Solver, keep: bool) -> Solution:
+        return self.flow.sample(
+            self.source,
+            solver,
+            device=self.device,
+            batch=len(self.source),
+            label=self.label,
+            guidance=self.guidance,
+            keep_trajectory=keep,
+        )
+
+    def _velocity(self) -> Velocity:
+        """Return the velocity of the first half of the sources, on the CPU."""
+        device = self.device or self.source.device
+        label = None if self.label is None else self.label[: len(self.source) // 2].to(device)
+        v = self.flow.tiled().velocity(label, guidance=self.guidance)
+        return lambda x, t: v(x.to(device), t.to(device)).cpu()
+
+
+def choose(auto: Auto, carry: Carry, velocity: Velocity | None = None) -> Found:
     """Return the solver with the fewest steps that has the wanted error, and a receipt.
 
-    Raises ReflowError if none has with at most `MOST` steps.
+    `velocity` is that of the first half of the probe's sources, to which solvers are fitted; None
+    where pairs are inverted. Raises ReflowError if none has the error with at most `MOST` steps.
     """
     exact, path = _exact(auto, carry)
     spread = _rms(exact - exact.mean(0))
+    known = 0 if velocity is None else len(exact) // 2
 
     def error(solver: Solver) -> float:
-        return _at_most(carry(solver, False).x - exact) / spread
+        return _at_most((carry(solver, False).x - exact)[known:]) / spread
 
+    families = list(_adams(path) if velocity is None else _fits(velocity, path[:, :known]))
     best: tuple[Solver, float] | None = None
-    for make in _ranked(path, error):
+    for make in sorted(families, key=lambda make: error(make(24)))[:2]:
         found = _fewest(make, error, auto.error, MOST if best is None else best[0].steps - 1)
         best = found or best
     if best is None:
@@ -91,7 +136,7 @@ def remembered(file: Path, key: Mapping[str, Any], find: Callable[[], Found]) ->
     except (OSError, ReflowError):
         known = {}
     if known.get("key") == json.loads(json.dumps(key)):
-        return AdamsBashforth.model_validate(known["solver"]), known["probe"]
+        return CHOSEN.validate_python(known["solver"]), known["probe"]
     solver, probe = find()
     content = {"key": key, "solver": solver.model_dump(exclude_none=True), "probe": probe}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,16 +146,14 @@ def remembered(file: Path, key: Mapping[str, Any], find: Callable[[], Found]) ->
     return solver, probe
 
 
+CHOSEN: TypeAdapter[AdamsBashforth | Fitted] = TypeAdapter(
+    Annotated[AdamsBashforth | Fitted, Field(discriminator="name")]
+)
 Make = Callable[[int], Solver]
 """steps -> a solver of so many steps."""
 
 
-def _ranked(path: Tensor, error: Callable[[Solver], float], steps: int = 24) -> list[Make]:
-    """Return the two families of solvers with the least error at some number of steps."""
-    return sorted(_families(path), key=lambda make: error(make(steps)))[:2]
-
-
-def _families(path: Tensor) -> Iterator[Make]:
+def _adams(path: Tensor) -> Iterator[Make]:
     def shifted(steps: int, *, name: str, shift: float) -> Solver:
         return AdamsBashforth.model_validate({"name": name, "steps": steps, "shift": shift})
 
@@ -121,6 +164,33 @@ def _families(path: Tensor) -> Iterator[Make]:
     for name in ("ab3", "ab4"):
         yield from (partial(shifted, name=name, shift=shift) for shift in SHIFTS)
         yield from (partial(bent, name=name, power=power) for power in POWERS)
+
+
+def _fits(velocity: Velocity, path: Tensor) -> Iterator[Make]:
+    at = partial(along, path)
+
+    def shifted(steps: int, *, shift: float) -> Solver:
+        grid = Solver(name="euler", steps=steps, shift=shift).grid(1.0, 0.0)
+        return fitted(velocity, at, tuple(grid.tolist()))
+
+    def bent(steps: int, *, power: float) -> Solver:
+        return fitted(velocity, at, dense_where_bent(path, steps, power))
+
+    yield from (partial(shifted, shift=shift) for shift in SHIFTS[:3])
+    yield from (partial(bent, power=power) for power in POWERS)
+
+
+def along(path: Tensor, t: float) -> Tensor:
+    """Return where a path [T + 1, B, *D] on an even grid from 1 to 0 is at t [B, *D].
+
+    By the polynomial of degree 5 through the six nearest times.
+    """
+    steps = len(path) - 1
+    first = min(max(round((1 - t) * steps - 2.5), 0), steps - 5)
+    near = [(steps - first - k) / steps for k in range(6)]
+    shares = [math.prod((t - b) / (a - b) for b in near if b != a) for a in near]
+    own = path[first : first + 6]
+    return torch.einsum("k,k...->...", torch.tensor(shares, dtype=own.dtype), own)
 
 
 def _fewest(
@@ -140,15 +210,15 @@ def _fewest(
 
 
 def _exact(auto: Auto, carry: Carry) -> tuple[Tensor, Tensor]:
-    """Return endpoints [B, *D] that are exact enough, and a trajectory [33, B, *D]."""
-    first = carry(Solver(name="rk4", steps=32), True)
-    assert first.trajectory is not None
-    before = first.x
+    """Return endpoints [B, *D] that are exact enough, and their trajectory [65, B, *D]."""
+    before = carry(Solver(name="rk4", steps=32), False).x
     for steps in (64, 128, 256, 512):
-        found = carry(Solver(name="rk4", steps=steps), False).x
+        solution = carry(Solver(name="rk4", steps=steps), True)
+        assert solution.trajectory is not None
+        found = solution.x
         gap = _rms(found - before) / max(_rms(found - found.mean(0)), 1e-12)
         if gap <= EXACT * auto.error:
-            return found, first.trajectory
+            return found, solution.trajectory[:: steps // 64].clone()
         before = found
     raise ReflowError(
         f"couplings: solver auto needs endpoints that are exact to {EXACT * auto.error:.2g}, but"
