@@ -99,7 +99,7 @@ def main() -> None:
 
             adams = [
                 min(
-                    error(ends(v, x, AdamsBashforth(name=name, steps=n - 1, shift=shift))[0])  # type: ignore[arg-type]
+                    error(ends(v, x, AdamsBashforth(name=name, steps=n - 1, shift=shift))[0])
                     for name in ("ab2", "ab3", "ab4")
                     for shift in SHIFTS
                 )

@@ -68,7 +68,8 @@ def fitted(v: Velocity, path: Callable[[float], Tensor], times: tuple[float, ...
 
     `path(t)` is where the samples [B, *D] are at t, `v(x, t)` takes t [B]. Sums are in float64.
     """
-    x, slopes, rows = path(times[0]), [], []
+    x, rows = path(times[0]), list[tuple[float, ...]]()
+    slopes: list[Tensor] = []
     for t, after in pairwise(times):
         slopes = [*slopes, v(x, torch.full((len(x),), t, dtype=x.dtype))][-LAST:]
         a = torch.stack([slope.flatten().double() for slope in slopes])
