@@ -21,6 +21,11 @@ from tests.oracles import eight_gaussians_velocity
 VELOCITY = eight_gaussians_velocity(1.39, 0.174)
 
 
+@pytest.fixture
+def few_probes(monkeypatch):
+    monkeypatch.setattr("fmcore.sampling.pairs.probes", lambda dim: 64)
+
+
 def normal(rows, seed):
     return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -114,13 +119,13 @@ def test_fitted_weights_need_a_row_for_each_step(change):
         Fitted.model_validate({**given, **change})
 
 
-def test_pairs_that_are_inverted_too_take_a_solver_of_both_ways(start):  # noqa: F811
+def test_pairs_that_are_inverted_too_take_a_solver_of_both_ways(start, few_probes):  # noqa: F811
     mix = {"generated": 0.75, "inverted": 0.25}
     run(start, "mixed", Couple(pairs=128, shard=64, solver=Auto(name="auto"), mix=mix))
     assert open_coupling(start / "mixed" / "coupling").about.solver["name"] in {"ab3", "ab4"}
 
 
-def test_a_coupling_records_what_was_chosen_and_its_bytes_are_those_of_any_run(start):  # noqa: F811
+def test_a_coupling_records_what_was_chosen_and_its_bytes_are_those_of_any_run(start, few_probes):  # noqa: F811
     settings = Couple(pairs=600, shard=300, solver=Auto(name="auto", error=1e-3))
     whole = run(start, "whole", settings)
     assert run(start, "other", settings.model_copy(update={"batch": 77})) == whole
@@ -136,16 +141,16 @@ def test_a_coupling_records_what_was_chosen_and_its_bytes_are_those_of_any_run(s
     assert torch.equal(*pairs)
 
 
-def test_the_probe_is_made_once_for_all_processes_of_a_coupling(start, monkeypatch):  # noqa: F811
+def test_the_probe_is_made_once_for_all_processes_of_a_coupling(start, few_probes, monkeypatch):  # noqa: F811
     settings = Couple(pairs=64, shard=64, solver=Auto(name="auto", error=1e-3))
     work = Work(scratch=start / "scratch", seed=11)
     first = sampler_of(start / "model", start / "data", settings, work).about
-    monkeypatch.setattr(probe.Probe, "choose", None)
-    assert sampler_of(start / "model", start / "data", settings, work).about == first
-    with pytest.raises(TypeError):  # another error is another probe
-        tighter = settings.model_copy(update={"solver": Auto(name="auto", error=1e-4)})
-        sampler_of(start / "model", start / "data", tighter, work)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(probe.Probe, "choose", None)
+        assert sampler_of(start / "model", start / "data", settings, work).about == first
+        with pytest.raises(TypeError):  # another error is another probe
+            tighter = settings.model_copy(update={"solver": Auto(name="auto", error=1e-4)})
+            sampler_of(start / "model", start / "data", tighter, work)
     file = work.scratch / probe.RECEIPT
     file.write_text(file.read_text().replace("fitted", "ftited"))  # damaged: probed again
     assert sampler_of(start / "model", start / "data", settings, work).about == first
