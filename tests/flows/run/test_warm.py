@@ -111,6 +111,8 @@ def warm(folder: Path, *modules: str) -> Iterator[Warm]:
     listening.listen(9)
     words = [sys.executable, "server.py", str(listening.fileno()), str(os.getpid()), *modules]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}  # pytest changes it
+    # What a shell starts in the background ignores it, and so does all that is started from there.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     server = subprocess.Popen(
         words, cwd=folder, env=env, pass_fds=[listening.fileno()], text=True,
         start_new_session=True,
@@ -120,6 +122,7 @@ def warm(folder: Path, *modules: str) -> Iterator[Warm]:
     try:
         yield found
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         server.kill()
         server.wait()
         for client in found.clients:
