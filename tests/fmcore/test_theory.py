@@ -45,7 +45,7 @@ def test_one_function_trains_and_measures():
     everywhere = ("*.py", "*/*.py")
     assert calls("interpolate", everywhere) == {("loss.py", "flow_matching_loss")}
     assert calls("mean_flow_gap", everywhere) == {("loss.py", "flow_matching_loss")}
-    used = {("divergence.py", "watch_of"), ("fit.py", "fit"), ("held_out.py", "_loss")}
+    used = {("divergence.py", "watch_of"), ("gradient.py", "_backward"), ("held_out.py", "_loss")}
     assert calls("flow_matching_loss", everywhere) == used
 
 
