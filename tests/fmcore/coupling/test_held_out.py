@@ -11,7 +11,7 @@ from fmcore.dataset.densities import TwoMoons
 from fmcore.dataset.public import Digits
 from fmcore.dataset.samples import Data, Samples
 from fmcore.features.extractor import FeatureSettings
-from fmcore.measure import yardstick
+from fmcore.measure import real, yardstick
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import build
 from fmcore.network.mlp import MLP
@@ -150,8 +150,8 @@ def test_the_classifier_never_sees_what_is_held_out(digits, monkeypatch):
         seen["images"] = images
         return classifier(images, labels, settings, seed, log)
 
-    classifier = yardstick.fit_classifier
-    monkeypatch.setattr(yardstick, "fit_classifier", fit)
+    classifier = real.fit_classifier
+    monkeypatch.setattr(real, "fit_classifier", fit)
     settings = YardstickSettings(features=FeatureSettings(epochs=15), samples=898, splits=2)
     found = yardstick.fit(digits / "data", settings, seed=0, log=silent)
     data = open_coupling(digits / "data")
