@@ -42,11 +42,14 @@ def serving() -> Iterator[S3]:
         )
         boto3.client("s3", **first).create_bucket(Bucket=BUCKET)
         iam = boto3.client("iam", **first)
-        iam.create_user(UserName="lab")
+        user = (
+            f"lab-{server.get_host_and_port()[1]}"  # moto keeps users as long as the process lives
+        )
+        iam.create_user(UserName=user)
         allowed = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
         policy = {"Version": "2012-10-17", "Statement": [allowed]}
-        iam.put_user_policy(UserName="lab", PolicyName="s3", PolicyDocument=json.dumps(policy))
-        made = iam.create_access_key(UserName="lab")["AccessKey"]
+        iam.put_user_policy(UserName=user, PolicyName="s3", PolicyDocument=json.dumps(policy))
+        made = iam.create_access_key(UserName=user)["AccessKey"]
         _let_in_freely(url, "0")
         yield S3(url, made["AccessKeyId"], made["SecretAccessKey"])
     finally:
