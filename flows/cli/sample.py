@@ -59,8 +59,8 @@ def _samples(model: Path, data: Path, wanted: Draw) -> "tuple[Tensor, int]":
     from fmcore.coupling.read import open_coupling
     from fmcore.coupling.source import Source
     from fmcore.network.store import load, weights_of
-    from fmcore.sampling.flow import Flow
-    from fmcore.sampling.reverse_sde import Sde, diffuse
+    from fmcore.sampling.flow import Flow, concatenated
+    from fmcore.sampling.reverse_sde import Sde, diffusions
     from fmcore.solve.solver import Solver
 
     loaded = load(model, weights=weights_of(wanted.weights))
@@ -76,10 +76,11 @@ def _samples(model: Path, data: Path, wanted: Draw) -> "tuple[Tensor, int]":
         label = torch.full((wanted.count,), loaded.label(wanted.label))
     if wanted.churn:
         sde = Sde(steps=wanted.nfe, churn=wanted.churn)
-        found = diffuse(
+        parts = diffusions(
             flow, noise, sde, seed=wanted.seed, device=cpu, label=label,
             guidance=wanted.guidance,
         )  # fmt: skip
+        found = concatenated(list(parts))
     else:
         solver = Solver(name="euler", steps=wanted.nfe)
         found = flow.sample(noise, solver, device=cpu, label=label, guidance=wanted.guidance)

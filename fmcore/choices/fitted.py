@@ -58,8 +58,12 @@ class Fitted(Solver):
             yield x
 
     def refined(self) -> AdamsBashforth:  # type: ignore[override]
-        """Return Adams-Bashforth of order 4 with four steps for each, for error estimates."""
-        return AdamsBashforth(name="ab4", steps=self.steps, times=self.times).refined().refined()
+        """Return Adams-Bashforth of order 4 with twice the steps, for error estimates.
+
+        It is not much nearer to the path than this solver, so the gap is above the error: by 7 to
+        50 % on trained flows, more where both are below 0.0005.
+        """
+        return AdamsBashforth(name="ab4", steps=self.steps, times=self.times).refined()
 
 
 @torch.no_grad()

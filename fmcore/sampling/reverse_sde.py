@@ -27,28 +27,6 @@ class Sde(Settings):
     """Share of the reverse SDE's noise that each step adds: 0 is the ODE, 1 the full SDE."""
 
 
-def diffuse(
-    flow: Flow,
-    source: Rows,
-    settings: Sde,
-    *,
-    seed: int,
-    device: torch.device,
-    batch: int = 1024,
-    label: Tensor | None = None,
-    guidance: float = 1.0,
-) -> Solution:
-    """Integrate from source [N, *D] to t = 0 by the reverse SDE, with noise by (seed, row, step).
-
-    Raises ReflowError where the velocity is not a score.
-    """
-    parts = diffusions(
-        flow, source, settings, seed=seed, device=device, batch=batch, label=label,
-        guidance=guidance,
-    )  # fmt: skip
-    return concatenated(list(parts))
-
-
 def diffusions(
     flow: Flow,
     source: Rows,
@@ -60,7 +38,10 @@ def diffusions(
     label: Tensor | None = None,
     guidance: float = 1.0,
 ) -> Iterator[Solution]:
-    """Yield what `diffuse` returns batch by batch."""
+    """Integrate from source [N, *D] to t = 0 by the reverse SDE, noise by (seed, row, step).
+
+    Yields the solution of each batch in order. Raises ReflowError where the velocity is no score.
+    """
     if not flow.score:
         raise ReflowError(
             "the reverse SDE needs the score, which this velocity does not give:"

@@ -18,8 +18,8 @@ from fmcore.measure.transport import energy_distance
 from fmcore.network.build import build
 from fmcore.network.mlp import MLP
 from fmcore.network.store import Model
-from fmcore.sampling.flow import Flow
-from fmcore.sampling.reverse_sde import Sde, diffuse
+from fmcore.sampling.flow import Flow, concatenated
+from fmcore.sampling.reverse_sde import Sde, diffusions
 from fmcore.settings import ReflowError
 from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solver, solve
@@ -84,6 +84,10 @@ def test_no_churn_is_the_euler_solver_to_the_bit():
     ode = solve(v, x, Solver(name="euler", steps=9)).x
     sde = euler_maruyama(v, Linear(), x, noise, steps=9, churn=0.0).x
     assert torch.equal(sde, ode)
+
+
+def diffuse(flow, source, settings, **how):
+    return concatenated(list(diffusions(flow, source, settings, **how)))
 
 
 def test_the_noise_belongs_to_the_pair_whatever_the_batch():
