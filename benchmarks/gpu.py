@@ -1,9 +1,10 @@
 """The GPU suite: what has to be equal, and how fast it is, as ratios taken in one run.
 
-    python -m benchmarks.gpu [PART ...] [--device cuda] [--quick] [--out FOLDER] [--fashion FOLDER]
+    python -m benchmarks.gpu [PART ...] [--device cuda] [--quick] [--kinds mlp unet] [--turns 5]
+                             [--out FOLDER] [--fashion FOLDER]
 
 Started in the root of the sources; needs torch, numpy, pandas, pyarrow, pydantic and safetensors.
-The U-Net also needs diffusers, and is left out without it. Numbers are medians of five turns with
+The U-Net also needs diffusers, and is left out without it. Numbers are medians of the turns with
 the least and the greatest; what is compared takes turns. FOLDER gets gpu.json and gpu.md.
 """
 
@@ -14,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -48,10 +49,13 @@ from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
 SHAPES = {"mlp": (64,), "unet": (1, 28, 28)}
+ROWS = {"mlp": (1024, 4096, 16384), "unet": (1024, 4096)}
 TURNS = 5
+COUPLING_SECONDS = 6
 NFE = 16
 SHORT = Couple(pairs=1000, shard=300, solver=Solver(name="heun", steps=NFE // 2))
 Found = dict[str, Any]
+Results = Iterator[tuple[str, Any]]
 
 
 class Killed(BaseException):
@@ -66,6 +70,7 @@ class Suite:
     quick: bool
     root: Path
     fashion: str | None = None
+    turns: int = TURNS
     made: int = field(default=0, init=False)
 
     def numerics(self, kind: str) -> dict[str, Compute]:
@@ -75,6 +80,7 @@ class Suite:
         if kind == "unet":
             found["bf16, channels last"] = {"precision": "bf16", "channels_last": True}
         found["fp32, graphs"] = {"cuda_graphs": True}
+        found["bf16, graphs"] = {"precision": "bf16", "cuda_graphs": True}
         if not self.quick:
             found["bf16, compiled"] = {"precision": "bf16", "compile": True}
         return {name: plain.model_copy(update=update) for name, update in found.items()}
@@ -129,13 +135,13 @@ class Suite:
                 return spent / done
 
     def in_turn(
-        self, works: Mapping[str, Callable[[], Any]], least: float
+        self, works: Mapping[str, Callable[[], Any]], least: float, *, first: bool = True
     ) -> dict[str, list[float]]:
-        """Return for each work the seconds of a call in each turn, after a first one."""
-        for work in works.values():
+        """Return for each work the seconds of a call in each turn; a first one does not count."""
+        for work in works.values() if first else ():
             self.seconds(work, 0.0)
         found: dict[str, list[float]] = {name: [] for name in works}
-        for _ in range(2 if self.quick else TURNS):
+        for _ in range(2 if self.quick else self.turns):
             for name, work in works.items():
                 found[name].append(self.seconds(work, 0.02 if self.quick else least))
         return found
@@ -183,19 +189,18 @@ def trained(suite: Suite, root: Path, compute: Compute, *, kill_at: int = 0) -> 
     return {n: p.detach() for n, p in load(files[2]).network.named_parameters()}
 
 
-def equal(suite: Suite, kind: str) -> Found:
+def equal(suite: Suite, kind: str) -> Results:
     """Say what gives the same bytes again, and how far the device is from the CPU."""
     root = suite.start(kind, 500)
-    found: Found = {}
     cpu, named = Compute(device="cpu", threads=1), suite.numerics(kind)
     weights, plain = trained(suite, root, named["fp32"]), sampled(suite, root, named["fp32"])
 
     def same(other: dict[str, Tensor]) -> bool:
         return all(torch.equal(weights[name], other[name]) for name in weights)
 
-    found["training again: the same bytes"] = same(trained(suite, root, named["fp32"]))
+    yield "training again: the same bytes", same(trained(suite, root, named["fp32"]))
     killed = trained(suite, root, named["fp32"], kill_at=15)
-    found["training after a kill: the same bytes"] = same(killed)
+    yield "training after a kill: the same bytes", same(killed)
     for name, compute in named.items():
         whole = plain if name == "fp32" else sampled(suite, root, compute)
         for what, other in {
@@ -205,14 +210,13 @@ def equal(suite: Suite, kind: str) -> Found:
             "written behind sampling": sampled(suite, root, compute, behind=True),
             "written in turn": sampled(suite, root, compute, behind=False),
         }.items():
-            found[f"coupling, {name}, {what}: the same bytes"] = whole == other
+            yield f"coupling, {name}, {what}: the same bytes", whole == other
     there = trained(suite, root, cpu)
     apart = max(_apart(weights[n], there[n]) for n in there)
-    found["weights, furthest tensor from the CPU's"] = apart
+    yield "weights, furthest tensor from the CPU's", apart
     ends = {n: _target(suite, root, c) for n, c in {"cpu": cpu, **named}.items()}
     for name in named:
-        found[f"targets, {name}, from those of the CPU"] = _apart(ends[name], ends["cpu"])
-    return found
+        yield f"targets, {name}, from those of the CPU", _apart(ends[name], ends["cpu"])
 
 
 def _target(suite: Suite, root: Path, compute: Compute) -> Tensor:
@@ -230,43 +234,50 @@ def forward(suite: Suite, kind: str) -> Found:
     works, rows_of = {}, {}
     for name, compute in suite.numerics(kind).items():
         call = compute.sampling(network)
-        for rows in (32, 64) if suite.quick else (256, 1024, 4096):
+        for rows in (32, 64) if suite.quick else ROWS[kind]:
             x = torch.randn(rows, *SHAPES[kind], device=suite.device)
             t = torch.full((1,), 0.5, device=suite.device).expand(rows)
             works[f"{name}, {rows} rows"] = partial(torch.no_grad()(call), x, t, None)
             rows_of[f"{name}, {rows} rows"] = rows
-    took = suite.in_turn(works, 0.1)
+    # Each number of rows gets kernels of its own, as in a process that calls with one only.
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        took = suite.in_turn(works, 0.1)
     return {name: _shown([rows_of[name] / s for s in took[name]]) for name in works}
 
 
-def coupling(suite: Suite, kind: str) -> Found:
-    """Return evaluations a second of `couple` over the fastest bare forward passes of this run."""
+def coupling(suite: Suite, kind: str) -> Results:
+    """Yield evaluations a second of `couple` over the fastest bare forward passes of this run.
+
+    With the numerics of those and in float32: from the start of the verb to the last of its files,
+    whose audit and checks are not counted as evaluations. Kernels are compiled before.
+    """
     rates = forward(suite, kind)
+    for name, rate in rates.items():
+        yield f"evaluations/s of bare forwards, {name}", rate
     best = max(rates, key=lambda name: float(rates[name][0]))
-    pairs = 100 if suite.quick else 200_000 if kind == "mlp" else 16_384
-    root = suite.start(kind, 64)
-    found: Found = {"fastest bare forward": best}
-    for name, compute in suite.numerics(kind).items():
-        run = partial(sampled, suite, root, compute, pairs=pairs, batch=4096)
-        shard = 50 if suite.quick else 8192
+    yield "fastest bare forward", best
+    root, numerics, shard = suite.start(kind, 64), suite.numerics(kind), 4096
+    for name in dict.fromkeys((best.rpartition(", ")[0], "fp32")):
+        bare = max(float(rates[n][0]) for n in rates if n.rpartition(", ")[0] == name)
+        shards = max(2, round(bare * COUPLING_SECONDS / NFE / shard))
+        pairs, shard = (100, 50) if suite.quick else (shards * shard, shard)
+        run = partial(sampled, suite, root, numerics[name], batch=4096, shard=shard)
+        run(pairs=shard)
         turns = {
-            what: partial(run, behind=behind, shard=shard)
+            what: partial(run, behind=behind, pairs=pairs)
             for what, behind in (("behind", True), ("in turn", False))
         }
-        took = suite.in_turn(turns, 0.0)
-        for what, seconds in took.items():
-            ratios = [pairs * NFE / s / float(rates[best][0]) for s in seconds]
-            found[f"{name}, written {what}, over bare"] = _shown(ratios)
-    return found
+        for what, seconds in suite.in_turn(turns, 0.0, first=False).items():
+            ratios = [pairs * NFE / s / bare for s in seconds]
+            yield f"{name}, {pairs} pairs, written {what}, over bare {name}", _shown(ratios)
 
 
-def training(suite: Suite, kind: str) -> Found:
-    """Return steps a second of `fit` over a bare loop with the same numerics, and its seconds."""
+def training(suite: Suite, kind: str) -> Results:
+    """Yield steps a second of `fit` over a bare loop with the same numerics, and its seconds."""
     pairs = independent(
         torch.randn(4096, *SHAPES[kind], generator=torch.Generator().manual_seed(1))
     )
     batch = 32 if suite.quick else 256
-    found: Found = {}
     for name, compute in suite.numerics(kind).items():
         if compute.cuda_graphs:  # of sampling
             continue
@@ -283,9 +294,8 @@ def training(suite: Suite, kind: str) -> Found:
         works = {"fit": ours, "bare": bare(suite, kind, compute, batch)}
         took = suite.in_turn(works, 0.5)
         ratios = [b / a for a, b in zip(took["fit"], took["bare"], strict=True)]
-        found[f"{name}, steps/s over a bare loop"] = _shown(ratios)
-        found[f"{name}, ms a step"] = _shown([100 * s for s in took["fit"]])
-    return found
+        yield f"{name}, steps/s over a bare loop", _shown(ratios)
+        yield f"{name}, ms a step", _shown([100 * s for s in took["fit"]])
 
 
 def bare(suite: Suite, kind: str, compute: Compute, batch: int) -> Callable[[], None]:
@@ -315,10 +325,22 @@ def bare(suite: Suite, kind: str, compute: Compute, batch: int) -> Callable[[], 
     return ten
 
 
-def profile(suite: Suite, kind: str) -> Found:
-    """Return where the time of a coupling goes: the eight operations that take longest."""
+def profile(suite: Suite, kind: str) -> Results:
+    """Yield where the time of a coupling, and of a step, goes: operations that take longest."""
     root, compute = suite.start(kind, 64), suite.numerics(kind)["bf16"]
-    run = partial(sampled, suite, root, compute, pairs=100 if suite.quick else 8192, batch=4096)
+    few = suite.quick
+    couples = partial(sampled, suite, root, compute, pairs=100 if few else 8192, batch=4096)
+    runs: dict[str, Callable[[], Any]] = {
+        "coupling": couples,
+        "ten steps": bare(suite, kind, compute, 32 if few else 256),
+    }
+    for name, run in runs.items():
+        for what, spent in _longest(suite, run):
+            yield f"{name}: {what}", spent
+
+
+def _longest(suite: Suite, run: Callable[[], Any]) -> Results:
+    """Yield the eight operations of a second call that take longest."""
     run()
     activities = [torch.profiler.ProfilerActivity.CPU]
     if suite.device.type == "cuda":
@@ -330,45 +352,44 @@ def profile(suite: Suite, kind: str) -> Found:
         return float(event.self_device_time_total or event.self_cpu_time_total)
 
     events = sorted(seen.key_averages(), key=own, reverse=True)[:8]
-    return {e.key[:60]: f"{own(e) / 1e3:.3g} ms in {e.count} calls" for e in events}
+    for e in events:
+        yield e.key[:60], f"{own(e) / 1e3:.3g} ms in {e.count} calls"
 
 
-def chain(suite: Suite, kind: str) -> Found:
-    """Return the seconds of each verb of a two-round chain on Fashion-MNIST, and its losses."""
+def chain(suite: Suite, kind: str) -> Results:
+    """Yield the seconds of each verb of a two-round chain on Fashion-MNIST, and its losses."""
     if kind != "unet":
-        return {}
+        return
     few = suite.quick
     compute, root = suite.numerics(kind)["fp32" if few else "bf16"], suite.folder()
     work = Work(scratch=root / "s", device=compute.start(), compute=compute)
-    found: Found = {}
     steps, pairs, grid = (5, 64, 1) if few else (2000, 20_000, 18)
     began = time.perf_counter()
 
-    def done(verb: str) -> None:
+    def done(verb: str) -> tuple[str, float]:
         nonlocal began
-        found[f"{verb}, s"] = round(time.perf_counter() - began, 2)
-        began = time.perf_counter()
+        took, began = time.perf_counter() - began, time.perf_counter()
+        return f"{verb}, s", round(took, 2)
 
     if few:  # to try the script without the data set
         root = suite.start(kind, 100)
     else:
         data = FashionMNIST(name="fashion_mnist", root=suite.fashion)
         prepare(root / "data", data, seed=0)
-        done("prepare")
+        yield done("prepare")
     initialise(root / "data", root / "m0", suite.unet(), seed=0)
     given = Train(steps=steps, batch=32 if few else 256, lr=3e-4, ema=0.999)
     for number, on in ((1, "data"), (2, "c1")):
         files = (root / f"m{number}", root / f"curve{number}.csv", root / f"train{number}.json")
         own = Work(scratch=root / f"t{number}", device=work.device, compute=compute)
         train(root / on, root / f"m{number - 1}", *files, given, name=f"rf{number}", work=own)
-        done(f"train@rf{number}")
-        found[f"rf{number}"] = json.loads(files[2].read_text())
+        yield done(f"train@rf{number}")
+        yield f"rf{number}", json.loads(files[2].read_text())
         if number == 1:
             settings = Couple(pairs=pairs, batch=2048, solver=Solver(name="heun", steps=grid))
             out = (root / "c1", root / "c1.json")
             couple(root / "m1", root / "data", *out, settings, work)
-            done("couple@rf1")
-    return found
+            yield done("couple@rf1")
 
 
 PARTS = {
@@ -413,37 +434,41 @@ def page(found: Found) -> str:
 
 
 def main() -> None:
-    """Measure the parts and write the page after each."""
+    """Measure the parts and write the page after each number, as a run may be cut short."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--turns", type=int, default=TURNS, help="of each measurement")
+    parser.add_argument("--kinds", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--fashion", help="folder with the files of Fashion-MNIST")
     given = parser.parse_args()
     device = torch.device(given.device)
     found: Found = {"hardware": hardware(device)}
     given.out.mkdir(parents=True, exist_ok=True)
-    kinds = ["mlp", *(["unet"] if find_spec("diffusers") else [])]
-    if "unet" not in kinds:
+    kinds = [k for k in given.kinds if k != "unet" or find_spec("diffusers")]
+    if kinds != given.kinds:
         found["unet"] = "left out: diffusers is not installed"
     for kind in kinds:
         for part in given.parts or PARTS:
-            began = time.perf_counter()
+            began, mine = time.perf_counter(), found.setdefault(f"{part} {kind}", {})
             with tempfile.TemporaryDirectory() as folder:
-                suite = Suite(device, given.quick, Path(folder), given.fashion)
-                try:
-                    result: Any = PARTS[part](suite, kind)
-                except Exception as error:  # one part that fails must not hide the others
-                    result = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(
-                f"{part} {kind}: {time.perf_counter() - began:.0f} s\n{json.dumps(result)}",
-                flush=True,
-            )
-            if result:
-                found[f"{part} {kind}"] = result
-            (given.out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
-            (given.out / "gpu.md").write_text(page(found))
+                suite = Suite(device, given.quick, Path(folder), given.fashion, given.turns)
+                for what, value in _without_stopping(PARTS[part](suite, kind)):
+                    mine[what] = value
+                    print(f"{part} {kind}: {what}: {json.dumps(value)}", flush=True)
+                    (given.out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
+                    (given.out / "gpu.md").write_text(page(found))
+            print(f"{part} {kind} took {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def _without_stopping(results: Results) -> Results:
+    """Yield the results, and the error that ends them: one part must not hide the others."""
+    try:
+        yield from results
+    except Exception as error:
+        yield "error", f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 if __name__ == "__main__":

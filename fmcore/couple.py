@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.ipc
 
 from fmcore.checked import sha256
-from fmcore.coupling.checks import measure
+from fmcore.coupling.checks import Measured, measure, measured
 from fmcore.coupling.manifest import MANIFEST, recorded
 from fmcore.coupling.write import adopt, finish, holds, is_whole, shard_name, write_shard
 from fmcore.network.flops import flops_per_evaluation
@@ -61,10 +61,11 @@ def couple(
     sampler = sampler_of(model, data, settings, work)
     about, folder = sampler.about, work.scratch / SHARDS
     count = shard_count(settings)
-    _fill(sampler, folder, range(count), work, earlier)
+    known: dict[str, Measured] = {}
+    _fill(sampler, folder, range(count), work, earlier, known)
     manifest = finish(folder, about, count, keep_hashes=True)
     size = sum(s["bytes"] for s in manifest["shards"])
-    found = {"pairs": about.pairs, **measure(folder, data, about), "bytes": size}
+    found = {"pairs": about.pairs, **measure(folder, data, about, known), "bytes": size}
     if about.probe is not None:
         found["solver_error"] = about.probe["error"]
     if (share := found.get("target_clipped", 0.0)) > CLIPPED:
@@ -146,8 +147,13 @@ def _fill(
     shards: Iterable[int],
     work: Work,
     earlier: Sequence[Files],
+    known: dict[str, Measured] | None = None,
 ) -> None:
-    """Sample those of the shards that neither the folder nor an earlier coupling has."""
+    """Sample those of the shards that neither the folder nor an earlier coupling has.
+
+    `known` gets the sums of each, measured while the next one is sampled where another process or
+    a GPU does that.
+    """
     about, settings = sampler.about, sampler.settings
     done, wanted = 0, []
     for index in shards:
@@ -164,6 +170,8 @@ def _fill(
             if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
             write_shard(folder, index, pyarrow.ipc.open_stream(packed).read_all())
+            if known is not None:
+                known[shard_name(index)] = measured(folder / shard_name(index), about)
             done += len(settings.ids(index))
             work.log({}, done)
 

@@ -35,12 +35,12 @@ def test_the_suite_runs_with_six_packages_and_what_must_be_equal_is(tmp_path):
     assert found["unet"] == "left out: diffusers is not installed"
     checks = found["equal mlp"]
     said = {what: value for what, value in checks.items() if what.endswith("the same bytes")}
-    assert len(said) == 2 + 3 * 5 and all(value is True for value in said.values())
+    assert len(said) == 2 + 4 * 5 and all(value is True for value in said.values())
     assert checks["weights, furthest tensor from the CPU's"] == 0
     for part in ("coupling", "training"):
         ratios = [v for what, v in found[f"{part} mlp"].items() if what.endswith(("bare", "loop"))]
         assert ratios and all(0 < least <= middle <= most for middle, least, most in ratios)
-    assert len(found["profile mlp"]) == 8
+    assert len(found["profile mlp"]) == 2 * 8
     for part in found:
         assert f"## {part}" in page
 

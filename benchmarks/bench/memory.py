@@ -13,7 +13,12 @@ from pathlib import Path
 from benchmarks.bench.turns import Row, Sizes, fresh, in_turn, over
 
 NAMES = {"2-D": "2-D MLP", "784": "MLP on 784", "digits": "digits MLP"}
-BEFORE = {"train": ["make"], "calibrate": ["digits"], "evaluate": ["digits", "judge"]}
+BEFORE = {
+    "train": ["make"],
+    "train-64": ["make"],
+    "calibrate": ["digits"],
+    "evaluate": ["digits", "judge"],
+}
 """What is run once in the folder of a verb, before it is measured."""
 SOURCE = Path(__file__).resolve().parents[2]
 
@@ -47,14 +52,14 @@ def run_couple(name: str, pairs: int, folder: Path) -> None:
     Coupler(folder, name).run(Couple(pairs=pairs, solver=ONE_STEP))
 
 
-def run_train(folder: Path) -> None:
-    """Train some steps on the coupling that `make` wrote."""
+def run_train(folder: Path, memory_mb: int) -> None:
+    """Train some steps on the coupling that `make` wrote, with so much of it in memory."""
     from fmcore.train import Train, train
     from fmcore.work.work import Work
 
     out = fresh(folder)
     files = out / "model", out / "curve.csv", out / "metrics.json"
-    given, work = Train(steps=60, batch=256), Work(scratch=out / "scratch")
+    given, work = Train(steps=60, batch=256, memory_mb=memory_mb), Work(scratch=out / "scratch")
     train(folder / "coupling", folder / "init", *files, given, name="rf1", work=work)
 
 
@@ -147,7 +152,8 @@ def main() -> None:
     works: dict[str, Callable[[], None]] = {
         "make": lambda: make(name, n, folder),
         "couple": lambda: run_couple(name, n, folder),
-        "train": lambda: run_train(folder),
+        "train": lambda: run_train(folder, 2048),
+        "train-64": lambda: run_train(folder, 64),
         "digits": lambda: digits(n, folder),
         "calibrate": lambda: run_calibrate(n, folder, fresh(folder) / "yardstick"),
         "judge": lambda: judge(n, folder),

@@ -86,7 +86,7 @@ class Sizes:
     """Factors by which the data of the memory measurements grow."""
     memory_base: Mapping[str, int] = field(
         default_factory=lambda: {"couple 2-D": 10_000, "couple 784": 1_000,
-                                 "train 2-D": 20_000, "train 784": 2_000,
+                                 "train 2-D": 20_000, "train 784": 2_000, "train-64 784": 2_000,
                                  "calibrate digits": 450, "evaluate digits": 450}
     )  # fmt: skip
     """Pairs at factor 1; of the digits, samples in each half."""

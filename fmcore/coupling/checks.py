@@ -1,6 +1,7 @@
 """Metrics of a finished coupling: cost, solver gap, and tests of its noise."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,54 @@ SEEN = 20000
 """Number of real samples with which the endpoints are compared."""
 
 
-def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
-    """Return the metrics of the coupling in `folder`, read shard by shard.
+@dataclass(frozen=True)
+class Measured:
+    """The sums of one shard, from which the metrics of its coupling are made."""
 
+    moments: NDArray[np.float64]
+    """Of the noise: count, and sums of x, x^2 and x^4."""
+    end: tuple[int, NDArray[np.float64], NDArray[np.float64]]
+    """Count, mean [D] and variance [D] of the targets."""
+    hashes: NDArray[np.uint64]
+    """One for each source that is noise."""
+    cost: float
+    gap: float
+    audited: int
+    spent: int
+    clipped: int
+
+
+def measured(file: Path, about: About) -> Measured:
+    """Return the sums of one shard, read from its file, whose checksums are verified."""
+    form = about.form
+    with readable(file):
+        rows = pq.read_table(file, page_checksum_verification=True)
+        source = form.source(rows, file).reshape(rows.num_rows, -1)
+        target = form.target(rows).reshape(rows.num_rows, -1)
+        clipped = record(rows.schema.metadata).get("clipped", 0)
+    gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
+    drawn = source
+    if "kind" in rows.column_names:
+        drawn = source[rows["kind"].to_numpy(zero_copy_only=False) == "generated"]
+    noise = about.kind != "inverted"
+    return Measured(
+        moments=_powers(drawn) if noise else np.zeros(4),
+        end=(len(target), target.mean(0, np.float64), target.var(0, dtype=np.float64)),
+        hashes=row_hashes(drawn) if noise else np.zeros(0, np.uint64),
+        cost=float(np.square(target.astype(np.float64) - source).sum()),
+        gap=float(np.square(gaps).sum()),
+        audited=len(gaps),
+        spent=int(rows["nfe"].to_numpy().sum()) if "nfe" in rows.column_names else 0,
+        clipped=clipped,
+    )
+
+
+def measure(
+    folder: Path, data: Path, about: About, known: Mapping[str, Measured] | None = None
+) -> dict[str, Any]:
+    """Return the metrics of the coupling in `folder`, shard by shard.
+
+    `known` has the sums of shards by the names of their files; the others are read.
     noise_z: largest z-score of mean, variance and fourth moment of the generated source.
     noise_repeats: sources that occur twice. Neither is measured where the source is no noise.
     endpoint_shift: squared gap of the targets' mean and
@@ -33,39 +79,25 @@ def measure(folder: Path, data: Path, about: About) -> dict[str, Any]:
     RMS solver gap relative to the data's standard deviation. target_clipped: share of the numbers
     of targets beyond the range of uint8, if they are stored so.
     """
-    moments, ends, hashes = np.zeros(4), [], []
-    cost = gap = 0.0
-    audited = spent = clipped = 0
-    form = about.form
-    for file in sorted(folder.glob("part-*.parquet")):
-        with readable(file):
-            rows = pq.read_table(file, page_checksum_verification=True)
-            source = form.source(rows, file).reshape(rows.num_rows, -1)
-            target = form.target(rows).reshape(rows.num_rows, -1)
-            clipped += record(rows.schema.metadata).get("clipped", 0)
-        cost += float(np.square(target.astype(np.float64) - source).sum())
-        gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
-        gap, audited = gap + float(np.square(gaps).sum()), audited + len(gaps)
-        spent += int(rows["nfe"].to_numpy().sum()) if "nfe" in rows.column_names else 0
-        ends.append((len(target), target.mean(0, np.float64), target.var(0, dtype=np.float64)))
-        drawn = source
-        if "kind" in rows.column_names:
-            drawn = source[rows["kind"].to_numpy(zero_copy_only=False) == "generated"]
-        if about.kind != "inverted":
-            hashes.append(row_hashes(drawn))
-            moments += _powers(drawn)
-    rms = float((gap / max(1, audited)) ** 0.5)
-    shift, std, size = _shift(ends, data)
-    noise = {"noise_z": _z(moments), "noise_repeats": repeats(hashes)}
+    known, form = known or {}, about.form
+    files = sorted(folder.glob("part-*.parquet"))
+    shards = [known.get(file.name) or measured(file, about) for file in files]
+    audited = sum(s.audited for s in shards)
+    rms = float((sum(s.gap for s in shards) / max(1, audited)) ** 0.5)
+    shift, std, size = _shift([s.end for s in shards], data)
+    z = _z(np.sum([s.moments for s in shards], axis=0))
+    noise = {"noise_z": z, "noise_repeats": repeats(s.hashes for s in shards)}
+    clipped = sum(s.clipped for s in shards) / (about.pairs * form.size)
+    spent = sum(s.spent for s in shards) / about.pairs
     return {
-        "nfe": about.nfe if about.nfe is not None else spent / about.pairs,
-        "transport_cost": cost / about.pairs,
+        "nfe": about.nfe if about.nfe is not None else spent,
+        "transport_cost": sum(s.cost for s in shards) / about.pairs,
         "solver_gap_rms": rms,
         "solver_gap_rel": rms / std,
         "target_rms": size,
         "audited": audited,
         **(noise if about.source is None else {}),
-        **({"target_clipped": clipped / (about.pairs * form.size)} if form.levels else {}),
+        **({"target_clipped": clipped} if form.levels else {}),
         "endpoint_shift": shift,
     }
 

@@ -124,12 +124,13 @@ class DiT(Settings):
 class ImageNetwork(nn.Module):
     """v(x, t): images x [B, C, H, W], t [B] in [0, 1], label [B] or None -> [B, C, H, W]."""
 
-    tile = 32
-    """Rows of a network call on the CPU."""
+    tile: int
+    """Rows of a network call on the CPU; fewer for images beyond 32 x 32, whose rows are larger."""
 
     def __init__(self, settings: UNet | DiT, shape: tuple[int, ...]) -> None:
         super().__init__()
         settings.check_shape(shape)
+        self.tile = min(32, max(1, 32**3 // (shape[1] * shape[2])))
         self.settings, self.shape = settings, shape
         self.net = _unet(settings, shape) if isinstance(settings, UNet) else _dit(settings, shape)
 

@@ -15,8 +15,8 @@ from fmcore.work.graphs import Graphed
 
 TILE = 256
 """Rows of a network call on the CPU, unless the network has a `tile` of its own."""
-GPU_TILES = 4
-"""A call on a GPU has this many tiles: a GPU is filled by more rows."""
+GPU_ROWS = 1024
+"""Rows of a network call on a GPU, at least, and at most 32 tiles: a GPU is filled by more rows."""
 
 
 class Compute(Settings):
@@ -154,7 +154,9 @@ def numerics(device: torch.device, compute: Compute, tile: int = TILE) -> dict[s
 
 def rows_of_call(tile: int, device: torch.device) -> int:
     """Return the rows of a network call when sampling, for a network of this tile."""
-    return GPU_TILES * tile if device.type == "cuda" else tile
+    if device.type != "cuda":
+        return tile
+    return min(32 * tile, max(GPU_ROWS, 4 * tile))
 
 
 def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -166,7 +168,7 @@ def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def in_tiles(network: Callable[..., Tensor], tile: int = TILE) -> Callable[..., Tensor]:
-    """Wrap a network so that each call has `tile` rows, 4 tiles on a GPU, the last one padded.
+    """Wrap a network so that each call has `rows_of_call(tile)` rows, the last one padded.
 
     The kernel of a matrix product, and with it the rounding, depends on the number of rows. With
     calls of one size a row's result does not depend on the other rows, so a coupling has the same

@@ -241,6 +241,22 @@ def test_a_client_that_dies_of_a_signal_says_so(served: Warm) -> None:
     assert client.wait(10) == -signal.SIGTERM
 
 
+CHAIN = """
+seed: 0
+compute: {device: cpu, threads: 1}
+data: {name: gaussian, mean: [2.0, -1.0], std: [1.0, 1.0], samples: 200}
+network: {width: 8, depth: 1, time_features: 4}
+yardstick: {features: {kind: identity}, samples: 50, splits: 2}
+evaluate: {nfe: [1, 2], solver: {name: heun, steps: 2}, trajectories: 50}
+gates: {endpoint_shift: {}, solver_gap_rel: {}, held_out_ratio: {}}
+rounds:
+  rf1:
+    coupling: independent
+    init: scratch
+    train: {steps: STEPS, batch: 32, lr: 1.0e-3, warmup: 2, checkpoint_every: 10, log_every: 10}
+couplings:
+  rf1: {round: rf1, pairs: 100, solver: {name: heun, steps: 4}, shard: 40}
+"""
 RUN = """
 import pathlib, sys
 from flows.run.chain import update_chain
@@ -250,8 +266,24 @@ sys.exit(0 if result.ok else 1)
 """
 
 
+def chain(empty: Project, steps: int) -> None:
+    empty.write("dvc.yaml", (SOURCE / "dvc.yaml").read_text())
+    empty.write("params.yaml", CHAIN.replace("STEPS", str(steps)))
+
+
 def warm_env(project: Project) -> dict[str, str]:
     return {**project.env(), SOCKET: "1"}
+
+
+def forks(root: Path) -> list[int]:
+    """Return the warm process of a run in the project and its forks."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            there = (line.parent / "cwd").readlink() == root
+            if there and b"flows.stage.warm" in line.read_bytes().split(b"\0"):
+                found.append(int(line.parent.name))
+    return found
 
 
 WORK = """
@@ -328,3 +360,21 @@ def of(root: Path) -> list[int]:
             if (folder / "cwd").readlink() == root and lives(int(folder.name)):
                 found.append(int(folder.name))
     return found
+
+
+@pytest.mark.slow
+def test_a_chain_has_the_same_lock_warm_and_cold(empty: Project) -> None:
+    chain(empty, 40)
+    running = subprocess.Popen([sys.executable, "-c", RUN], cwd=empty.root, env=warm_env(empty))
+    most = 0
+    while running.poll() is None:
+        most = max(most, len(forks(empty.root)))
+        time.sleep(0.02)
+    assert running.returncode == 0
+    assert most >= 5, "the server, a keeper and a worker for DVC, and two for a stage"
+    assert forks(empty.root) == [] and not list((empty.root / ".reflow").glob("warm*"))
+    lock = (empty.root / "dvc.lock").read_text()
+    empty.sh("git", "clean", "-fdxq", "-e", "dvc.yaml", "-e", "params.yaml", "-e", ".dvc/config")
+    assert not (empty.root / "dvc.lock").exists()
+    empty.repro()
+    assert (empty.root / "dvc.lock").read_text() == lock

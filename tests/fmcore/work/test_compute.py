@@ -19,7 +19,7 @@ from fmcore.tensors import independent
 from fmcore.train import Train
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.fit import fit, new_state
-from fmcore.work.compute import Compute, numerics
+from fmcore.work.compute import Compute, numerics, rows_of_call
 from fmcore.work.executor import IN_PROCESS, Executor
 from fmcore.work.graphs import MOST, Graphed
 from fmcore.work.work import Work
@@ -53,6 +53,20 @@ def test_channels_last_is_the_same_function(settings):
     for name in plain:
         torch.testing.assert_close(found[name], plain[name], rtol=1e-3, atol=1e-5)
     assert {name: p.stride() for name, p in network.named_parameters()} == strides
+
+
+@pytest.mark.parametrize(
+    ("tile", "rows"), [(1, 32), (8, 256), (32, 1024), (256, 1024), (1024, 4096)]
+)
+def test_a_gpu_is_given_more_rows_a_call(tile, rows):
+    assert rows_of_call(tile, torch.device("cuda")) == rows
+    assert rows_of_call(tile, CPU) == tile
+
+
+@pytest.mark.parametrize(("side", "tile"), [(8, 32), (32, 32), (64, 8), (128, 2), (256, 1)])
+def test_a_call_has_fewer_large_images(side, tile):
+    small = UNET.model_copy(update={"attend": ()})
+    assert build(small, (1, side, side), seed=0).tile == tile
 
 
 def test_a_network_without_convolutions_has_no_layout():
