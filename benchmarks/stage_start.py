@@ -1,6 +1,6 @@
 """Measure what a stage costs around its work: bare verbs, stages run warm, stages run cold.
 
-    python benchmarks/stage_start.py [--repeats 5] [--rounds 2]
+    python -m benchmarks.stage_start [--repeats 5] [--rounds 2]
 
 One tiny chain is run from nothing, in turn: its verbs one after another in one process that has
 imported all (the work itself), `reflow run` with a warm process (`REFLOW_WARM=1`), without
@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from no_op import SOURCE, params
+from benchmarks.no_op import SOURCE, params
 
 BARE = """
 import sys, time
