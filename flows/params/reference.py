@@ -33,7 +33,11 @@ rounds:
   rf2:                                # a straighter one, from the pairs of rf1
     coupling: rf1
     init: rf1
-    train: {steps: 10000, lr: 2.0e-4, time: u_shaped, loss: {name: pseudo_huber}}
+    train:
+      steps: 10000
+      lr: 2.0e-4
+      time: {name: beta, a: 1.5, b: 0.5}
+      loss: {name: pseudo_huber}
   student:                            # one step
     coupling: rf1
     init: rf2
