@@ -20,9 +20,11 @@ from fmcore.work.work import Work
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"fashion_mnist": Path(FASHION_FOLDERS[0]), "emoji": Path(EMOJI_FONT)}
-LARGE = ("mnist_5k.yaml", "cifar10.yaml", "digits_ablation.yaml", "digits_students.yaml")
+LARGE = {"mnist_5k", "cifar10", "digits_ablation", "digits_students"}
 FILES = [
-    pytest.param(p.name, marks=pytest.mark.long if p.name in LARGE else [])
+    pytest.param(
+        p.name, marks=pytest.mark.long if p.stem in LARGE or p.stem.endswith("_recipe") else []
+    )
     for p in sorted((ROOT / "params").glob("*.yaml"))
 ]
 
