@@ -35,7 +35,7 @@ CASES = [
     ("steps: 4000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
     ("steps: 4000", "stpes: 4000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
     (
-        "steps: 4000, batch: 256, lr: 1.0e-3",
+        "steps: 4000, batch: 256, lr: 2.0e-3",
         "steps: 4000, lr: .nan",
         r"rounds.rf2.train.lr: .*finite.*got nan",
     ),
