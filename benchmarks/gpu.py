@@ -246,10 +246,10 @@ def forward(suite: Suite, kind: str) -> Found:
 
 
 def coupling(suite: Suite, kind: str) -> Results:
-    """Yield evaluations a second of `couple` over the fastest bare forward passes of this run.
+    """Yield evaluations a second of `couple` over bare forward passes with the same numerics.
 
-    With the numerics of those and in float32: from the start of the verb to the last of its files,
-    whose audit and checks are not counted as evaluations. Kernels are compiled before.
+    Those of the fastest bare passes of this run, and float32. From the start of the verb to the
+    last of its files; audit and checks are not counted as evaluations. Kernels are compiled before.
     """
     rates = forward(suite, kind)
     for name, rate in rates.items():
@@ -269,7 +269,7 @@ def coupling(suite: Suite, kind: str) -> Results:
         }
         for what, seconds in suite.in_turn(turns, 0.0, first=False).items():
             ratios = [pairs * NFE / s / bare for s in seconds]
-            yield f"{name}, {pairs} pairs, written {what}, over bare {name}", _shown(ratios)
+            yield f"{name}, {pairs} pairs, written {what}, over bare", _shown(ratios)
 
 
 def training(suite: Suite, kind: str) -> Results:
