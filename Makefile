@@ -51,10 +51,10 @@ mutations: setup  ## break the core in 40 and more ways; a test must notice each
 .bench-venv/.installed: benchmarks/peers.txt scripts/peers.sh $(VENV)/.installed
 	bash scripts/peers.sh
 
-bench: setup .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; half an hour
+bench: setup .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; over half an hour
 	@OMP_NUM_THREADS=1 .bench-venv/bin/python -m benchmarks.bench
 
-bench-quick: setup  ## the same in two minutes, for a look; beside other packages if they are there
+bench-quick: setup  ## the same in small, for a look; beside other packages if they are there
 	@OMP_NUM_THREADS=1 $(if $(wildcard .bench-venv/.installed),.bench-venv,$(VENV))/bin/python \
 	  -m benchmarks.bench --quick
 

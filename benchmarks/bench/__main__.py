@@ -3,8 +3,8 @@
     python -m benchmarks.bench [PART ...] [--quick] [--out FILE.md] [--pictures FOLDER]
 
 `make bench` makes the environment of the peers first, and writes benchmarks/YEAR-MONTH_bench.md.
-`make bench-quick` takes two minutes; it and a run of some parts write to .reflow/bench. Results are
-written after each part; a part that fails is reported, and the rest goes on.
+`make bench-quick` takes some minutes; it and a run of some parts write to .reflow/bench. Results
+are written after each part; a part that fails is reported, and the rest goes on.
 """
 
 import argparse

@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is: the defaults are a full run, QUICK takes two minutes."""
+    """How large everything is: the defaults are a full run, QUICK takes some minutes."""
 
     turns: int = 5
     """How often each measurement is taken, A and B in turn."""
