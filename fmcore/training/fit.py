@@ -80,7 +80,7 @@ class Train(Settings):
     velocity averaged over a span, for long steps)."""
     time: LawOfTime = Uniform()
     """The law by which training times t are drawn. `beta` with a 1.5 and b 0.5, mostly near the
-    source, suits round 2 and later; `point` and `grid` make a student for one or k steps."""
+    source, suits round 2; `point` and `grid` make a student for one or k steps."""
     spans: float = Field(default=0.25, ge=0, le=1)
     """Share of a batch that trains on a span above 0, with objective mean_flow; other objectives
     ignore it."""

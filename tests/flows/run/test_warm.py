@@ -16,6 +16,7 @@ import pytest
 
 from flows.project.process_group import _process, _state
 from flows.project.warm import SOCKET
+from tests import tiny_chain
 from tests.conftest import SOURCE, Project, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks with pidfd")
@@ -241,22 +242,6 @@ def test_a_client_that_dies_of_a_signal_says_so(served: Warm) -> None:
     assert client.wait(10) == -signal.SIGTERM
 
 
-CHAIN = """
-seed: 0
-compute: {device: cpu, threads: 1}
-data: {name: gaussian, mean: [2.0, -1.0], std: [1.0, 1.0], samples: 200}
-network: {width: 8, depth: 1, time_features: 4}
-yardstick: {features: {kind: identity}, samples: 50, splits: 2}
-evaluate: {nfe: [1, 2], solver: {name: heun, steps: 2}, trajectories: 50}
-gates: {endpoint_shift: {}, solver_gap_rel: {}, held_out_ratio: {}}
-rounds:
-  rf1:
-    coupling: independent
-    init: scratch
-    train: {steps: STEPS, batch: 32, lr: 1.0e-3, warmup: 2, checkpoint_every: 10, log_every: 10}
-couplings:
-  rf1: {round: rf1, pairs: 100, solver: {name: heun, steps: 4}, shard: 40}
-"""
 RUN = """
 import pathlib, sys
 from flows.run.chain import update_chain
@@ -264,11 +249,6 @@ from flows.run.schedule import Listeners
 result = update_chain(pathlib.Path.cwd(), prefect=False, listeners=Listeners(on_line=print))
 sys.exit(0 if result.ok else 1)
 """
-
-
-def chain(empty: Project, steps: int) -> None:
-    empty.write("dvc.yaml", (SOURCE / "dvc.yaml").read_text())
-    empty.write("params.yaml", CHAIN.replace("STEPS", str(steps)))
 
 
 def warm_env(project: Project) -> dict[str, str]:
@@ -364,7 +344,8 @@ def of(root: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_chain_has_the_same_lock_warm_and_cold(empty: Project) -> None:
-    chain(empty, 40)
+    empty.write("dvc.yaml", (SOURCE / "dvc.yaml").read_text())
+    empty.write("params.yaml", tiny_chain.PARAMS)
     running = subprocess.Popen([sys.executable, "-c", RUN], cwd=empty.root, env=warm_env(empty))
     most = 0
     while running.poll() is None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fmcore.couple import Couple, couple
+from fmcore.coupling import checks
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling, read, verify
 from fmcore.network.mlp import MLP
@@ -121,6 +122,26 @@ def test_a_killed_sampling_goes_on_to_the_same_bytes(start, kill_after):
 
     assert run(start, "killed", SETTINGS, log=note) == whole
     assert {n: stamps[n] for n in kept} == kept, "a finished shard was sampled again"
+    metrics = [(start / name / "metrics.json").read_bytes() for name in ("whole", "killed")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_shard_is_measured_once_as_it_is_written_and_as_it_is_on_disk(start, monkeypatch):
+    seen, once = [], checks.measured
+
+    def measured(file, about):
+        seen.append((file.name, len(list(file.parent.glob("part-*")))))
+        return once(file, about)
+
+    monkeypatch.setattr("fmcore.couple.measured", measured)
+    monkeypatch.setattr(checks, "measured", measured)  # what `measure` reads by itself
+    run(start, "a", SETTINGS)
+    assert seen == [(f"part-0000{i}.parquet", i + 1) for i in range(3)]
+    monkeypatch.undo()
+    out = start / "a" / "coupling"
+    read_again = checks.measure(out, start / "data", open_coupling(out).about)
+    metrics = json.loads((start / "a" / "metrics.json").read_text())
+    assert {name: metrics[name] for name in read_again} == read_again
 
 
 def test_a_torn_or_foreign_shard_in_the_scratch_is_sampled_again(start):
