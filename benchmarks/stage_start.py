@@ -3,8 +3,8 @@
     python -m benchmarks.stage_start [--repeats 5] [--rounds 2]
 
 One tiny chain is run from nothing, in turn: its verbs one after another in one process that has
-imported all (the work itself), `reflow run` with a warm process (`REFLOW_WARM=1`), without
-it, and `dvc repro`. Seconds of CPU are those of all processes of a command. The
+imported all (the work itself), `reflow run` with its warm process, without it
+(`REFLOW_WARM=0`), and `dvc repro`. Seconds of CPU are those of all processes of a command. The
 locks must be equal in each case.
 """
 
@@ -81,8 +81,8 @@ def main() -> None:
     run = [sys.executable, "-m", "flows.cli", "run", "--no-prefect", "--no-mlflow"]
     ways: dict[str, tuple[list[str], dict[str, str]]] = {
         "bare verbs": ([sys.executable, "-c", BARE], {}),
-        "reflow run, warm": (run, {"REFLOW_WARM": "1"}),
-        "reflow run, cold": (run, {}),
+        "reflow run, warm": (run, {}),
+        "reflow run, cold": (run, {"REFLOW_WARM": "0"}),
         "dvc repro": (["dvc", "repro"], {}),
     }
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

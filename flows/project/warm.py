@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 SOCKET = "REFLOW_WARM"
-"""Set to 1, it lets `reflow run` start a warm process; what that run starts finds the path of the
-socket there."""
+"""Set to 0, `reflow run` starts no warm process; what a run starts finds the path of the socket
+there."""
 
 OWN = {
     SOCKET, "REFLOW_STARTER", "DVC_ROOT", "DVC_STAGE", "PWD", "OLDPWD", "SHLVL", "_",
@@ -37,7 +37,8 @@ def run_warm(module: str, words: list[str]) -> int | None:
     None if there is no warm process, or if it may not do that. It has the files, folder, and
     environment of this process, gets the signals that this one gets, and dies with it.
     """
-    if not (path := os.environ.get(SOCKET)) or not sys.platform.startswith("linux"):
+    path = os.environ.get(SOCKET, "")
+    if not Path(path).is_absolute() or not sys.platform.startswith("linux"):
         return None
     try:
         link = socket.socket(socket.AF_UNIX)

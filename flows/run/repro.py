@@ -77,12 +77,13 @@ class StageFailed(ReflowError):
 class Processes:
     """The processes of one run of the chain, each with its process group, so that all can end.
 
-    `more` are variables of the environment of its stages: where a warm process is (`run/warm.py`).
+    `env` is the environment of its stages, as the run began: what MLflow and Prefect set in this
+    process later is none of theirs, and a warm process (`run/warm.py`) must have the same.
     """
 
     def __init__(self) -> None:
         self.stopped = False
-        self.more: dict[str, str] = {}
+        self.env = environment()
         self._live: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
@@ -169,7 +170,7 @@ def update_stage(
 
 def _repro(root: Path, name: str, emit: Emit, processes: Processes, pull: bool) -> bool:
     """Run `dvc repro` for the stage; say whether the stage did not have to run."""
-    env = {**environment(), **processes.more}
+    env = processes.env
     process = processes.start(_command(name, pull), root, env)
     return _restored(name, process, emit, processes)
 

@@ -1,4 +1,4 @@
-"""Give a run a warm process (`REFLOW_WARM=1`): DVC and the stages start as forks of it."""
+"""Give a run a warm process: DVC and the stages start as forks of it (not if `REFLOW_WARM=0`)."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from flows.dag import inputs
 from flows.dag.graph import Stage
 from flows.project.environment import local_path
 from flows.project.warm import SOCKET, address
-from flows.run.repro import Processes, environment
+from flows.run.repro import Processes
 
 SERVER = "flows.stage.warm"
 LEAST = 2
@@ -28,21 +28,21 @@ def warmed(root: Path, stages: Iterable[Stage], processes: Processes) -> Iterato
     ours = [stage for stage in stages if stage.paths and stage.name != inputs.STAGE]
     path = local_path(root, f"warm.{os.getpid()}.sock")
     server = None
-    if len(ours) >= LEAST and os.environ.get(SOCKET) and sys.platform.startswith("linux"):
+    wanted = os.environ.get(SOCKET) != "0" and sys.platform.startswith("linux")
+    if wanted and len(ours) >= LEAST:
         with suppress(OSError):
-            server = _started(root, path)
-            processes.more = {SOCKET: str(path)}
+            server = _started(root, path, processes.env)
+            processes.env = {**processes.env, SOCKET: str(path)}
     try:
         yield
     finally:
-        processes.more = {}
         path.unlink(missing_ok=True)
         if server:
             server.kill()
             server.wait()
 
 
-def _started(root: Path, path: Path) -> "subprocess.Popen[bytes]":
+def _started(root: Path, path: Path, env: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start the process with a socket that listens already: who asks early waits for imports."""
     for old in path.parent.glob("warm.*.sock"):  # of runs that were killed
         if not Path(f"/proc/{old.name.split('.')[1]}").exists():
@@ -53,7 +53,7 @@ def _started(root: Path, path: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", SERVER, str(listening.fileno()), str(os.getpid())],
             cwd=root,
-            env=environment(),
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.dag import graph
 from flows.project.process_group import _process, _state
 from flows.project.warm import SOCKET
+from flows.run import warm as run_warm
+from flows.run.repro import Processes
 from tests import tiny_chain
 from tests.conftest import SOURCE, Project, until
 
@@ -49,6 +52,15 @@ if what == "tell":
     sys.exit(3)
 if what == "raise":
     raise ValueError("no")
+if what == "end":
+    def late():
+        time.sleep(0.3)
+        print("thread")
+    import atexit, threading
+    threading.Thread(target=late).start()
+    atexit.register(lambda: Path("atexit").touch())
+    print("printed")
+    sys.exit(sys.argv[2] if sys.argv[2:] else 0)
 if what == "heed":
     def end(*_):
         Path("heeded").touch()
@@ -195,6 +207,38 @@ def test_a_process_with_a_thread_serves_nobody(
     (tmp_path / "thread.py").write_text(f"import threading, time\n{text}\n")
     with warm(tmp_path, "thread") as found:
         assert found.start("tell").communicate()[0] == "cold\n"
+
+
+def test_a_module_ends_as_in_a_process_of_its_own(served: Warm) -> None:
+    client = served.start("end")
+    assert client.communicate() == ("printed\nthread\n", "")
+    assert client.returncode == 0
+    assert (served.folder / "atexit").exists()
+    client = served.start("end", "why")
+    assert client.communicate() == ("printed\nthread\n", "why\n")
+    assert client.returncode == 1
+
+
+def test_what_a_client_of_mlflow_sets_meanwhile_is_no_variable_of_a_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processes = Processes()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in processes.env
+
+
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_a_run_is_warm_unless_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None
+) -> None:
+    monkeypatch.delenv(SOCKET, raising=False)
+    if asked:
+        monkeypatch.setenv(SOCKET, asked)
+    (tmp_path / ".reflow").mkdir()
+    processes, stages = Processes(), graph.read(SOURCE).values()
+    with run_warm.warmed(tmp_path, stages, processes):
+        path = processes.env.get(SOCKET, "")
+        assert path == "0" if asked else path.endswith(".sock")
 
 
 @pytest.mark.parametrize("victim", ["client", "keeper", "worker"])
