@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fmcore
 from benchmarks.bench import peers
-from benchmarks.bench.cases import noise, trained
+from benchmarks.bench.cases import IMAGES, noise, trained
 from benchmarks.bench.turns import Point, Row, Sizes, best_batch, clock
 from fmcore.choices.solvers import OdeSolver, solver_of_pairs
 from fmcore.sampling import probe
@@ -127,6 +127,7 @@ def curve(name: str, sizes: Sizes) -> Iterator[Point]:
 
     `wall` is the time in bare evaluations of all rows at their best batch.
     """
+    sizes = sizes.for_images() if name == IMAGES else sizes
     flow = trained(name, sizes.fitted)
     assert flow.made_of is not None
     x = noise(sizes.points[name], flow.made_of[0].shape, seed=3)

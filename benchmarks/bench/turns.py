@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Sizes:
     fitted: int = 3000
     """Training steps of the flows on which solvers are compared."""
     points: Mapping[str, int] = field(
-        default_factory=lambda: {"eight Gaussians": 4096, "digits": 256}
+        default_factory=lambda: {"eight Gaussians": 4096, "digits": 256, "MNIST": 32}
     )
     """Pairs whose error is measured, by flow."""
     nfe: tuple[int, ...] = (6, 9, 12, 16, 20, 24, 28, 32, 36, 48, 64, 96, 128)
@@ -96,6 +96,13 @@ class Sizes:
     evaluated_nfe: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     many: int = 50_000
     """Samples of the large evaluation; 0 is none."""
+
+    def for_images(self) -> "Sizes":
+        """Return the sizes for the error of pairs of a U-Net, whose evaluations take long."""
+        return replace(
+            self, fitted=self.fitted // 4, few=1, nfe=self.nfe[1::2], euler=self.euler[:1],
+            tolerances=self.tolerances[::2], exact_steps=self.exact_steps // 4,
+        )  # fmt: skip
 
 
 QUICK = Sizes(
