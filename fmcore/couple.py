@@ -170,8 +170,10 @@ def _fill(
             if about.nfe is not None and nfe != about.nfe:
                 raise AssertionError(f"{nfe} evaluations counted, {about.nfe} recorded")
             write_shard(folder, index, pyarrow.ipc.open_stream(packed).read_all())
+            del packed  # or it is in memory while the next shard is sampled
             if known is not None:
                 known[shard_name(index)] = measured(folder / shard_name(index), about)
+            pyarrow.default_memory_pool().release_unused()  # sampling takes memory elsewhere
             done += len(settings.ids(index))
             work.log({}, done)
 

@@ -1,11 +1,12 @@
 """Metrics of a finished coupling: cost, solver gap, and tests of its noise."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,12 @@ ENDS_WITHIN = 0.05
 
 SEEN = 20000
 """Number of real samples with which the endpoints are compared."""
+
+SIDES = {"source", "target"}
+"""The columns that are decoded into rows of numbers."""
+
+AT_ONCE = 1 << 18
+"""Numbers of a shard that are in float64 at a time while they are summed."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,8 @@ class Measured:
 
 def measured(file: Path, about: About) -> Measured:
     """Return the sums of one shard, read from its file, whose checksums are verified."""
-    form = about.form
     with readable(file):
-        rows = pq.read_table(file, page_checksum_verification=True)
-        source = form.source(rows, file).reshape(rows.num_rows, -1)
-        target = form.target(rows).reshape(rows.num_rows, -1)
+        source, target, rows = _columns(file, about)
         clipped = record(rows.schema.metadata).get("clipped", 0)
     gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
     drawn = source
@@ -56,14 +60,33 @@ def measured(file: Path, about: About) -> Measured:
     noise = about.kind != "inverted"
     return Measured(
         moments=_powers(drawn) if noise else np.zeros(4),
-        end=(len(target), target.mean(0, np.float64), target.var(0, dtype=np.float64)),
+        end=(len(target), target.mean(0, np.float64), _variance(target)),
         hashes=row_hashes(drawn) if noise else np.zeros(0, np.uint64),
-        cost=float(np.square(target.astype(np.float64) - source).sum()),
+        cost=_cost(target, source),
         gap=float(np.square(gaps).sum()),
         audited=len(gaps),
         spent=int(rows["nfe"].to_numpy().sum()) if "nfe" in rows.column_names else 0,
         clipped=clipped,
     )
+
+
+def _columns(file: Path, about: About) -> tuple[NDArray[np.float32], NDArray[np.float32], pa.Table]:
+    """Return the sources and targets [N, D] of a shard and its other columns.
+
+    One row group is decoded beside them: all of them at once would be in memory twice.
+    """
+    form, done, others = about.form, 0, []
+    with pq.ParquetFile(file, page_checksum_verification=True) as shard:
+        shape = shard.metadata.num_rows, form.size
+        source, target = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        for group in range(shard.num_row_groups):
+            rows = shard.read_row_group(group)
+            part = slice(done, done + rows.num_rows)
+            source[part] = form.source(rows, file).reshape(-1, form.size)
+            target[part] = form.target(rows).reshape(-1, form.size)
+            others.append(rows.select([n for n in rows.column_names if n not in SIDES]))
+            done = part.stop
+    return source, target, pa.concat_tables(others)
 
 
 def measure(
@@ -151,9 +174,47 @@ def repeats(hashes: Iterable[NDArray[np.uint64]]) -> int:
 
 def _powers(x: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return (count, sum x, sum x^2, sum x^4)."""
-    flat = x.astype(np.float64).reshape(-1)
-    square = np.square(flat)
-    return np.array([len(flat), flat.sum(), square.sum(), np.square(square).sum()])
+    flat = x.reshape(-1)
+
+    def sums(some: slice) -> NDArray[np.float64]:
+        first = flat[some].astype(np.float64)
+        square = np.square(first)
+        return np.array([first.sum(), square.sum(), np.square(square).sum()])
+
+    return np.array([len(flat), *_halved(sums, 0, len(flat))])
+
+
+def _cost(target: NDArray[np.float32], source: NDArray[np.float32]) -> float:
+    """Return the sum of the squares of target - source."""
+    a, b = target.reshape(-1), source.reshape(-1)
+
+    def sums(some: slice) -> NDArray[np.float64]:
+        return np.array([np.square(a[some].astype(np.float64) - b[some]).sum()])
+
+    return float(_halved(sums, 0, len(a))[0])
+
+
+def _halved(
+    sums: Callable[[slice], NDArray[np.float64]], first: int, last: int
+) -> NDArray[np.float64]:
+    """Return sums over the numbers from `first` to `last`, of which few are in float64 at a time.
+
+    It halves them where numpy does in its pairwise summation: the bits are those of one sum.
+    """
+    count = last - first
+    if count <= AT_ONCE:
+        return sums(slice(first, last))
+    middle = first + count // 2 - count // 2 % 8
+    return _halved(sums, first, middle) + _halved(sums, middle, last)
+
+
+def _variance(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the variance [D] of rows [N, D]: numpy makes a copy in float64, here of some columns.
+
+    A single column is summed in another order, so there are two at least, unless D is 1.
+    """
+    parts = np.array_split(x, max(1, min(x.size // AT_ONCE, x.shape[1] // 2)), axis=1)
+    return np.concatenate([part.var(0, dtype=np.float64) for part in parts])
 
 
 def _z(moments: NDArray[np.float64]) -> float:

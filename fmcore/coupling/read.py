@@ -250,7 +250,9 @@ def read(
     rows = sum(group[2] for group in coupling.groups)
     rows = rows if limit is None else min(limit, rows)
     with readable(coupling.path):
-        return joined(parts(coupling, coupling.groups, split, sources=sources), rows)
+        found = joined(parts(coupling, coupling.groups, split, sources=sources), rows)
+    pa.default_memory_pool().release_unused()  # Arrow would keep what it read with
+    return found
 
 
 def verify(path: Path) -> Coupling:

@@ -21,17 +21,23 @@ class GaussianStats:
     m2: Tensor
 
     @classmethod
-    def from_features(cls, features: Tensor) -> "GaussianStats":
-        """Compute the statistics of features [N, d]; `ROWS` of them are in float64 at once."""
-        parts = features.split(ROWS)
-        if bad := sum(int((~part.isfinite()).any(1).sum()) for part in parts):
+    def from_features(cls, features: Tensor, rows: Tensor | None = None) -> "GaussianStats":
+        """Compute the statistics of features [N, d], or of some rows [M] of them, in their order.
+
+        `ROWS` of them are in float64 at once.
+        """
+        found: GaussianStats | None = None
+        bad = 0
+        parts = features.split(ROWS) if rows is None else (features[r] for r in rows.split(ROWS))
+        for part in parts:
+            bad += int((~part.isfinite()).any(1).sum())
+            own = cls._of(part)
+            found = own if found is None else found.merge(own)
+        if bad or found is None:
             raise ReflowError(
-                f"{bad} of {len(features)} samples are not finite: the velocity diverges; train it"
-                " again with a lower lr, or use more NFE"
+                f"{bad} of {len(features if rows is None else rows)} samples are not finite: the"
+                " velocity diverges; train it again with a lower lr, or use more NFE"
             )
-        found = cls._of(parts[0])
-        for part in parts[1:]:
-            found = found.merge(cls._of(part))
         return found
 
     @classmethod
@@ -117,7 +123,7 @@ def frechet_infinity(
     distances = []
     for count in counts.tolist():
         rows = torch.randperm(n, generator=generator)[:count]
-        distances.append(frechet_distance(GaussianStats.from_features(features[rows]), reference))
+        distances.append(frechet_distance(GaussianStats.from_features(features, rows), reference))
     x, y = 1 / counts.double(), torch.tensor(distances, dtype=torch.float64)
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     return float(y.mean() - slope * x.mean())

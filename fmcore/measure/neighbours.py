@@ -143,10 +143,13 @@ def nearest(fake: Tensor, train: Tensor, *, block: int = 512) -> Tensor:
     """
     blocks, centre = train.split(block), train.mean(0)
     x = fake - centre
-    least = torch.stack([_least(x, some - centre) for some in blocks]).argmin(0)
+    least = x.new_empty(len(blocks), len(x))
+    for i, some in enumerate(blocks):  # small tensors kept apart would split the freed large ones
+        least[i] = _least(x, some - centre)
+    which = least.argmin(0)
     found = torch.empty(len(fake), dtype=torch.float64)
     for i, some in enumerate(blocks):
-        rows = (least == i).nonzero().flatten()
+        rows = (which == i).nonzero().flatten()
         for part in rows.split(BLOCK):
             found[part] = _far(fake[part], some).amin(1)
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -39,14 +40,22 @@ def real_samples(coupling: Coupling, *, coded: bool) -> Pairs:
             yield replace(part, target=x, source=x)
 
     with readable(coupling.path):
-        return joined(each(), sum(group[2] for group in coupling.groups))
+        found = joined(each(), sum(group[2] for group in coupling.groups))
+    pa.default_memory_pool().release_unused()
+    return found
 
 
 def features_of(extractor: Features | None, x: Tensor) -> Tensor:
     """Return the features of samples [N, *D], of images as a file would hold them."""
     if extractor is None:
         return extract(None, x)
-    return torch.cat([extract(extractor, _as_read(part)) for part in x.split(IMAGES)])
+    found: Tensor | None = None
+    for i, part in enumerate(x.split(IMAGES)):
+        own = extract(extractor, _as_read(part))
+        found = own.new_empty(len(x), *own.shape[1:]) if found is None else found
+        found[i * IMAGES :][: len(own)] = own
+    assert found is not None
+    return found
 
 
 def _as_read(x: Tensor) -> Tensor:
@@ -93,4 +102,5 @@ def accuracy(classifier: Extractor, pairs: Pairs) -> float | None:
 def apart(pairs: Pairs, features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the features of what rounds train on, and of what is held out from them."""
     held = pairs.held_out
-    return features[~held][:TRAIN].clone(), features[held]
+    trains = (~held).nonzero()[:TRAIN, 0]
+    return features[trains], features[held]

@@ -111,10 +111,8 @@ class Flow(Field):
         float32 in every precision of the network: a half-precision state would lose the pairing.
         With guidance each evaluation of the velocity counts as two: it calls the network twice.
         """
-        start = self.interpolant.noise_scale * source
-        return self._carry(
-            start, solver, (1.0, 0.0), device, batch, label, guidance, keep_trajectory
-        )
+        ends = (1.0, 0.0)
+        return self._carry(source, solver, ends, device, batch, label, guidance, keep_trajectory)
 
     def invert(
         self,
@@ -150,6 +148,8 @@ class Flow(Field):
             rows = x[cut : cut + batch].to(device)
             own = None if label is None else label[cut : cut + batch].to(device)
             start, end = ends
+            if start == 1:
+                rows = self.interpolant.noise_scale * rows
             v = tiled.velocity(own, guidance=guidance, span=_span(solver, start, end))
             parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
         return concatenated(parts, 1 if label is None or guidance == 1 else 2)

@@ -161,7 +161,7 @@ class PairSampler:
         for back, rows in ((False, ~inverted), (True, inverted)):
             if not bool(rows.any()):
                 continue
-            given = (target if back else source)[rows]
+            given = (target if back else source)[rows] if bool(inverted.any()) else source
             own = None if label is None else label[rows]
             found = self._solve(given, own, self.solver, back)
             (source if back else target)[rows] = found.x

@@ -60,6 +60,14 @@ def test_statistics_of_many_rows_are_those_of_one_sum():
     torch.testing.assert_close(found.covariance, exact.T.cov(), rtol=1e-10, atol=1e-12)
 
 
+def test_statistics_of_some_rows_are_those_of_their_copy_bit_for_bit():
+    x = normal(3 * ROWS, 3)
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[: ROWS + 9]
+    found, copied = GaussianStats.from_features(x, rows), GaussianStats.from_features(x[rows])
+    assert found.n == copied.n == ROWS + 9
+    assert torch.equal(found.mean, copied.mean) and torch.equal(found.m2, copied.m2)
+
+
 def test_what_is_known_of_the_real_side_gives_the_same_distances():
     fake, real = normal(300, 4), 1.1 * normal(310, 4, 1)
     known = manifold_scores(fake, real, real_balls=balls(real, 5))
