@@ -24,21 +24,22 @@ class GaussianStats:
     def from_features(cls, features: Tensor) -> "GaussianStats":
         """Compute the statistics of features [N, d]; `ROWS` of them are in float64 at once."""
         parts = features.split(ROWS)
-        if bad := sum(int((~part.isfinite()).any(1).sum()) for part in parts):
+        found = cls._of(parts[0])
+        for part in parts[1:]:
+            found = found.merge(cls._of(part))
+        if not bool(found.mean.isfinite().all()):  # one sample that is not finite spoils it
+            bad = int((~features.isfinite()).any(1).sum())
             raise ReflowError(
                 f"{bad} of {len(features)} samples are not finite: the velocity diverges; train it"
                 " again with a lower lr, or use more NFE"
             )
-        found = cls._of(parts[0])
-        for part in parts[1:]:
-            found = found.merge(cls._of(part))
         return found
 
     @classmethod
     def _of(cls, features: Tensor) -> "GaussianStats":
         x = features.double()
         mean = x.mean(0)
-        centred = x - mean
+        centred = x.sub_(mean) if x is not features else x - mean
         return cls(len(x), mean, centred.T @ centred)
 
     @classmethod
