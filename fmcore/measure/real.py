@@ -19,11 +19,12 @@ from fmcore.features.extractor import (
     of_levels,
     pretrained,
     quantise,
+    rows_at_once,
 )
 from fmcore.settings import Log, ReflowError, derive_seed
 
 IMAGES = 500
-"""Images whose features are computed at once."""
+"""Images that are classified at once."""
 
 TRAIN = 50_000
 """Training samples, at most, among which the nearest one to a generated sample is searched."""
@@ -46,7 +47,8 @@ def features_of(extractor: Features | None, x: Tensor) -> Tensor:
     """Return the features of samples [N, *D], of images as a file would hold them."""
     if extractor is None:
         return extract(None, x)
-    return torch.cat([extract(extractor, _as_read(part)) for part in x.split(IMAGES)])
+    parts = x.split(rows_at_once(extractor, x))
+    return torch.cat([extract(extractor, _as_read(part)) for part in parts])
 
 
 def _as_read(x: Tensor) -> Tensor:
