@@ -4,7 +4,9 @@ Real samples lie in the folder `SAMPLES` beside the shards of the prepared data,
 their own; pandas and pyarrow leave out folders whose name begins with an underscore.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -53,9 +55,13 @@ class Source:
         return Source(self.shape, self.samples[rows], self.real_id[rows])
 
 
+KEPT = 1 << 24
+"""Bytes of sources, at most, that are kept once they are drawn."""
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """The sources [count, *D] of pairs 0, 1, ...: drawn when a slice is asked for, never kept."""
+    """The sources [count, *D] of pairs 0, 1, ...: a few are drawn once, others at each use."""
 
     source: Source
     seed: int
@@ -66,6 +72,17 @@ class Drawn:
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Return the sources [n, *D] of some rows."""
+        return self._whole[rows] if self._few else self._of(rows)
+
+    @property
+    def _few(self) -> bool:
+        return 4 * self.count * math.prod(self.source.shape) <= KEPT
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self._of(slice(None))
+
+    def _of(self, rows: slice) -> Tensor:
         return self.source.draw(self.seed, np.arange(self.count)[rows])
 
 

@@ -95,7 +95,7 @@ class Summary:
 
     @cached_property
     def balls(self) -> Tensor:
-        """Return the distance of each of `features` to its k-th neighbour among them."""
+        """Return the squared distance of each of `features` to its k-th neighbour among them."""
         return balls(self.features, min(NEAREST, len(self.features) - 1))
 
     @cached_property

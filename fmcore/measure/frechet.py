@@ -27,13 +27,13 @@ class GaussianStats:
         `ROWS` of them are in float64 at once.
         """
         found: GaussianStats | None = None
-        bad = 0
         parts = features.split(ROWS) if rows is None else (features[r] for r in rows.split(ROWS))
         for part in parts:
-            bad += int((~part.isfinite()).any(1).sum())
             own = cls._of(part)
             found = own if found is None else found.merge(own)
-        if bad or found is None:
+        if found is None or not bool(found.mean.isfinite().all()):  # one that is not spoils it
+            taken = features if rows is None else features[rows]
+            bad = int((~taken.isfinite()).any(1).sum())
             raise ReflowError(
                 f"{bad} of {len(features if rows is None else rows)} samples are not finite: the"
                 " velocity diverges; train it again with a lower lr, or use more NFE"
@@ -44,7 +44,7 @@ class GaussianStats:
     def _of(cls, features: Tensor) -> "GaussianStats":
         x = features.double()
         mean = x.mean(0)
-        centred = x - mean
+        centred = x.sub_(mean) if x is not features else x - mean
         return cls(len(x), mean, centred.T @ centred)
 
     @classmethod

@@ -13,13 +13,25 @@ NEAREST = 5
 """The k of precision, recall, density and coverage."""
 
 
-BLOCK = 256
+BLOCK = 128
 """Rows that are compared at once with all others: memory does not grow with their square."""
 
 
 def _far(a: Tensor, b: Tensor) -> Tensor:
     far: Tensor = torch.cdist(a.double(), b.double())
     return far
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Return |a_i - b_j|^2 [N, M] of a [N, d], b [M, d] in float64: one product, as cdist's.
+
+    Of equal rows it may be a little below 0.
+    """
+    a, b = a.double(), b.double()
+    ones = b.new_ones(max(len(a), len(b)), 1)
+    left = torch.cat([-2 * a, a.square().sum(1, keepdim=True), ones[: len(a)]], 1)
+    right = torch.cat([b, ones[: len(b)], b.square().sum(1, keepdim=True)], 1)
+    return left @ right.T
 
 
 def kernel_distance(fake: Tensor, real: Tensor, *, own: float | None = None) -> float:
@@ -56,25 +68,33 @@ def cubic_mmd(x: Tensor, y: Tensor, *, own: float | None = None) -> float:
 def _within(x: Tensor) -> float:
     """Return the mean kernel of two different rows of x [N, d]."""
     same = float((x.square().mean(1) + 1).pow(3).sum())
-    return (_total(x, x) - same) / (len(x) * (len(x) - 1))
+    return (_total_within(x) - same) / (len(x) * (len(x) - 1))
 
 
 def _total(a: Tensor, b: Tensor) -> float:
     return float(sum(cubic(part, b).sum() for part in a.split(BLOCK)))
 
 
+def _total_within(x: Tensor) -> float:
+    """Return the sum of the kernel over all pairs of rows of x [N, d], which is symmetric."""
+    parts, found = x.split(BLOCK), 0.0
+    for i, part in enumerate(parts):
+        found += float(cubic(part, part).sum()) + 2 * _total(part, x[(i + 1) * BLOCK :])
+    return found
+
+
 def cubic(a: Tensor, b: Tensor) -> Tensor:
     """Return the kernel (a.b / d + 1)^3 [N, M] of a [N, d], b [M, d]."""
-    return ((a @ b.T) / a.shape[1] + 1).pow(3)
+    return torch.addmm(a.new_ones(1), a, b.T, alpha=1 / a.shape[1]).pow_(3)
 
 
 def balls(x: Tensor, k: int) -> Tensor:
-    """Return the distance [N] of each of the features x [N, d] to its k-th neighbour among them."""
+    """Return the squared distance [N] of each of the features x [N, d] to its k-th neighbour."""
     whole = x.double()
     near = [
-        _far(part, whole).topk(k + 1, largest=False).values[:, k] for part in whole.split(BLOCK)
+        _squares(part, whole).topk(k + 1, largest=False).values[:, k] for part in whole.split(BLOCK)
     ]
-    return torch.cat(near)  # the first neighbour is itself
+    return torch.cat(near).clamp(min=0)  # the first neighbour is itself
 
 
 def manifold_scores(
@@ -97,7 +117,7 @@ def manifold_scores(
         fake.split(BLOCK), balls(fake, k).split(BLOCK), inside.split(BLOCK), strict=True
     )  # the parts of `inside` are views
     for rows, own_balls, counted in parts:
-        far = _far(rows, whole)
+        far = _squares(rows, whole)
         counted[:] = (far <= real_balls).sum(1)
         recalled |= (far <= own_balls[:, None]).any(0)
         closest = torch.minimum(closest, far.amin(0))
@@ -140,11 +160,14 @@ def nearest(fake: Tensor, train: Tensor, *, block: int = 512) -> Tensor:
 
     Well below those of real samples that did not train, the flow repeats its training data. The
     `block` of training data with the nearest one is found in float32, the distance in float64.
+    Features in which the training data do not differ (dead units) do not decide which is nearest.
     """
-    blocks, centre = train.split(block), train.mean(0)
-    x = fake - centre
+    blocks, differ = train.split(block), (train != train[0]).any(0)
+    used = train[:, differ]
+    centre = used.mean(0)
+    x = fake[:, differ] - centre
     least = x.new_empty(len(blocks), len(x))
-    for i, some in enumerate(blocks):  # small tensors kept apart would split the freed large ones
+    for i, some in enumerate(used.split(block)):  # small tensors kept apart would split freed ones
         least[i] = _least(x, some - centre)
     which = least.argmin(0)
     found = torch.empty(len(fake), dtype=torch.float64)
@@ -156,8 +179,12 @@ def nearest(fake: Tensor, train: Tensor, *, block: int = 512) -> Tensor:
 
 
 def _least(a: Tensor, b: Tensor) -> Tensor:
-    """Return min over j of |a_i - b_j|^2 - |a_i|^2 for a [N, d], b [M, d]: one product, no root."""
-    return torch.addmm(b.square().sum(1), a, b.T, alpha=-2).amin(1)
+    """Return min over j of |a_i - b_j|^2 - |a_i|^2 for a [N, d], b [M, d]: products, no root.
+
+    What is in memory at once fits into a core's cache.
+    """
+    own = b.square().sum(1)
+    return torch.cat([torch.addmm(own, rows, b.T, alpha=-2).amin(1) for rows in a.split(BLOCK)])
 
 
 def mode_scores(x: Tensor, modes: Tensor, std: float) -> dict[str, float]:

@@ -20,11 +20,12 @@ from fmcore.features.extractor import (
     of_levels,
     pretrained,
     quantise,
+    rows_at_once,
 )
 from fmcore.settings import Log, ReflowError, derive_seed
 
 IMAGES = 500
-"""Images whose features are computed at once."""
+"""Images that are classified at once."""
 
 TRAIN = 50_000
 """Training samples, at most, among which the nearest one to a generated sample is searched."""
@@ -50,10 +51,11 @@ def features_of(extractor: Features | None, x: Tensor) -> Tensor:
     if extractor is None:
         return extract(None, x)
     found: Tensor | None = None
-    for i, part in enumerate(x.split(IMAGES)):
+    at_once = rows_at_once(extractor, x)
+    for i, part in enumerate(x.split(at_once)):
         own = extract(extractor, _as_read(part))
         found = own.new_empty(len(x), *own.shape[1:]) if found is None else found
-        found[i * IMAGES :][: len(own)] = own
+        found[i * at_once :][: len(own)] = own
     assert found is not None
     return found
 

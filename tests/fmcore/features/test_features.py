@@ -1,6 +1,7 @@
 """The feature extractor by itself; measure/test_yardstick.py has what is measured with it."""
 
 import hashlib
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fmcore.features.extractor import (
     load_extractor,
     metric_name,
     quantise,
+    rows_at_once,
     save_extractor,
 )
 from fmcore.settings import ReflowError
@@ -80,6 +82,15 @@ def test_features_do_not_depend_on_the_batch_and_survive_the_disk(digits, tmp_pa
     assert fingerprint(again) == fingerprint(extractor)
     assert torch.equal(extract(again, x), extract(extractor, x))
     assert not extract(again, x).requires_grad
+
+
+def test_features_are_those_of_the_layers_and_a_sample_that_is_not_finite_shows(digits):
+    extractor, x = fit(digits, 0), digits.target[500:800].clone()
+    assert rows_at_once(extractor, x) == 256
+    torch.testing.assert_close(extract(extractor, x), extractor.trunk(x))
+    x[7, 0, 2, 2] = math.nan
+    bad = ~extract(extractor, x).isfinite().all(1)
+    assert bad.nonzero().flatten().tolist() == [7]
 
 
 def test_the_fingerprint_sees_one_weight_and_the_config(digits):

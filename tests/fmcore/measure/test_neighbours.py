@@ -82,6 +82,13 @@ def test_training_data_that_comes_back_is_near():
     assert nearest(real[:100] + 1e-3, real).max() < 0.01 < nearest(normal(100, 6, 1), real).min()
 
 
+def test_the_nearest_distance_is_exact_with_features_that_are_dead():
+    real, fake = normal(1300, 6, 0), normal(300, 6, 1)
+    real[:, 4] = 0.0
+    exact = torch.cdist(fake.double(), real.double()).amin(1)
+    torch.testing.assert_close(nearest(fake, real), exact)
+
+
 def test_extrapolation_takes_the_bias_out():
     """FD of N samples of the reference's own law is about c / N: the intercept is near 0."""
     reference = GaussianStats.from_features(normal(200_000, 16, 0))

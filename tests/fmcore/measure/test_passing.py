@@ -106,3 +106,5 @@ def test_noise_that_is_drawn_when_asked_for_is_that_of_its_rows():
     drawn = Drawn(Source((3,)), 5, 20)
     assert len(drawn) == 20 and len(drawn[:0]) == 0
     assert torch.equal(drawn[6:], gaussian_noise(5, torch.arange(6, 20).numpy(), (3,)))
+    many = Drawn(Source((1000, 1000)), 5, 20)  # more than are kept
+    assert torch.equal(many[3:4], gaussian_noise(5, torch.arange(3, 4).numpy(), (1000, 1000)))
