@@ -67,7 +67,7 @@ class Sizes:
     fitted: int = 3000
     """Training steps of the flows on which solvers are compared."""
     points: Mapping[str, int] = field(
-        default_factory=lambda: {"eight Gaussians": 4096, "digits": 256, "MNIST": 32}
+        default_factory=lambda: {"eight Gaussians": 4096, "digits": 256, "MNIST": 16}
     )
     """Pairs whose error is measured, by flow."""
     nfe: tuple[int, ...] = (6, 9, 12, 16, 20, 24, 28, 32, 36, 48, 64, 96, 128)
@@ -100,8 +100,9 @@ class Sizes:
     def for_images(self) -> "Sizes":
         """Return the sizes for the error of pairs of a U-Net, whose evaluations take long."""
         return replace(
-            self, fitted=self.fitted // 4, few=1, nfe=self.nfe[1::2], euler=self.euler[:1],
-            tolerances=self.tolerances[::2], exact_steps=self.exact_steps // 4,
+            self, fitted=self.fitted // 8, few=1, nfe=self.nfe[3::3], euler=self.euler[:1],
+            tolerances=self.tolerances[1:4], wanted=self.wanted[::2],
+            exact_steps=self.exact_steps // 8,
         )  # fmt: skip
 
 
