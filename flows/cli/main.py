@@ -142,6 +142,7 @@ def compare(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every chain that MLflow holds.")] = False,
     as_json: AsJson = False,
+    full: Annotated[bool, typer.Option("--full", help="Every NFE, not the few numbers.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write a report, one page with its pictures.")
@@ -155,8 +156,8 @@ def compare(
 
     with one_line_errors():
         show(
-            project(), rev or [], published=every, as_json=as_json, csv=csv, html=html,
-            baseline=baseline, out=out,
+            project(), rev or [], published=every, csv=csv, html=html, baseline=baseline, out=out,
+            form="json" if as_json else "full" if full else "short",
         )  # fmt: skip
 
 
