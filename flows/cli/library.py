@@ -33,7 +33,7 @@ def couplings(
         if as_json:
             print(json.dumps(places.rows(found, asked), indent=2))
         else:
-            out.print(places.versions_table(found, asked))
+            out.print(places.versions_table(found, asked, out.width))
 
 
 @app.command("get")
