@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli import complete
 from flows.cli.console import AsJson, err, one_line_errors, out, project, say
 from fmcore.settings import ReflowError
 
@@ -42,7 +43,11 @@ def get_coupling(
         str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="The coupling, such as rf1; needed if there are several.")
+        str | None,
+        typer.Option(
+            help="The coupling, such as rf1; needed if there are several.",
+            autocompletion=complete.versions,
+        ),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder; default: in .reflow/couplings.")
@@ -78,7 +83,14 @@ def get_coupling(
 
 
 def couple(
-    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, such as rf1.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            metavar="COUPLING",
+            help="The coupling, such as rf1.",
+            autocompletion=complete.couplings,
+        ),
+    ],
     shards: Annotated[
         str | None,
         typer.Option(help="Sample only the shards a to b - 1, while other jobs sample others."),
@@ -89,14 +101,23 @@ def couple(
             "--finalize", help="Check that all shards are there and let DVC record the stage."
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sample a coupling by several jobs, some shards each; without options, list missing ones."""
+    from dataclasses import asdict
+
     from flows.stage import shards as parts
 
     with one_line_errors():
         if shards is not None and finish:
             raise ReflowError("--shards and --finalize: one at a time; finalize when all are there")
+        if as_json and (shards is not None or finish):
+            raise ReflowError("--json is for the list of missing shards, without other options")
         root = project()
+        if as_json:
+            found = parts.state(root, key)
+            print(json.dumps({"coupling": key, **asdict(found)}, indent=2))
+            return
         if shards is not None:
             done = parts.sample(root, key, shards)
             said = f"shards {done.start}:{done.stop} are there"
