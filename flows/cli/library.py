@@ -141,8 +141,13 @@ def _finalize(root: Path, key: str) -> str:
             f"couple@{key}: {found}; sample those by `reflow couple {key} --shards a:b`, or all by"
             f" `reflow run couple@{key}`"
         )
-    update_stage(root, inputs.STAGE, say)
-    done = update_stage(root, f"couple@{key}", say)
+
+    def tell(line: str) -> None:
+        if not line.startswith(("error:", "ERROR:")):  # told once, by this command
+            say(line)
+
+    update_stage(root, inputs.STAGE, tell)
+    done = update_stage(root, f"couple@{key}", tell)
     sweep(root)
     return done.state
 

@@ -33,7 +33,9 @@ def test_all_files_that_any_stage_reads_are_looked_for(empty):
         "rounds: {rf1: {train: {loss: {name: perceptual, weights: vgg.pth}}}}\n",
     )
     assert inputs.missing(empty.root) == {
-        "data.path": "x.npy", "yardstick.protocol.weights": "w.pth", "train.loss.weights": "vgg.pth",
-    }  # fmt: skip
+        "data.path": "x.npy",
+        "yardstick.protocol.weights": "w.pth",
+        "train.loss.weights": "vgg.pth",
+    }
     empty.write("x.npy", "")
     assert "data.path" not in inputs.missing(empty.root)
