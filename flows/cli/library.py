@@ -3,13 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli import complete
 from flows.cli.console import AsJson, err, one_line_errors, out, project, say
 from fmcore.settings import ReflowError
+
+if TYPE_CHECKING:
+    from flows.cli.load import Watch
 
 app = typer.Typer(help="The library of couplings: list every version, fetch one.")
 
@@ -176,13 +179,16 @@ def estimate(
 
     from flows.cli.estimate import cost_table, duration
     from flows.cli.estimate import estimate as probe
+    from flows.cli.load import Watch
 
     with one_line_errors():
         root = project()
+        watch = Watch()
         with err.status("probing") as status:
             costs = probe(
                 root, pairs=pairs, begin=lambda name: status.update(f"probing {name} ...")
             )
+        _say_what_others_took(root, watch)
     if as_json:
         print(json.dumps([asdict(cost) for cost in costs], indent=2))
         return
@@ -191,14 +197,26 @@ def estimate(
     say(f"{total} with one worker; N workers divide the time of `couple` by N (docs/scaling.md)")
 
 
+def _say_what_others_took(root: Path, watch: "Watch") -> None:
+    from flows.cli.load import note, one_thread
+    from flows.params.load import FILE, load
+
+    compute = load(root / FILE).compute
+    exact = one_thread(compute.start().type, compute.threads)
+    if said := note(watch.load(), exact=exact):
+        err.print(f"note: {said}", markup=False)
+
+
 def _compare_compute(pairs: int | None, bound: float, as_json: bool) -> None:
     """Measure the compute settings side by side, and print the line for params.yaml."""
     from rich.progress import Progress
 
+    from flows.cli.load import Watch
     from flows.cli.variants import compare, variant_table
 
     with one_line_errors():
         root = project()
+        watch = Watch()
         with Progress(console=err, transient=True) as bar:
             task = bar.add_task("")
 
@@ -206,6 +224,7 @@ def _compare_compute(pairs: int | None, bound: float, as_json: bool) -> None:
                 bar.update(task, description=what, completed=done, total=of)
 
             found = compare(root, pairs=pairs, begin=begin)
+        _say_what_others_took(root, watch)
     if as_json:
         print(json.dumps(found.record(bound), indent=2))
         return
