@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from fmcore.checked import MEND, read_json, sha256
 from fmcore.settings import ReflowError, Settings
-from fmcore.verdict import cuts, figures, keys, spent
+from fmcore.verdict import cuts, figures, headline, keys, spent
 from fmcore.verdict.advice import guidance, next_round, ship
 from fmcore.verdict.comparison import FILE, Comparison, Judged, RoundResult
 from fmcore.verdict.errors import with_error
@@ -57,7 +57,7 @@ def compare(
     yardstick: Path,
     out: Path,
 ) -> None:
-    """Write rounds.json, .csv, .md, the curves and figures of all rounds to the folder `out`.
+    """Write rounds.json, .csv, .md, curves, figures and the few numbers of each round to `out`.
 
     `metrics` is the folder of the stages' metrics, `fd` that of the distances by cut, `curves` that
     of the straightness curves; the yardstick has the floor to which every distance is compared. The
@@ -87,6 +87,7 @@ def compare(
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(found.text())
+    headline.write(found, out / headline.FOLDER)
     _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
     (out / "rounds.md").write_text(_markdown(found))
     figures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))

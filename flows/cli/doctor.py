@@ -1,14 +1,18 @@
 """`reflow doctor`: what is installed, which device, what is wrong and how to fix it."""
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from rich.markup import escape
+
+from flows.cli.console import out
 from flows.cli.floors import FLOORS, below
 from flows.params.load import FILE, load
 from flows.project.environment import check_own_code, proxies
@@ -46,6 +50,23 @@ def examine(root: Path) -> Iterator[Check]:
     yield _code(root)
     if url := os.environ.get("PREFECT_API_URL"):
         yield Check("warn", "PREFECT_API_URL", f"{url}: runs report to this server")
+
+
+def show(root: Path, *, as_json: bool) -> int:
+    """Print each check as it is made, or all of them as JSON; return how many are bad."""
+    if as_json:
+        checks = list(examine(root))
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+        return sum(check.state == "bad" for check in checks)
+    wrong = 0
+    for check in examine(root):
+        mark = {"ok": "[green]ok[/]  ", "warn": "[yellow]note[/]", "bad": "[red]bad[/] "}
+        found = escape(f"{check.what}: {check.found}")
+        out.print(f"{mark[check.state]} {found}", highlight=False)
+        if check.mend:
+            out.print(f"     -> {check.mend}", markup=False)
+        wrong += check.state == "bad"
+    return wrong
 
 
 def _packages() -> Iterator[Check]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from flows.cli.load import clock
 from flows.dag import graph
 from flows.dag.graph import prepared
 from flows.params.load import FILE, Params, Round, load
@@ -132,7 +133,7 @@ def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
 def _training(params: Params, name: str, round_: Round, data: Path, seconds: float) -> Cost:
     settings = round_.train
     step, share = one_step(params, round_, data, params.compute)
-    rate = share / _seconds_each(step, seconds)
+    rate = share / _seconds_each(step, seconds, params.compute.start())
     hours = settings.steps / rate / 3600
     return Cost(f"train@{name}", "steps", settings.steps, None, rate, hours, None)
 
@@ -184,7 +185,7 @@ def _coupling(
         own = found.evaluations
         spent.append(found.nfe if own is None else float(own.double().mean()))
 
-    each = _seconds_each(carry, seconds)
+    each = _seconds_each(carry, seconds, device)
     nfe = float(sampler.about.nfe) if fixed and sampler.about.nfe else spent[-1]
     calls = -(-pairs // rows)
     audits = -(-calls // settings.audit_every)  # their pairs are solved again, in twice the steps
@@ -194,14 +195,15 @@ def _coupling(
     return Cost(f"couple@{key}", "pairs", pairs, nfe, rate, pairs / rate / 3600, size)
 
 
-def _seconds_each(call: Callable[[], object], seconds: float) -> float:
+def _seconds_each(call: Callable[[], object], seconds: float, device: torch.device) -> float:
     """Return the seconds that a call takes: the mean over about `seconds` of calls."""
     call()
-    start, calls = time.perf_counter(), 0
-    while not calls or time.perf_counter() - start < seconds:
+    now = clock(device.type, torch.get_num_threads())
+    began, start, calls = time.perf_counter(), now(), 0
+    while not calls or time.perf_counter() - began < seconds:
         call()
         calls += 1
-    return (time.perf_counter() - start) / calls
+    return (now() - start) / calls
 
 
 def cost_table(costs: list[Cost]) -> Table:

@@ -3,12 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli import complete
 from flows.cli.console import AsJson, err, one_line_errors, out, project, say
 from fmcore.settings import ReflowError
+
+if TYPE_CHECKING:
+    from flows.cli.load import Watch
 
 app = typer.Typer(help="The library of couplings: list every version, fetch one.")
 
@@ -33,7 +37,7 @@ def couplings(
         if as_json:
             print(json.dumps(places.rows(found, asked), indent=2))
         else:
-            out.print(places.versions_table(found, asked))
+            out.print(places.versions_table(found, asked, out.width))
 
 
 @app.command("get")
@@ -42,7 +46,11 @@ def get_coupling(
         str, typer.Argument(metavar="REV", help="A commit, branch, tag, experiment, or a hash.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="The coupling, such as rf1; needed if there are several.")
+        str | None,
+        typer.Option(
+            help="The coupling, such as rf1; needed if there are several.",
+            autocompletion=complete.versions,
+        ),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder; default: in .reflow/couplings.")
@@ -78,7 +86,14 @@ def get_coupling(
 
 
 def couple(
-    key: Annotated[str, typer.Argument(metavar="COUPLING", help="The coupling, such as rf1.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            metavar="COUPLING",
+            help="The coupling, such as rf1.",
+            autocompletion=complete.couplings,
+        ),
+    ],
     shards: Annotated[
         str | None,
         typer.Option(help="Sample only the shards a to b - 1, while other jobs sample others."),
@@ -89,14 +104,23 @@ def couple(
             "--finalize", help="Check that all shards are there and let DVC record the stage."
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Sample a coupling by several jobs, some shards each; without options, list missing ones."""
+    from dataclasses import asdict
+
     from flows.stage import shards as parts
 
     with one_line_errors():
         if shards is not None and finish:
             raise ReflowError("--shards and --finalize: one at a time; finalize when all are there")
+        if as_json and (shards is not None or finish):
+            raise ReflowError("--json is for the list of missing shards, without other options")
         root = project()
+        if as_json:
+            found = parts.state(root, key)
+            print(json.dumps({"coupling": key, **asdict(found)}, indent=2))
+            return
         if shards is not None:
             done = parts.sample(root, key, shards)
             said = f"shards {done.start}:{done.stop} are there"
@@ -120,8 +144,13 @@ def _finalize(root: Path, key: str) -> str:
             f"couple@{key}: {found}; sample those by `reflow couple {key} --shards a:b`, or all by"
             f" `reflow run couple@{key}`"
         )
-    update_stage(root, inputs.STAGE, say)
-    done = update_stage(root, f"couple@{key}", say)
+
+    def tell(line: str) -> None:
+        if not line.startswith(("error:", "ERROR:")):  # told once, by this command
+            say(line)
+
+    update_stage(root, inputs.STAGE, tell)
+    done = update_stage(root, f"couple@{key}", tell)
     sweep(root)
     return done.state
 
@@ -150,13 +179,16 @@ def estimate(
 
     from flows.cli.estimate import cost_table, duration
     from flows.cli.estimate import estimate as probe
+    from flows.cli.load import Watch
 
     with one_line_errors():
         root = project()
+        watch = Watch()
         with err.status("probing") as status:
             costs = probe(
                 root, pairs=pairs, begin=lambda name: status.update(f"probing {name} ...")
             )
+        _say_what_others_took(root, watch)
     if as_json:
         print(json.dumps([asdict(cost) for cost in costs], indent=2))
         return
@@ -165,14 +197,26 @@ def estimate(
     say(f"{total} with one worker; N workers divide the time of `couple` by N (docs/scaling.md)")
 
 
+def _say_what_others_took(root: Path, watch: "Watch") -> None:
+    from flows.cli.load import note, one_thread
+    from flows.params.load import FILE, load
+
+    compute = load(root / FILE).compute
+    exact = one_thread(compute.start().type, compute.threads)
+    if said := note(watch.load(), exact=exact):
+        err.print(f"note: {said}", markup=False)
+
+
 def _compare_compute(pairs: int | None, bound: float, as_json: bool) -> None:
     """Measure the compute settings side by side, and print the line for params.yaml."""
     from rich.progress import Progress
 
+    from flows.cli.load import Watch
     from flows.cli.variants import compare, variant_table
 
     with one_line_errors():
         root = project()
+        watch = Watch()
         with Progress(console=err, transient=True) as bar:
             task = bar.add_task("")
 
@@ -180,6 +224,7 @@ def _compare_compute(pairs: int | None, bound: float, as_json: bool) -> None:
                 bar.update(task, description=what, completed=done, total=of)
 
             found = compare(root, pairs=pairs, begin=begin)
+        _say_what_others_took(root, watch)
     if as_json:
         print(json.dumps(found.record(bound), indent=2))
         return

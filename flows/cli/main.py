@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from flows.cli import library, servers
-from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
+from flows.cli import complete, library, servers, version
+from flows.cli.console import AsJson, err, one_line_errors, out, plan_table, project, say
 from flows.cli.replicates import replicate, write_replicates
 from flows.cli.settings import settings
 from flows.cli.verify import verify
@@ -27,9 +26,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Settings and rounds: params.yaml. The stages: dvc.yaml. Records: MLflow, by `publish`.",
 )
+app.callback()(version.common)
 app.add_typer(library.app, name="couplings")
 Targets = Annotated[
-    list[str] | None, typer.Argument(help="Stages to bring up to date; default: all of dvc.yaml.")
+    list[str] | None,
+    typer.Argument(
+        help="Stages to bring up to date; default: all of dvc.yaml.",
+        autocompletion=complete.stages,
+    ),
 ]
 
 
@@ -85,23 +89,31 @@ def plan(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def publish() -> None:
+def publish(as_json: AsJson = False) -> None:
     """Bring MLflow up to date with dvc.lock and the receipts; a second call does nothing."""
+    from dataclasses import asdict
+
     from flows.tracking.publish import publish as publish_runs
 
     with one_line_errors():
-        done = publish_runs(project(), lambda line: out.print(line, markup=False, soft_wrap=True))
-    out.print(
-        f"MLflow: {len(done.logged)} logged, {len(done.unchanged)} there already,"
-        f" {len(done.skipped)} not published (chain run {done.parent})"
-    )
+        done = publish_runs(project(), err.print if as_json else say)
+    if as_json:
+        print(json.dumps(asdict(done), indent=2))
+    else:
+        out.print(
+            f"MLflow: {len(done.logged)} logged, {len(done.unchanged)} there already,"
+            f" {len(done.skipped)} not published (chain run {done.parent})"
+        )
     raise typer.Exit(1 if done.skipped else 0)
 
 
 @app.command()
 def ship(
     round_: Annotated[
-        str | None, typer.Argument(metavar="[ROUND]", help="The round, such as rf2.")
+        str | None,
+        typer.Argument(
+            metavar="[ROUND]", help="The round, such as rf2.", autocompletion=complete.rounds
+        ),
     ] = None,
     use: Annotated[
         list[str] | None,
@@ -142,12 +154,17 @@ def compare(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every chain that MLflow holds.")] = False,
     as_json: AsJson = False,
+    full: Annotated[bool, typer.Option("--full", help="Every NFE, not the few numbers.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write a report, one page with its pictures.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The round that replicates are tested against, such as rf2.")
+        str | None,
+        typer.Option(
+            help="The round that replicates are tested against, such as rf2.",
+            autocompletion=complete.rounds,
+        ),
     ] = None,
 ) -> None:
     """Show rounds side by side: of this chain, of other commits, or of all chains in MLflow."""
@@ -155,14 +172,19 @@ def compare(
 
     with one_line_errors():
         show(
-            project(), rev or [], published=every, as_json=as_json, csv=csv, html=html,
-            baseline=baseline, out=out,
+            project(), rev or [], published=every, csv=csv, html=html, baseline=baseline, out=out,
+            form="json" if as_json else "full" if full else "short",
         )  # fmt: skip
 
 
 @app.command()
 def sample(  # noqa: PLR0913  # each is an option of the command
-    round_: Annotated[str, typer.Argument(metavar="ROUND", help="The round, such as rf2.")],
+    round_: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROUND", help="The round, such as rf2.", autocompletion=complete.rounds
+        ),
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
     nfe: Annotated[
         int, typer.Option(min=1, help="Euler steps from noise to data; two each with guidance.")
@@ -189,7 +211,13 @@ def sample(  # noqa: PLR0913  # each is an option of the command
 
 @app.command()
 def use(
-    file: Annotated[Path, typer.Argument(help="A parameter file: params/eight_gaussians.yaml.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A parameter file: params/eight_gaussians.yaml.",
+            autocompletion=complete.parameter_files,
+        ),
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a params.yaml that git does not have.")
     ] = False,
@@ -198,32 +226,30 @@ def use(
     ] = False,
 ) -> None:
     """Make FILE the params.yaml of the project, after checking it; git keeps the old one."""
+    from flows.dag.inputs import missing
     from flows.params.use import use_params
 
     with one_line_errors():
         root = find_root(Path.cwd())
         check_own_code(root)
         said = use_params(root, file, force=force, whole=whole)
+        absent = [f"{path} ({place})" for place, path in missing(root).items()]
     if said:
         out.print(f"{said}; --whole keeps its size", markup=False, soft_wrap=True)
+    if absent:
+        say(f"note: not there yet, and `reflow run` needs it: {', '.join(absent)}")
     out.print(f"params.yaml is now {file}; `reflow plan` says what that changes", markup=False)
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check the installation and the project: what is installed, what is wrong, how to fix it."""
-    from flows.cli.doctor import examine
+    from flows.cli.doctor import show
 
     with one_line_errors():
-        configure(find_root(Path.cwd()))
-        wrong = 0
-        for check in examine(find_root(Path.cwd())):
-            mark = {"ok": "[green]ok[/]  ", "warn": "[yellow]note[/]", "bad": "[red]bad[/] "}
-            found = escape(f"{check.what}: {check.found}")
-            out.print(f"{mark[check.state]} {found}", highlight=False)
-            if check.mend:
-                out.print(f"     -> {check.mend}", markup=False)
-            wrong += check.state == "bad"
+        root = find_root(Path.cwd())
+        configure(root)
+        wrong = show(root, as_json=as_json)
     raise typer.Exit(2 if wrong else 0)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli import complete
 from flows.cli.console import one_line_errors, out
 from flows.project.environment import check_own_code, configure, find_root
 
@@ -16,7 +17,11 @@ def replicate(
     ],
     round_: Annotated[
         list[str] | None,
-        typer.Option("--round", help="Only this round; may be repeated. Default: all of them."),
+        typer.Option(
+            "--round",
+            help="Only this round; may be repeated. Default: all of them.",
+            autocompletion=complete.rounds,
+        ),
     ] = None,
 ) -> None:
     """Write replicates into params.yaml: rounds that differ in the draws of training alone."""

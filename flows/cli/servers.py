@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.console import one_line_errors, project, say
+from flows.cli.console import AsJson, one_line_errors, project, say
 from flows.tracking import moved
 from fmcore.settings import ReflowError
 
@@ -25,14 +25,18 @@ def ui(prefect_port: Port = None, mlflow_port: Port = None) -> None:
         pages.serve(root, prefect_port=prefect_port, mlflow_port=mlflow_port, say=say)
 
 
-def env() -> None:
+def env(as_json: AsJson = False) -> None:
     """Print variables that direct `prefect` and `mlflow` to this project: eval "$(reflow env)"."""
     with one_line_errors():
         root = project()
         from flows.project.servers import environment
 
         moved.correct(root)
-        for name, value in environment(root).items():
+        found = environment(root)
+        if as_json:
+            print(json.dumps(found, indent=2))
+            return
+        for name, value in found.items():
             print(f"export {name}={shlex.quote(value)}")
 
 

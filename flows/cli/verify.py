@@ -1,11 +1,13 @@
 """`reflow verify`: read every byte of the chain's outputs, name what is damaged, mend it."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import err, one_line_errors, say
+from flows.cli.console import AsJson, err, one_line_errors, say
 from flows.project.environment import configure, find_root
 from fmcore.settings import ReflowError
 
@@ -28,34 +30,44 @@ def verify(
     heal: Annotated[
         bool, typer.Option("--heal", help="Restore what is damaged from a good copy, if any.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read every byte and name what is damaged: the chain's outputs, or one coupling."""
     with one_line_errors():
+        if heal and as_json:
+            raise ReflowError("--json and --heal: one at a time; --json lists what is damaged")
         if folder is not None:
             if heal or remote:
                 raise ReflowError("--heal and --remote are for the chain, without a folder")
-            _coupling(folder)
+            _coupling(folder, as_json)
             return
         root = find_root(Path.cwd())
         configure(root)
-        whole = _chain(root, cache, remote or [], heal)
+        whole = _chain(root, cache, remote or [], heal, as_json)
     raise typer.Exit(0 if whole else 1)
 
 
-def _coupling(folder: Path) -> None:
+def _coupling(folder: Path, as_json: bool) -> None:
     from fmcore.coupling.read import verify as check
 
     about = check(folder).about
+    if as_json:
+        found = {"folder": str(folder), "whole": True, "pairs": about.pairs, "kind": about.kind}
+        print(json.dumps(found, indent=2))
+        return
     say(f"{folder}: whole; {about.pairs} pairs, {about.kind}")
 
 
-def _chain(root: Path, cache: bool, remotes: list[str], heal: bool) -> bool:
+def _chain(root: Path, cache: bool, remotes: list[str], heal: bool, as_json: bool) -> bool:
     """Check the chain and say what was found; return whether all is whole, or mended."""
     from flows.dag.lineage import lock_entries
 
     if not lock_entries(root):
         raise ReflowError("dvc.lock records no stage: there is nothing to check; `reflow run`")
     report = _checked(root, cache, remotes)
+    if as_json:
+        print(json.dumps({"whole": not report.faults, **asdict(report)}, indent=2))
+        return not report.faults
     for fault in report.faults:
         say(f"damaged  {fault}")
     for path in report.absent:

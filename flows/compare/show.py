@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -10,9 +11,11 @@ from flows.compare.chains import gather
 from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
 from flows.compare.tables import (
+    TimedComparison,
     against,
     comparison,
     group_tables,
+    headline_table,
     replicates_table,
     rounds_table,
     samplers_of,
@@ -20,13 +23,16 @@ from flows.compare.tables import (
 from fmcore.settings import ReflowError
 from fmcore.verdict.errors import with_error
 
+Form = Literal["short", "full", "json"]
+"""What is printed: the few numbers of each round, every NFE and gate, or JSON for programs."""
+
 
 def show(
     root: Path,
     revs: list[str],
     *,
     published: bool,
-    as_json: bool,
+    form: Form,
     csv: Path | None,
     html: Path | None,
     baseline: str | None = None,
@@ -46,27 +52,38 @@ def show(
         from flows.compare.page import page
 
         _write(html, ".html", page(groups))
-    if as_json:
+    if form == "json":
         found = comparison(root, baseline).as_dict() if alone else groups_as_json(groups)
         print(json.dumps(found, indent=2))
         return
     if alone:
-        timed = comparison(root, baseline)
-        out.print(rounds_table(timed))
-        if others := samplers_of(timed):
-            out.print(others)
-        for use, choice in timed.found.ship.items():
-            scored = with_error(choice.distance, choice.se)
-            out.print(f"{use:<9} {choice.round} at NFE {choice.nfe} ({scored})", highlight=False)
-        if timed.found.replicates:
-            out.print(replicates_table(timed.found))
-    for table in group_tables(groups) if not alone else []:
+        _show_alone(comparison(root, baseline), form == "full", out)
+    for table in group_tables(groups, full=form == "full") if not alone else []:
         out.print(table)
     for note in notes(groups):
         out.print(note, markup=False, highlight=False, soft_wrap=True)
     for file in (csv, html):
         if file:
             out.print(f"written: {file}", markup=False, highlight=False)
+
+
+def _show_alone(timed: TimedComparison, full: bool, out: Console) -> None:
+    """Print the comparison of one chain: its table, what to ship, what to do next, the gates."""
+    found = timed.found
+    out.print(rounds_table(timed) if full else headline_table(timed))
+    if others := samplers_of(timed):
+        out.print(others)
+    for use, choice in found.ship.items():
+        scored = with_error(choice.distance, choice.se)
+        out.print(f"{use:<9} {choice.round} at NFE {choice.nfe} ({scored})", highlight=False)
+    if found.replicates:
+        out.print(replicates_table(found))
+    gates = [j.text for j in found.unhappy if full or j.verdict.state in ("warn", "fail")]
+    for line in [*found.next, *gates]:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not full:
+        said = "every NFE and gate: --full; all numbers: --json, --csv FILE, --html FILE"
+        out.print(said, style="dim", highlight=False)
 
 
 def _note(line: str) -> None:

@@ -12,8 +12,10 @@ from flows.dag import lineage
 from flows.dag.graph import paths
 from flows.dag.receipts import timings
 from fmcore.settings import ReflowError
+from fmcore.verdict import keys
 from fmcore.verdict.comparison import FILE, Comparison, nearest
 from fmcore.verdict.errors import short, with_error
+from fmcore.verdict.headline import METRICS, best
 from fmcore.verdict.replicates import gap_text, replicates, spread_text
 from fmcore.verdict.spent import sampler_table
 
@@ -61,6 +63,28 @@ def comparison(root: Path, baseline: str | None = None) -> TimedComparison:
 def _table(title: str | None = None) -> Table:
     """Return an empty table without lines, its title in markup."""
     return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def headline_table(timed: TimedComparison) -> Table:
+    """Lay out the few numbers that come first, each with its standard error; fits 80 columns."""
+    found, least = timed.found, min(timed.found.nfes)
+    floor = with_error(found.floor, found.floor_se)
+    table = _table(f"{escape(found.metric)} by NFE, floor {floor}")
+    table.add_column("round", no_wrap=True, overflow="fold")
+    names = [name.replace("_", " ") for name in METRICS]
+    for column in (f"NFE {least}", "best", "at NFE", *names, "train"):
+        table.add_column(column, justify="right")
+    for r in found.rounds:
+        choice, seconds = best(r), timed.seconds.get(r.name)
+        table.add_row(
+            escape(r.name),
+            with_error(r.at(least), r.error(least)),
+            with_error(choice.distance, choice.se),
+            str(choice.nfe),
+            *(with_error(r.metrics.get(m), r.metrics.get(keys.error(m))) for m in METRICS),
+            "" if seconds is None else f"{seconds:.0f} s",
+        )
+    return table
 
 
 def rounds_table(timed: TimedComparison) -> Table:
@@ -122,15 +146,16 @@ def samplers_of(timed: TimedComparison) -> Table | None:
     return table
 
 
-def group_tables(groups: Sequence[Group]) -> list[Table]:
+def group_tables(groups: Sequence[Group], *, full: bool = False) -> list[Table]:
     """Lay out groups of chains, a table for each distance: a row per chain and round.
 
-    It shows the smallest NFE, the one nearest to four, and the largest; `frame` has all of them.
+    It shows the smallest NFE, the one nearest to four, and the largest, or all if `full`; `frame`
+    has all of them.
     """
     found = []
     for metric, mine in by_metric(groups).items():
         every = sorted({nfe for g in mine for round_ in g.mean for nfe in g.nfes(round_)})
-        nfes = sorted({every[0], nearest(every), every[-1]})
+        nfes = every if full else sorted({every[0], nearest(every), every[-1]})
         table = _table(f"{escape(metric)} by NFE, mean ± standard deviation over seeds")
         table.add_column("chain")
         table.add_column("seeds", justify="right")

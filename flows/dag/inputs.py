@@ -50,10 +50,7 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
         for path, verb, words in _stages(params):
             if only is not None and path not in only:
                 continue
-            places = [place.format_map(words) for place in READS[verb]]
-            if verb == "calibrate" and _at(params, "yardstick.protocol.reference") == "test":
-                places.append("data")  # its test set
-            chosen = {place: _at(params, place) for place in places}
+            chosen = _chosen(params, verb, words)
             entry = {
                 "code": closures[verb],
                 "own": _own(code, chosen, closures[verb]),
@@ -62,6 +59,17 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
     return found
+
+
+def missing(root: Path) -> dict[str, str]:
+    """Return the files and folders that params.yaml names and that are not there, by place."""
+    params = _params(root)
+    return {
+        place: path
+        for _, verb, words in _stages(params)
+        for place, path in _paths(verb, _chosen(params, verb, words))
+        if not (root / path).exists()
+    }
 
 
 def write(root: Path) -> None:
@@ -192,6 +200,13 @@ def _stages(params: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str
             yield f"{FOLDER}/{verb}.json", verb, {}
 
 
+def _chosen(params: Mapping[str, Any], verb: str, words: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parameters whose files and own classes a stage reads, by place."""
+    test = verb == "calibrate" and _at(params, "yardstick.protocol.reference") == "test"
+    places = [*READS[verb], *(["data"] if test else [])]  # its test set
+    return {p: _at(params, p) for p in (place.format_map(words) for place in places)}
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -207,6 +222,13 @@ def _files(
     root: Path, seen: Seen, verb: str, chosen: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     """Yield (place, content) of the files and folders of some parameters that a verb reads."""
+    for place, path in _paths(verb, chosen):
+        yield place, content(root / path, seen)
+    yield from _own_files(root, seen, "", chosen)
+
+
+def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (place, path) of the files and folders that some parameters name for a verb."""
     for (place, name), (key, default) in NAMED_FILES.items():
         if READER[place] != verb and (verb != "calibrate" or place not in chosen):
             continue
@@ -218,12 +240,11 @@ def _files(
         if name in (settings.get("name"), settings.get("kind")):
             path = settings.get(key) or default
             if isinstance(path, str):
-                yield f"{place}.{key}", content(root / path, seen)
+                yield f"{place}.{key}", path
     for key in PROTOCOL if verb == "calibrate" else ():
         path = _mapping(_mapping(chosen.get("yardstick")).get("protocol")).get(key)
         if isinstance(path, str):
-            yield f"yardstick.protocol.{key}", content(root / path, seen)
-    yield from _own_files(root, seen, "", chosen)
+            yield f"yardstick.protocol.{key}", path
 
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:

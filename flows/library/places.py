@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -49,27 +50,54 @@ def rows(found: Sequence[Version], asked: Sequence[Place]) -> list[dict[str, obj
     return [{**asdict(v), "stored": stored(v, asked)} for v in found]
 
 
-def versions_table(found: Sequence[Version], asked: Sequence[Place]) -> Table:
-    """Lay out the versions: a row each."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("coupling", "commit", "date", "hash", "solver"):
-        table.add_column(column)
-    for column in ("gap", "pairs", "bytes"):
-        table.add_column(column, justify="right")
-    table.add_column("stored in")
-    for v in found:
-        table.add_row(
-            escape(v.coupling),
-            escape(f"{v.commit} ({v.experiment})" if v.experiment else v.commit),
-            v.date,
-            escape(v.md5[:12]),
-            escape(_solver(v)),
-            "" if v.solver_gap_rms is None else f"{v.solver_gap_rms:.2g}",
-            "" if v.pairs is None else f"{v.pairs:,}",
-            "" if v.bytes is None else f"{v.bytes:,}",
-            ", ".join(stored(v, asked)) or "nowhere",
+def versions_table(found: Sequence[Version], asked: Sequence[Place], width: int) -> Table:
+    """Lay out the versions: a line each if that fits `width` columns, else two lines each.
+
+    Where that is too wide as well, cells are broken; nothing is ever cut, and no name is broken.
+    """
+    cells = [_cells(v, asked) for v in found]
+    line = _laid_out(cells, [[head] for head in HEADS])
+    console = Console(width=10_000)
+    if console.measure(line).maximum <= width:
+        return line
+    return _laid_out(cells, [list(heads) for heads in STACKED])
+
+
+HEADS = ("coupling", "commit", "date", "hash", "solver", "gap", "pairs", "bytes", "stored in")
+STACKED = (
+    ("coupling",), ("commit", "date"), ("hash",), ("solver", "gap"), ("pairs", "bytes"),
+    ("stored in",),
+)  # fmt: skip
+"""The columns of a narrow table: the second of two is below the first."""
+
+
+def _laid_out(rows: Sequence[dict[str, str]], columns: Sequence[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heads in columns:
+        table.add_column(
+            "\n".join(heads),
+            justify="right" if heads[0] in ("gap", "pairs", "bytes") else "left",
+            no_wrap=heads == ["coupling"],
+            overflow="fold",
         )
+    for row in rows:
+        table.add_row(*(escape("\n".join(row[head] for head in heads)) for heads in columns))
     return table
+
+
+def _cells(v: Version, asked: Sequence[Place]) -> dict[str, str]:
+    """Return what the table says of a version, by the heads of its columns."""
+    return {
+        "coupling": v.coupling,
+        "commit": f"{v.commit} ({v.experiment})" if v.experiment else v.commit,
+        "date": v.date,
+        "hash": v.md5[:12],
+        "solver": _solver(v),
+        "gap": "" if v.solver_gap_rms is None else f"{v.solver_gap_rms:.2g}",
+        "pairs": "" if v.pairs is None else f"{v.pairs:,}",
+        "bytes": "" if v.bytes is None else f"{v.bytes:,}",
+        "stored in": ", ".join(stored(v, asked)) or "nowhere",
+    }
 
 
 def _solver(version: Version) -> str:

@@ -63,15 +63,19 @@ def start(
             )
     finally:
         settle()
-    _failures(result, out)
+    _failures(result, screen)
     if result.ok:
         _where(root, result.flow_run, out)
     return result.ok
 
 
-def _failures(result: RunResult, out: Console) -> None:
+def _failures(result: RunResult, screen: Screen) -> None:
+    """Say which stages failed or did not begin; an error is told here only if it was not yet."""
+    out = screen.out
     for name, stage in result.stages.items():
-        if stage.state == "failed":
+        if stage.state == "failed" and screen.told(name, stage.error):
+            out.print(f"[red]failed[/] {name}, as said above", highlight=False)
+        elif stage.state == "failed":
             out.print(f"[red]failed[/] {name}", highlight=False)
             out.print(f"       {stage.error}", markup=False, soft_wrap=True)
         elif stage.state == "blocked":

@@ -125,7 +125,7 @@ def test_the_baseline_that_is_named_holds_on_the_page_and_for_one_chain_alone(
     monkeypatch.setattr(show, "gather", lambda *_, **__: [one])
     monkeypatch.setattr(show, "comparison", lambda *_: TimedComparison(found, {}))
     monkeypatch.setattr("flows.compare.page.page", lambda groups: drawn.extend(groups) or "")
-    given = {"published": False, "as_json": True, "csv": None, "out": Console(quiet=True)}
+    given = {"published": False, "form": "json", "csv": None, "out": Console(quiet=True)}
     for baseline, wanted in ((None, ["rf1", "a"]), ("b", ["b", None])):
         drawn.clear()
         show.show(tmp_path, [], html=tmp_path / "a.html", baseline=baseline, **given)

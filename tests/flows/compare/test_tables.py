@@ -7,10 +7,17 @@ from html import escape
 import pytest
 from rich.console import Console
 
+from flows.compare import show
 from flows.compare.chains import ComparedChain
 from flows.compare.groups import as_json, frame, grouped, notes
 from flows.compare.page import page
-from flows.compare.tables import TimedComparison, group_tables, replicates_table, rounds_table
+from flows.compare.tables import (
+    TimedComparison,
+    group_tables,
+    headline_table,
+    replicates_table,
+    rounds_table,
+)
 from flows.dag.description import CouplingRecord, Description, Files, RoundFiles
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult
@@ -59,8 +66,8 @@ def chain(
     return ComparedChain(name, about, comparison(shift, yardstick), held.get)
 
 
-def printed(table) -> list[str]:
-    console = Console(width=100)
+def printed(table, width: int = 100) -> list[str]:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
     return [" ".join(line.split()) for line in capture.get().splitlines()]
@@ -75,6 +82,40 @@ def test_the_table_of_the_workspace():
         "rf2 13 9 7.0 6 8 0.1000 75",
         "±1.0",
     ]
+
+
+def test_the_few_numbers_of_each_round_come_first_and_fit_80_columns():
+    lines = printed(headline_table(TimedComparison(comparison(), {"rf1": 271.4})))
+    assert lines == [
+        "fd by NFE, floor 4.0 ± 0.3",
+        "round NFE 1 best at NFE straightness rel transport cost train",
+        "rf1 600 5 64 0.1 75 271 s",
+        "rf2 13 6 64 0.1 75",
+    ]
+    errors = {"straightness_rel_se": 0.0012, "transport_cost_se": 0.31}
+    long = [
+        replace(r, name=f"{r.name}_of_a_long_name", metrics={**r.metrics, **errors})
+        for r in comparison().rounds
+    ]
+    lines = printed(headline_table(TimedComparison(replace(comparison(), rounds=long), {})), 80)
+    names = [line.split()[0] for line in lines if line.startswith("rf")]
+    assert names == ["rf1_of_a_long_name", "rf2_of_a_long_name"]
+    assert "0.1000 ± 0.0012 75.0 ± 0.3" in " ".join(lines)
+
+
+@pytest.mark.parametrize("form", ["short", "full", "json"])
+def test_what_compare_prints_of_one_chain(tmp_path, monkeypatch, capsys, form):
+    monkeypatch.setattr(show, "comparison", lambda *_: TimedComparison(comparison(), {}))
+    console = Console(width=100)
+    show.show(tmp_path, [], published=False, form=form, csv=None, html=None, out=console)
+    said = capsys.readouterr().out
+    if form == "json":
+        assert json.loads(said)["rounds"][0]["fd"]["64"] == 5.0
+        return
+    assert "one_step  rf2 at NFE 1 (13)" in said and "after rf2: stop" in said
+    assert "warn: train@rf1: " in said
+    table = said.partition("one_step")[0]
+    assert ("best" in table) == (form == "short") == ("--full" in said)
 
 
 def test_its_json_has_the_floor_and_the_seconds_in_each_round():
@@ -101,6 +142,9 @@ def test_chains_of_one_recipe_are_a_group_with_mean_and_spread():
         "three 1 rf1 600 40 5 0.1 75",
         "rf2 13 7 6 0.1 75",
     ]
+    assert "chain seeds round NFE 1 NFE 2 NFE 4 NFE 64 rel cost" in printed(
+        *group_tables(groups, full=True)
+    )
     rows = frame(groups)
     assert rows["fd/nfe_64"].tolist() == [6.0, 7.0, 5.0, 6.0]
     assert rows["fd/nfe_64_sd"].isna().tolist() == [False, False, True, True]

@@ -6,6 +6,7 @@ import pytest
 
 from flows.dag import graph, inputs
 from flows.stage import verbs
+from fmcore.verdict import headline
 from tests.conftest import SOURCE
 from tests.imports import closure
 
@@ -22,6 +23,18 @@ def test_the_verbs_of_the_code_are_the_stages_of_the_chain():
 
 def test_dvc_yaml_is_short():
     assert len((SOURCE / "dvc.yaml").read_text().splitlines()) < 150
+
+
+def test_the_metrics_of_dvc_are_the_few_numbers_and_receipts_stay_in_git():
+    """DVC keeps a stage out of its run cache for a plain output that is outside its cache."""
+    with graph.opened(SOURCE) as project:
+        outs = [out for stage in project.stages.values() for out in stage.outs]
+        assert not [out.def_path for out in outs if out.is_metric]
+        in_git = {out.def_path: out.is_plot for out in outs if not out.use_cache}
+        (shown,) = project.repo.index._metrics.values()
+    receipts = {s.paths["metrics"] for name, s in STAGES.items() if "metrics" in s.paths}
+    assert set(in_git) == receipts - {"metrics"} and all(in_git.values())
+    assert shown == [f"{STAGES['compare'].paths['out']}/{headline.FOLDER}"]
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -86,8 +86,11 @@ def test_pandas_and_pyarrow_read_the_coupling(chain):
 
 
 def test_dvc_draws_and_diffs_what_the_stages_wrote(chain):
-    shown = chain.sh("dvc", "metrics", "show", "--json").stdout
-    assert "metrics/evaluate/rf2.json" in shown
+    shown = json.loads(chain.sh("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert list(shown) == [f"comparison/short/{name}.json" for name in ("rf1", "rf2")]
+    assert [len(file["data"]) for file in shown.values()] == [6, 6]
+    heads = chain.sh("dvc", "exp", "show", "--csv").stdout.splitlines()[0].split(",")
+    assert heads[5].startswith("comparison/short/rf1.json:energy/nfe_1") and len(heads) < 120
     shown = chain.sh("dvc", "plots", "show", "-o", str(chain.root / ".reflow" / "plots")).stderr
     assert "failed" not in shown
     page = (chain.root / ".reflow" / "plots" / "index.html").read_text()

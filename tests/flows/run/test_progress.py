@@ -8,6 +8,7 @@ from rich.console import Console
 from flows.project.events import Event, Reader, beside
 from flows.run.repro import Outcome
 from flows.run.screen import Screen
+from flows.run.start import start
 from flows.stage import progress
 
 
@@ -79,3 +80,38 @@ def test_a_terminal_gets_a_bar_that_goes_when_the_stage_is_done():
     assert "loss 0.4  held_out_loss 0.7" in text
     assert "50/100" not in text and "Running stage" not in text and "lr" not in text
     assert screen.tasks == {}
+
+
+FAILING = """
+stages:
+  own: {cmd: "echo 'error: no such luck'; exit 2", deps: [one], outs: [own]}
+  crash: {cmd: "echo 'Traceback'; echo 'ValueError: [odd]'; exit 1", deps: [one], outs: [crash]}
+  silent: {cmd: "false", deps: [one], outs: [silent]}
+  after: {cmd: cp own after, deps: [own], outs: [after]}
+"""
+
+
+def test_the_error_of_a_stage_is_told_once(empty):
+    empty.write("dvc.yaml", FAILING)
+    empty.write("one", "1\n")
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    assert not start(empty.root, None, prefect=False, mlflow=False, out=console)
+    lines = shown.getvalue().splitlines()
+    for what in ("no such luck", "ValueError: [odd]", "failed to reproduce"):
+        assert sum(what in line for line in lines) == 1, what
+    assert "  own: error: no such luck" in lines
+    assert {f"failed {name}, as said above" for name in ("own", "crash", "silent")} < {*lines}
+    assert "blocked after: it depends on a stage that failed" in lines
+
+
+def test_an_error_that_no_line_told_is_told_at_the_end():
+    shown = io.StringIO()
+    screen = Screen(Console(file=shown, width=200))
+    killed = "ERROR: failed to reproduce 'a': failed to run: x, exited with -9"
+    for line in ("step 3", killed):
+        screen.line("a", line)
+    assert killed in shown.getvalue()
+    assert not screen.told("a", "a: was killed (SIGKILL); out of memory?")
+    screen.line("b", "error: lr is negative")
+    assert not screen.told("a", "a: lr is negative") and screen.told("b", "b: lr is negative")
