@@ -28,7 +28,7 @@ from fmcore.network.mlp import MLP
 from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
 from fmcore.scale import Scale
-from fmcore.settings import ReflowError, derive_seed
+from fmcore.settings import Log, ReflowError, derive_seed
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
@@ -77,11 +77,13 @@ def fit_flow(
     seed: int = 0,
     device: torch.device | None = None,
     compute: Compute | None = None,
+    log: Log | None = None,
 ) -> Flow:
     """Train a flow on pairs, from a new network or from the weights of `init`.
 
-    Shows the progress on a terminal. Keeps no checkpoints and runs in one process; if you need
-    these, write the pairs into a project with `write_coupling`.
+    Shows the progress on a terminal, or tells `log` the mean loss every `settings.log_every` steps
+    and at the end. Keeps no checkpoints and runs in one process; if you need these, write the pairs
+    into a project with `write_coupling`.
     """
     _check(pairs, settings, init)
     if advice := advice_on_loss(settings, independent=pairs.independent):
@@ -101,7 +103,8 @@ def fit_flow(
     some = pairs.rows(torch.arange(min(len(pairs), max(settings.batch, 256))))
     watch = watch_of(state, some, settings, seed=seed)
     stream = shuffled_batches(pairs, batch=settings.batch, seed=seed)
-    _drive(fit(state, stream, settings, seed=seed, compute=compute), state, settings, watch)
+    steps = fit(state, stream, settings, seed=seed, compute=compute)
+    _drive(steps if log else _shown(steps, settings.steps), state, settings, watch, log)
     trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
     about = {
         "interpolant": settings.interpolant.model_dump(),
@@ -156,10 +159,16 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _drive(steps: Iterator[Step], state: State, settings: Train, watch: Watch) -> None:
-    """Take the steps, check the loss, show the progress."""
+def _drive(
+    steps: Iterator[Step],
+    state: State,
+    settings: Train,
+    watch: Watch,
+    log: Log | None,
+) -> None:
+    """Take the steps, check the loss, tell it."""
     losses: list[Tensor] = []
-    for done in _shown(steps, settings.steps):
+    for done in steps:
         losses.append(done.loss)
         watch.recent.append(done.loss)
         if done.step % settings.log_every == 0 or done.step == settings.steps:
@@ -167,6 +176,8 @@ def _drive(steps: Iterator[Step], state: State, settings: Train, watch: Watch) -
             check_loss(loss, state, settings)
             watch.check(done.step, settings)
             state.history.append({"step": float(done.step), "loss": loss})
+            if log is not None:
+                log({"loss": loss}, done.step)
             losses.clear()
 
 

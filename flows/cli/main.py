@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from flows.cli import library, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
+from flows.cli.demo import demo
 from flows.cli.replicates import replicate, write_replicates
 from flows.cli.settings import settings
 from flows.cli.verify import verify
@@ -227,6 +228,7 @@ def doctor() -> None:
     raise typer.Exit(2 if wrong else 0)
 
 
+app.command()(demo)
 app.command()(replicate)
 app.command()(library.couple)
 app.command()(library.estimate)

@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from fmcore.verdict import figures, pictures
+from fmcore.verdict import before_after, figures, pictures
 from fmcore.verdict.comparison import Comparison, RoundResult
 from fmcore.verdict.drawing import GRAY, ROUNDS, palette
 from fmcore.verdict.plane import Plane
@@ -46,6 +46,14 @@ def draw_all(folder):
     for dim in (1, 2, 64):
         plane = Plane.of(rand(64, dim))
         pictures.trajectories(folder / f"paths{dim}.png", rand(9, 64, dim), plane, "paths")
+    shown = [
+        before_after.Shown(
+            n, "pairs", rand(9, 2), rand(9, 2), rand(4, 9, 2), rand(9, 2), 0.1, -1e-9
+        )
+        for n in ("rf1", "rf2")
+    ]
+    file = folder / "before_after.png"
+    before_after.before_after(file, shown, rand(90, 2), title="both", software="a test")
     curves = {"rf1": pd.DataFrame({"t": [0.0, 1], "gap": [1.0, 2]})}
     curves["rf2"] = pd.DataFrame({"t": [0.0, 1], "gap": [0.0, 0]})
     figures.straightness_over_t(folder / "gap.png", curves)
@@ -56,7 +64,7 @@ def test_pictures_are_drawn_and_repeat_byte_for_byte(tmp_path):
     draw_all(tmp_path / "a")
     draw_all(tmp_path / "b")
     files = sorted((tmp_path / "a").iterdir())
-    assert len(files) == 9
+    assert len(files) == 10
     for file in files:
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
         with Image.open(file) as image:
