@@ -10,7 +10,8 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from fmcore.verdict import before_after, figures, pictures
+from fmcore.settings import ReflowError
+from fmcore.verdict import before_after, figures, film, pictures
 from fmcore.verdict.comparison import Comparison, RoundResult
 from fmcore.verdict.drawing import GRAY, ROUNDS, palette
 from fmcore.verdict.plane import Plane
@@ -46,6 +47,10 @@ def draw_all(folder):
     for dim in (1, 2, 64):
         plane = Plane.of(rand(64, dim))
         pictures.trajectories(folder / f"paths{dim}.png", rand(9, 64, dim), plane, "paths")
+    film.points(folder / "points.png", rand(90, 2), rand(90, 2), title="points")
+    times = [1.0, 0.5, 0.0]
+    film.film(folder / "points.gif", rand(3, 90, 2), times, real=rand(90, 2), title="points")
+    film.film(folder / "images.gif", rand(3, 10, 3, 8, 8), times, real=None, title="images")
     shown = [
         before_after.Shown(
             n, "pairs", rand(9, 2), rand(9, 2), rand(4, 9, 2), rand(9, 2), 0.1, -1e-9
@@ -64,7 +69,7 @@ def test_pictures_are_drawn_and_repeat_byte_for_byte(tmp_path):
     draw_all(tmp_path / "a")
     draw_all(tmp_path / "b")
     files = sorted((tmp_path / "a").iterdir())
-    assert len(files) == 10
+    assert len(files) == 13
     for file in files:
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
         with Image.open(file) as image:
@@ -192,3 +197,23 @@ def test_principal_components_are_those_of_the_singular_values():
         known = torch.linalg.svd(given, full_matrices=False)[2][:2]
         cosines = (plane.basis * known).sum(1).abs()
         torch.testing.assert_close(cosines, torch.ones(2).double())
+
+
+def test_a_film_has_a_frame_for_each_time_and_stays_on_the_last(tmp_path):
+    path = torch.linspace(0, 1, 5)[:, None, None] * torch.randn(1, 40, 2)
+    film.film(tmp_path / "a.gif", path, [1, 0.75, 0.5, 0.25, 0], real=None, title="digits, rf1")
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 5 and image.info["loop"] == 0
+        durations = []
+        for i in range(5):
+            image.seek(i)
+            durations.append(image.info["duration"])
+    assert durations == [600, 600, 600, 600, 1500]
+
+
+def test_a_film_needs_a_known_suffix_and_ffmpeg_for_mp4(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, says in (("a.avi", r"end in \.gif or \.mp4"), ("a.mp4", "needs ffmpeg.*a .gif")):
+        with pytest.raises(ReflowError, match=says) as error:
+            film.check(tmp_path / name)
+        assert len(str(error.value).splitlines()) == 1
