@@ -158,7 +158,9 @@ def _frames(figure: "Figure", draw: Callable[[int], None], count: int) -> "Itera
 
 def _gif(path: Path, frames: "list[Image.Image]", each: float) -> None:
     milliseconds = [round(1000 * each)] * (len(frames) - 1) + [round(1000 * HELD)]
-    small = [frame.quantize(colors=64) for frame in frames]
+    from PIL.Image import Quantize
+
+    small = [frame.quantize(128, Quantize.FASTOCTREE) for frame in frames]  # keeps rare colours
     small[0].save(
         path, save_all=True, append_images=small[1:], duration=milliseconds, loop=0, disposal=1
     )
