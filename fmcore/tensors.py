@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,12 +106,17 @@ def fit_flow(
     steps = fit(state, stream, settings, seed=seed, compute=compute)
     _drive(steps if log else _shown(steps, settings.steps), state, settings, watch, log)
     trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
-    about = {
+    return Flow.of(Model(trained, _about(pairs, settings, init), digest=""), compute)
+
+
+def _about(pairs: Pairs, settings: Train, init: Flow | None) -> dict[str, Any]:
+    """Return the config of a model that was trained on pairs."""
+    about: dict[str, Any] = {
         "interpolant": settings.interpolant.model_dump(),
         "objective": settings.objective,
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
-        "source": source,
+        "source": None if pairs.pool is None else {"name": "tensor"},
         **({"guided": pairs.guided} if pairs.guided != 1 else {}),
         "loss": settings.loss.model_dump(mode="json", exclude_none=True),
         "learns_mean": settings.loss.learns_mean,
@@ -120,7 +125,7 @@ def fit_flow(
         before = init.made_of[0].config
         kept = [k for k in ("classes", "scale", "source") if not about.get(k) and before.get(k)]
         about |= {key: before[key] for key in kept}
-    return Flow.of(Model(trained, about, digest=""), compute)
+    return about
 
 
 def _without_longest(pairs: Pairs, share: float) -> Pairs:
