@@ -56,6 +56,7 @@ def compare(
     curves: Path,
     yardstick: Path,
     out: Path,
+    data: str = "",
 ) -> None:
     """Write rounds.json, .csv, .md, curves, figures and the few numbers of each round to `out`.
 
@@ -63,6 +64,7 @@ def compare(
     of the straightness curves; the yardstick has the floor to which every distance is compared. The
     stage depends on whole folders, so the names inside are fixed:
     metrics/<verb>/<round or coupling>.json, fd/<round>.csv and curves/<round>.csv, as in dvc.yaml.
+    `data` is what titles call the data set.
     """
     about = _about(yardstick / YARDSTICK)
     metric, floor = about["metric"], about["floor"][about["metric"]]
@@ -90,10 +92,11 @@ def compare(
     headline.write(found, out / headline.FOLDER)
     _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
     (out / "rounds.md").write_text(_markdown(found))
-    figures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own))
-    _over_compute(out, found, int(about["n"]) * int(about["splits"]))
+    figures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own), data)
+    _over_compute(out, found, int(about["n"]) * int(about["splits"]), data)
     gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
-    figures.straightness_over_t(out / "straightness.png", {r.name: gaps[r.name] for r in own})
+    shown = {r.name: gaps[r.name] for r in own}
+    figures.straightness_over_t(out / "straightness.png", shown, data)
     _curves(out, found, gaps)
 
 
@@ -179,13 +182,13 @@ def _samplers(found: Comparison, samples: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _over_compute(out: Path, found: Comparison, samples: int) -> None:
+def _over_compute(out: Path, found: Comparison, samples: int, data: str) -> None:
     """Write samplers.csv and, where the compute is known, the figure of the rounds themselves."""
     samplers = _samplers(found, samples)
     samplers.to_csv(out / "samplers.csv", index=False, lineterminator="\n")
     if "flops_total" in samplers:
         shown = samplers[samplers["round"].isin([r.name for r in found.rounds if not r.replicate])]
-        figures.quality_over_compute(out / "quality_over_compute.png", shown, found)
+        figures.quality_over_compute(out / "quality_over_compute.png", shown, found, data)
 
 
 def _about(file: Path) -> dict[str, Any]:
@@ -265,9 +268,11 @@ def _markdown(found: Comparison) -> str:
 
 def _curves(out: Path, found: Comparison, gaps: dict[str, pd.DataFrame]) -> None:
     """Write the curves of all rounds as CSV, a line per point, for `dvc plots` and other tools."""
-    rows = [(r.name, nfe, d, r.error(nfe)) for r in found.rounds for nfe, d in r.distances.items()]
+    ordered = sorted(found.rounds, key=lambda r: bool(r.replicate))  # as their colours are given
+    rows = [(r.name, nfe, d, r.error(nfe)) for r in ordered for nfe, d in r.distances.items()]
     rows += [("floor", nfe, found.floor, found.floor_se) for nfe in found.nfes]
     over_nfe = pd.DataFrame(rows, columns=["round", "nfe", "distance", "se"])
-    over_t = pd.concat([f[["t", "gap"]].assign(round=name) for name, f in gaps.items()])
+    by_order = [(r.name, gaps[r.name]) for r in ordered]
+    over_t = pd.concat([f[["t", "gap"]].assign(round=name) for name, f in by_order])
     for name, frame in (("distance", over_nfe), ("straightness", over_t)):
         frame.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")

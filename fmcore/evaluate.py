@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import GridSolver, euler_at, sampler_name
-from fmcore.coupling.read import Coupling, open_coupling, read
+from fmcore.coupling.read import open_coupling, read
 from fmcore.matching.interpolant import Linear
 from fmcore.measure import straightness as bend
 from fmcore.measure.harness import (
@@ -39,7 +39,9 @@ from fmcore.sampling.flow import Flow
 from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.verdict import cuts, keys, pictures
 from fmcore.verdict.cuts import SamplerCuts
+from fmcore.verdict.drawing import data_name, titled
 from fmcore.verdict.errors import summary
+from fmcore.verdict.plane import ROWS, Plane
 from fmcore.work.work import Work
 
 __all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
@@ -96,8 +98,10 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     cuts.write(paths.fd, [*rows, *others])
     gaps = [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)]
     _csv(paths.straightness, gaps)
-    _draw(paths.out, shown, path, open_coupling(paths.data))
-    pictures.scan_of_weights(paths.out / "weights.png", result, measure.name)
+    of = (data_name(open_coupling(paths.data).about.data), str(loaded.config.get("round", "")))
+    _draw(paths, shown, path, settings, of)
+    scan = titled("Distance by the length of the average", *of)
+    pictures.scan_of_weights(paths.out / "weights.png", result, measure.name, scan)
     paths.metrics.parent.mkdir(parents=True, exist_ok=True)
     paths.metrics.write_text(json.dumps(result, indent=2) + "\n")
     work.accept(result)
@@ -214,12 +218,27 @@ def _budget(
     return {**found, **losses}
 
 
-def _draw(out: Path, shown: dict[int, Tensor], path: Tensor, real: Coupling) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    examples = read(real, limit=shown_of(real.about.shape), sources=False).target
-    examples = real.about.units.inverse(examples)
-    pictures.samples_by_nfe(out / "samples.png", shown, image=real.about.image, reference=examples)
-    pictures.trajectories(out / "trajectories.png", path)
+def _draw(
+    paths: EvaluatePaths,
+    shown: dict[int, Tensor],
+    path: Tensor,
+    settings: Evaluate,
+    of: tuple[str, str],
+) -> None:
+    """Draw samples and paths; `of` are the data and the round, for titles.
+
+    The plane of the paths is that of the data and of the sources, which all rounds share.
+    """
+    paths.out.mkdir(parents=True, exist_ok=True)
+    real = open_coupling(paths.data)
+    some = read(real, limit=max(ROWS, shown_of(real.about.shape)), sources=False).target
+    examples = real.about.units.inverse(some[: shown_of(real.about.shape)])
+    pictures.samples_by_nfe(
+        paths.out / "samples.png", shown, image=real.about.image, reference=examples,
+        title=titled("Samples by number of Euler steps (NFE)", *of),
+    )  # fmt: skip
+    title = titled(f"Paths ({sampler_name(settings.solver).replace('_', ' ')} steps)", *of)
+    pictures.trajectories(paths.out / "trajectories.png", path, Plane.of(some, path[0]), title)
 
 
 def _csv(path: Path, rows: list[dict[str, Any]]) -> None:

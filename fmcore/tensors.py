@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from fmcore.network.mlp import MLP
 from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
 from fmcore.scale import Scale
-from fmcore.settings import ReflowError, derive_seed
+from fmcore.settings import Log, ReflowError, derive_seed
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
@@ -77,11 +77,13 @@ def fit_flow(
     seed: int = 0,
     device: torch.device | None = None,
     compute: Compute | None = None,
+    log: Log | None = None,
 ) -> Flow:
     """Train a flow on pairs, from a new network or from the weights of `init`.
 
-    Shows the progress on a terminal. Keeps no checkpoints and runs in one process; if you need
-    these, write the pairs into a project with `write_coupling`.
+    Shows the progress on a terminal, or tells `log` the mean loss every `settings.log_every` steps
+    and at the end. Keeps no checkpoints and runs in one process; if you need these, write the pairs
+    into a project with `write_coupling`.
     """
     _check(pairs, settings, init)
     if advice := advice_on_loss(settings, independent=pairs.independent):
@@ -101,14 +103,20 @@ def fit_flow(
     some = pairs.rows(torch.arange(min(len(pairs), max(settings.batch, 256))))
     watch = watch_of(state, some, settings, seed=seed)
     stream = shuffled_batches(pairs, batch=settings.batch, seed=seed)
-    _drive(fit(state, stream, settings, seed=seed, compute=compute), state, settings, watch)
+    steps = fit(state, stream, settings, seed=seed, compute=compute)
+    _drive(steps if log else _shown(steps, settings.steps), state, settings, watch, log)
     trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
-    about = {
+    return Flow.of(Model(trained, _about(pairs, settings, init), digest=""), compute)
+
+
+def _about(pairs: Pairs, settings: Train, init: Flow | None) -> dict[str, Any]:
+    """Return the config of a model that was trained on pairs."""
+    about: dict[str, Any] = {
         "interpolant": settings.interpolant.model_dump(),
         "objective": settings.objective,
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
-        "source": source,
+        "source": None if pairs.pool is None else {"name": "tensor"},
         **({"guided": pairs.guided} if pairs.guided != 1 else {}),
         "loss": settings.loss.model_dump(mode="json", exclude_none=True),
         "learns_mean": settings.loss.learns_mean,
@@ -117,7 +125,7 @@ def fit_flow(
         before = init.made_of[0].config
         kept = [k for k in ("classes", "scale", "source") if not about.get(k) and before.get(k)]
         about |= {key: before[key] for key in kept}
-    return Flow.of(Model(trained, about, digest=""), compute)
+    return about
 
 
 def _without_longest(pairs: Pairs, share: float) -> Pairs:
@@ -156,10 +164,16 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _drive(steps: Iterator[Step], state: State, settings: Train, watch: Watch) -> None:
-    """Take the steps, check the loss, show the progress."""
+def _drive(
+    steps: Iterator[Step],
+    state: State,
+    settings: Train,
+    watch: Watch,
+    log: Log | None,
+) -> None:
+    """Take the steps, check the loss, tell it."""
     losses: list[Tensor] = []
-    for done in _shown(steps, settings.steps):
+    for done in steps:
         losses.append(done.loss)
         watch.recent.append(done.loss)
         if done.step % settings.log_every == 0 or done.step == settings.steps:
@@ -167,6 +181,8 @@ def _drive(steps: Iterator[Step], state: State, settings: Train, watch: Watch) -
             check_loss(loss, state, settings)
             watch.check(done.step, settings)
             state.history.append({"step": float(done.step), "loss": loss})
+            if log is not None:
+                log({"loss": loss}, done.step)
             losses.clear()
 
 

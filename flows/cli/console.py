@@ -22,8 +22,11 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
+STOPPED = "stopped; `reflow run` goes on from here"
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(stopped: str = STOPPED) -> Iterator[None]:
     """Turn an error that the user can fix into one line and exit code 2, Ctrl-C into 130."""
     try:
         yield
@@ -32,7 +35,7 @@ def one_line_errors() -> Iterator[None]:
             err.print(f"error: {line}", markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        err.print("stopped; `reflow run` goes on from here", markup=False)
+        err.print(stopped, markup=False)
         raise typer.Exit(130) from None
 
 

@@ -10,7 +10,9 @@ import typer
 
 from flows.cli import complete, library, servers, version
 from flows.cli.console import AsJson, err, one_line_errors, out, plan_table, project, say
+from flows.cli.demo import demo
 from flows.cli.replicates import replicate, write_replicates
+from flows.cli.sample import sample
 from flows.cli.settings import settings
 from flows.cli.verify import verify
 from flows.project.environment import check_own_code, configure, find_root
@@ -178,38 +180,6 @@ def compare(
 
 
 @app.command()
-def sample(  # noqa: PLR0913  # each is an option of the command
-    round_: Annotated[
-        str,
-        typer.Argument(
-            metavar="ROUND", help="The round, such as rf2.", autocompletion=complete.rounds
-        ),
-    ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write a .png or .npy.")],
-    nfe: Annotated[
-        int, typer.Option(min=1, help="Euler steps from noise to data; two each with guidance.")
-    ] = 1,
-    count: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    churn: Annotated[
-        float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
-    ] = 0.0,
-    label: Annotated[str | None, typer.Option(help="The class, by its name or number.")] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
-    weights: Annotated[
-        str, typer.Option(help="ema, raw, or the relative length of a power average.")
-    ] = "ema",
-) -> None:
-    """Draw samples from a round: a picture (.png) or an array (.npy)."""
-    from flows.cli.sample import Draw, draw
-
-    with one_line_errors():
-        wanted = Draw(nfe, count, seed, churn, label, guidance, weights)
-        spent = draw(project(), round_, file, wanted)
-    out.print(f"{count} samples of {round_} at NFE {spent}: {file}", markup=False)
-
-
-@app.command()
 def use(
     file: Annotated[
         Path,
@@ -253,6 +223,8 @@ def doctor(as_json: AsJson = False) -> None:
     raise typer.Exit(2 if wrong else 0)
 
 
+app.command()(demo)
+app.command()(sample)
 app.command()(replicate)
 app.command()(library.couple)
 app.command()(library.estimate)

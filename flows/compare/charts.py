@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmcore.verdict.drawing import COLOURS
+from fmcore.verdict.drawing import GRAY
 
 INK = "#010203"
 """Drawn in this colour, then replaced by `currentColor`."""
-
-SERIES = (*COLOURS[:-1], "#808080")
-"""As in the pictures; the last is a gray that shows on white and on black."""
 
 LABELS: Any = {
     "font.size": 10,
@@ -24,12 +21,17 @@ LABELS: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line: its name, its points, and the spread around them where it is known."""
+    """A line: its name, its points, and the spread around them where it is known.
+
+    A round has its own colour, whatever else is drawn; what is no round has that of the text.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     sd: Sequence[float] = field(default_factory=tuple)
+    colour: str = INK
+    style: str = "-"
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,31 @@ def chart(lines: Sequence[Line], axes: Axes) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     with matplotlib.rc_context(LABELS):
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         FigureCanvasSVG(figure)
         plot = figure.add_subplot()
-        for i, line in enumerate(lines):
+        for line in lines:
             y = [max(v, 1e-12) for v in line.y] if axes.log_y else list(line.y)
-            colour, marker = SERIES[i % len(SERIES)], "o-" if len(y) < 20 else "-"
-            plot.plot(line.x, y, marker, color=colour, linewidth=2, markersize=4, label=line.name)
+            colour, marker = line.colour, "o" if len(y) < 20 else ""
+            plot.plot(
+                line.x, y, marker=marker, linestyle=line.style, color=colour, linewidth=2,
+                markersize=4, label=line.name,
+            )  # fmt: skip
             if line.sd:
                 low = [max(v - s, v / 10) for v, s in zip(y, line.sd, strict=True)]
                 high = [v + s for v, s in zip(y, line.sd, strict=True)]
                 plot.fill_between(line.x, low, high, color=colour, alpha=0.2, linewidth=0)
         if axes.floor:
-            plot.axhline(axes.floor, color=INK, linestyle="--", linewidth=1, label="floor")
+            plot.axhline(axes.floor, color=GRAY, linestyle="--", linewidth=1.2, label="floor")
         if axes.log_x:
             plot.set_xscale("log", base=2)
         if axes.log_y:
             plot.set_yscale("log")
+            plot.yaxis.set_major_formatter(LogFormatter())  # the usual one writes formulas
+            plot.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         if axes.ticks:
             plot.set_xticks(axes.ticks, axes.tick_names or [f"{t:g}" for t in axes.ticks])
             plot.minorticks_off()

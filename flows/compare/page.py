@@ -27,6 +27,8 @@ USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
 LIMIT = 6
 """Lines in one chart: more cannot be told apart."""
+STYLES = ("-", "--", ":", "-.")
+"""Lines of one round in different chains: the colour is that of the round."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,24 @@ def _all_curves(groups: Sequence[Group]) -> list[str]:
     """Draw the distance over NFE of all groups, mean and spread, a chart for each distance."""
     drawn = []
     for metric, mine in by_metric(groups).items():
-        lines = [_line(group, round_) for group in mine for round_ in group.mean]
+        lines = [
+            _line(group, round_, STYLES[i % len(STYLES)])
+            for i, group in enumerate(mine)
+            for round_ in group.mean
+        ]
         ticks = sorted({x for line in lines for x in line.x})
         drawn.append(chart(lines[:LIMIT], Axes("NFE", metric, log_x=True, ticks=ticks)))
     return drawn
 
 
-def _line(group: Group, round_: str) -> Line:
+def _line(group: Group, round_: str, style: str) -> Line:
     nfes = group.nfes(round_)
     points = [group.distance(round_, nfe) for nfe in nfes]
     sd = [spread for _, spread in points if spread is not None]
     whole = sd if len(sd) == len(points) else ()
-    return Line(f"{group.name} {round_}", nfes, [mean for mean, _ in points], whole)
+    colour = next(c[round_] for one in group.chains if round_ in (c := one.found.colours))
+    name, means = f"{group.name} {round_}", [mean for mean, _ in points]
+    return Line(name, nfes, means, whole, colour, style)
 
 
 def _section(one: ComparedChain) -> Section:
@@ -131,16 +139,18 @@ def _section(one: ComparedChain) -> Section:
 
 def _charts(one: ComparedChain) -> list[tuple[str, str]]:
     """Draw distance over NFE, straightness over t and transport cost over the rounds."""
-    found, rounds = one.found, one.found.rounds[:LIMIT]
+    found, rounds, colours = one.found, one.found.rounds[:LIMIT], one.found.colours
     distances = []
     for r in rounds:
         own = sorted(r.distances)
-        errors = [error for nfe in own if (error := r.error(nfe)) is not None]
+        errors = [2 * error for nfe in own if (error := r.error(nfe)) is not None]
         known = errors if len(errors) == len(own) else ()
-        distances.append(Line(r.name, own, [r.distances[nfe] for nfe in own], known))
-    axes = Axes("NFE", found.metric, log_x=True, ticks=found.nfes, floor=max(found.floor, 0))
+        values = [r.distances[nfe] for nfe in own]
+        distances.append(Line(r.name, own, values, known, colours[r.name]))
+    label = f"{found.metric} ± 2 standard errors"
+    axes = Axes("NFE", label, log_x=True, ticks=found.nfes, floor=max(found.floor, 0))
     drawn = [("Distance to real data: lower is better", chart(distances, axes))]
-    gaps = [line for r in rounds if (line := _gap(one, r.name))]
+    gaps = [line for r in rounds if (line := _gap(one, r.name, colours[r.name]))]
     if gaps:
         straight = Axes("t  (0 = data, 1 = noise)", "E‖(Z₁ − Z₀) − v‖²")
         drawn.append(("Straightness over t: lower is straighter", chart(gaps, straight)))
@@ -162,14 +172,15 @@ def _charts(one: ComparedChain) -> list[tuple[str, str]]:
     return drawn
 
 
-def _gap(one: ComparedChain, round_: str) -> Line | None:
+def _gap(one: ComparedChain, round_: str, colour: str) -> Line | None:
     files = one.about.files.rounds.get(round_)
     text = one.read(files.straightness) if files else None
     if text is None:
         return None
     try:
         rows = list(csv.DictReader(io.StringIO(text.decode())))
-        return Line(round_, [float(r["t"]) for r in rows], [float(r["gap"]) for r in rows])
+        t, gap = ([float(r[name]) for r in rows] for name in ("t", "gap"))
+        return Line(round_, t, gap, colour=colour)
     except (ValueError, KeyError, TypeError) as error:
         raise ReflowError(
             f"{one.name}: the curve of {round_} is damaged ({error}); {MEND}"

@@ -45,7 +45,7 @@ def fetch(
     if folder.exists() or folder.is_symlink():
         _same(root, folder, version)
         return Fetched(version, folder, "there")
-    place = _nearest(root, version, remote)
+    place = nearest(root, version.md5, f"{version.coupling} of {version.commit}", remote)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -118,13 +118,17 @@ def _of_revision(root: Path, rev: str) -> list[Version]:
     return versions_in(root, commit, text)
 
 
-def _nearest(root: Path, version: Version, remote: str | None) -> str:
-    """Return the first place that has the version; errors of remotes go into the message."""
+def nearest(root: Path, md5: str, what: str, remote: str | None = None) -> str:
+    """Return the first place that has the folder `md5`: the cache, then the remotes.
+
+    With `remote` that one alone is asked. Raises ReflowError if none has it, with `what` it is and
+    with the errors of the remotes.
+    """
     known = store.remotes(root)
     said: list[str] = []
     for place in [remote] if remote else [store.CACHE, *known]:
         try:
-            if store.held(root, place, [version.md5]):
+            if store.held(root, place, [md5]):
                 return place
         except ReflowError as error:
             if remote:
@@ -132,7 +136,7 @@ def _nearest(root: Path, version: Version, remote: str | None) -> str:
             said.append(str(error))
     asked = remote or ", ".join(["the cache", *known])
     raise ReflowError(
-        f"{version.coupling} of {version.commit} ({version.md5[:12]}) is not in {asked};"
+        f"{what} ({md5[:12]}) is not in {asked};"
         + "".join(f" {text};" for text in said)
         + " `dvc push` it from a machine that has it, or check that commit out and `reflow run`"
     )

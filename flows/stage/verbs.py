@@ -91,6 +91,7 @@ def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 
 def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.compare import RoundName, compare
+    from fmcore.verdict.drawing import data_name
 
     rounds = [
         RoundName(
@@ -104,7 +105,7 @@ def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
         )
         for name, round_ in params.rounds.items()
     ]
-    compare(rounds, params.gates, **paths)
+    compare(rounds, params.gates, **paths, data=data_name(params.data.model_dump()))
 
 
 VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {

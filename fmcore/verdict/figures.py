@@ -5,29 +5,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmcore.verdict.comparison import Comparison
-from fmcore.verdict.drawing import COLOURS, INK, new_figure, plain_axes, save
+from fmcore.verdict.drawing import (
+    GRAY,
+    INK,
+    heading,
+    new_figure,
+    palette,
+    plain_axes,
+    save,
+    titled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
-def straightness_over_t(path: Path, gaps: "Mapping[str, pd.DataFrame]") -> None:
-    """Draw the mean squared gap of chord and velocity over t (columns gap, t), a line per round."""
+def straightness_over_t(path: Path, gaps: "Mapping[str, pd.DataFrame]", data: str = "") -> None:
+    """Draw the mean squared gap of chord and velocity over t (columns gap, t), a line per round.
+
+    The title names the data, here and below.
+    """
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
-    for i, (name, curve) in enumerate(gaps.items()):
-        gap, colour = curve["gap"].clip(lower=1e-12), COLOURS[i % len(COLOURS)]
-        axes.plot(curve["t"], gap, color=colour, linewidth=2, label=name)
+    colours = palette(gaps)
+    for name, curve in gaps.items():
+        gap = curve["gap"].clip(lower=1e-12)
+        axes.plot(curve["t"], gap, color=colours[name], linewidth=2, label=name)
     axes.set_yscale("log")
     axes.set_xlabel("t  (0 = data, 1 = noise)", color=INK)
     axes.set_ylabel("E‖(Z₁ − Z₀) − v‖²", color=INK)
-    axes.set_title("Straightness over t: lower is straighter", fontsize=11, color=INK, loc="left")
+    heading(axes, titled("Straightness over t (lower is straighter)", data))
     axes.legend(frameon=False)
     plain_axes(axes)
     save(figure, path)
 
 
-def fd_over_nfe(path: Path, found: Comparison) -> None:
+def fd_over_nfe(path: Path, found: Comparison, data: str = "") -> None:
     """Draw the distance to real data over NFE for all rounds, with the real-vs-real floor.
 
     Bars are two standard errors each way. A distance that is no larger than its error is drawn at
@@ -37,43 +51,43 @@ def fd_over_nfe(path: Path, found: Comparison) -> None:
     axes = figure.add_subplot()
     positive = [d for r in found.rounds for d in r.distances.values() if d > 0]
     edge = min(positive, default=1e-12) / 2
-    for i, r in enumerate(found.rounds):
+    for r in found.rounds:
         nfes = sorted(r.distances)
         values = [max(r.distances[n], edge) for n in nfes]
         errors = [2 * (r.error(n) or 0.0) for n in nfes]
         low = [min(e, v - edge / 2) for v, e in zip(values, errors, strict=True)]
-        colour = COLOURS[i % len(COLOURS)]
+        colour = found.colours[r.name]
         axes.errorbar(
             nfes, values, yerr=[low, errors], fmt="o-", color=colour, linewidth=2, markersize=5,
             elinewidth=1, capsize=2, label=r.name,
         )  # fmt: skip
-    if found.floor > edge / 2:
-        name, both = "real vs real (floor)", 2 * (found.floor_se or 0.0)
-        axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=name)
-        bottom = max(found.floor - both, edge / 2)
-        axes.axhspan(bottom, found.floor + both, color=INK, alpha=0.12, linewidth=0)
+    _floor(axes, found, edge / 10)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(found.nfes, [str(n) for n in found.nfes])
     axes.set_xlabel("NFE (Euler steps from noise to data)", color=INK)
     axes.set_ylabel(f"{found.metric} ± 2 standard errors", color=INK)
-    axes.set_title("Distance to real data: lower is better", fontsize=11, color=INK, loc="left")
+    heading(axes, titled("Distance to real data over NFE (lower is better)", data))
     axes.legend(frameon=False)
     plain_axes(axes)
     save(figure, path)
 
 
-def quality_over_compute(path: Path, table: "pd.DataFrame", found: Comparison) -> None:
+def quality_over_compute(
+    path: Path, table: "pd.DataFrame", found: Comparison, data: str = ""
+) -> None:
     """Draw the distance over all FLOPs that it took: training, pairs and samples.
 
     A point for each row of samplers.csv, a line through the Euler steps of each round, bars of two
     standard errors. Rows that are no larger than their error are at the lower edge.
     """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, name = new_figure(6.4, 4.0), found.metric
     axes = figure.add_subplot()
     rows = [row for row in table.to_dict("records") if row["flops_total"] > 0]  # NaN is not
     edge = min((row[name] for row in rows if row[name] > 0), default=1e-12) / 2
-    for i, round_ in enumerate(dict.fromkeys(row["round"] for row in rows)):
+    for round_ in dict.fromkeys(str(row["round"]) for row in rows):
         own = [row for row in rows if row["round"] == round_]
         for euler, style in ((True, "o-"), (False, "D")):
             some = [row for row in own if str(row["sampler"]).startswith("euler_") == euler]
@@ -82,21 +96,37 @@ def quality_over_compute(path: Path, table: "pd.DataFrame", found: Comparison) -
             errors = [2 * float(row.get(f"{name}_se", 0)) for row in some]
             low = [min(e, v - edge / 2) for v, e in zip(y, errors, strict=True)]
             axes.errorbar(
-                x, y, yerr=[low, errors], fmt=style, color=COLOURS[i % len(COLOURS)], linewidth=2,
-                markersize=5, elinewidth=1, capsize=2, label=str(round_) if euler else None,
+                x, y, yerr=[low, errors], fmt=style, color=found.colours[round_], linewidth=2,
+                markersize=5, elinewidth=1, capsize=2, label=round_ if euler else None,
             )  # fmt: skip
             for j, (row, a, b) in enumerate(zip(some, x, y, strict=True)):
                 word = f"{row['nfe']:.3g}" if euler else str(row["sampler"])
                 at = (5, 4) if euler else (5, -9 - 9 * (j % 2))
                 axes.annotate(word, (a, b), at, textcoords="offset points", fontsize=7)
-    if found.floor > edge / 2:
-        label = "real vs real (floor)"
-        axes.axhline(found.floor, color=INK, linestyle="--", linewidth=1, label=label)
+    _floor(axes, found, edge / 10)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.2g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yscale("log")
     axes.set_xlabel("FLOPs of training, pairs and samples, ancestors included", color=INK)
     axes.set_ylabel(f"{name} ± 2 standard errors", color=INK)
-    axes.set_title("Quality over compute; numbers are NFE", fontsize=11, color=INK, loc="left")
+    heading(axes, titled("Quality over compute; numbers are NFE", data))
     axes.legend(frameon=False)
     plain_axes(axes)
     save(figure, path)
+
+
+def _floor(axes: "Axes", found: Comparison, least: float) -> None:
+    """Draw the floor and two standard errors around it: no round, so in gray.
+
+    One below `least` is left out, which would take most of an axis of powers.
+    """
+    if found.floor <= least:
+        return
+    both = 2 * (found.floor_se or 0.0)
+    axes.axhline(
+        found.floor, color=GRAY, linestyle="--", linewidth=1.2, label="floor: real vs real"
+    )
+    bottom = max(found.floor - both, found.floor / 2)
+    axes.axhspan(bottom, found.floor + both, color=GRAY, alpha=0.15, linewidth=0)

@@ -1,4 +1,7 @@
-"""Pictures of one round: samples by NFE, trajectories, the scan of its averages."""
+"""Pictures of one round: samples by NFE, trajectories, the scan of its averages.
+
+A round alone is drawn in ink: its colour depends on the rounds beside it, and so would the bytes.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fmcore.verdict import keys
-from fmcore.verdict.drawing import COLOURS, FAINT, INK, new_figure, plain_axes, save
+from fmcore.verdict.drawing import FAINT, GRAY, INK, heading, new_figure, plain_axes, save
+from fmcore.verdict.plane import Plane
 
 POINTS, PATHS = 2000, 128
 
 
-def _grid(images: Tensor) -> tuple[Any, bool]:
+def sheet(images: Tensor) -> tuple[Any, bool]:
     """Lay images [N, C, H, W] in [-1, 1] side by side; return the strip, and whether gray."""
     n, channels, height, width = images.shape
     padded = torch.ones(n, channels, height + 2, width + 2)
@@ -23,94 +27,98 @@ def _grid(images: Tensor) -> tuple[Any, bool]:
 
 
 def samples_by_nfe(
-    path: Path, samples: Mapping[int, Tensor], *, image: bool, reference: Tensor | None
+    path: Path,
+    samples: Mapping[int, Tensor],
+    *,
+    image: bool,
+    reference: Tensor | None,
+    title: str = "",
 ) -> None:
-    """Draw samples [N, *D] of each NFE, the same noise in each row or panel, and real data."""
+    """Draw samples [N, *D] of each NFE, the same noise in each row or panel, and real data.
+
+    Points are drawn in the plane of the real data, if they are given.
+    """
     rows = [(f"NFE {nfe}", x) for nfe, x in sorted(samples.items())]
     if reference is not None:
         rows.append(("real data", reference))
     if image:
-        _image_rows(path, rows)
+        _image_rows(path, rows, title)
     else:
-        _scatter_panels(path, rows)
+        _scatter_panels(path, rows, title)
 
 
-def _image_rows(path: Path, rows: list[tuple[str, Tensor]]) -> None:
+def _image_rows(path: Path, rows: list[tuple[str, Tensor]], title: str) -> None:
     """Draw a labelled strip for each NFE; a single set is wrapped into a square."""
     if len(rows) == 1 and len(rows[0][1]) > 16:
         label, x = rows[0]
         side = round(len(x) ** 0.5)
         rows = [(label if i == 0 else "", part) for i, part in enumerate(x.split(side))]
     widest = max(len(x) for _, x in rows)
-    ratio = rows[0][1].shape[2] / rows[0][1].shape[3]
-    figure = new_figure(0.9 + 0.52 * widest, 0.56 * len(rows) * ratio + 0.1, layout=None)
+    each = 0.56 * rows[0][1].shape[2] / rows[0][1].shape[3]
+    above, edge, left = 0.42 if title else 0.1, 0.1, 0.9
+    width = max(left + 0.52 * widest + edge, left + 0.092 * len(title))
+    height = above + each * len(rows) + edge
+    figure = new_figure(width, height, layout=None)
+    figure.text(
+        left / width, 1 - 0.26 / height, title, va="center", fontsize=11, color=INK,
+        parse_math=False,
+    )  # fmt: skip
     for i, (label, x) in enumerate(rows):
-        height = 1 / len(rows)
-        left = 0.9 / (0.9 + 0.52 * widest)
-        axes = figure.add_axes((left, 1 - (i + 1) * height, (1 - left) * len(x) / widest, height))
-        strip, gray = _grid(x)
+        bottom = 1 - (above + (i + 1) * each) / height
+        place = (left / width, bottom, 0.52 * len(x) / width, each / height)
+        axes = figure.add_axes(place)
+        strip, gray = sheet(x)
         axes.imshow(strip, cmap="gray" if gray else None, vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
-        centre = 1 - (i + 0.5) * height
-        figure.text(left - 0.01, centre, label, ha="right", va="center", fontsize=9, color=INK)
+        centre = bottom + each / height / 2
+        figure.text((left - 0.06) / width, centre, label, ha="right", va="center", fontsize=9)
     save(figure, path)
 
 
-def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]]) -> None:
-    plane = rows[-1][1].flatten(1)[:, :2]
-    low, high = plane.quantile(0.001, dim=0), plane.quantile(0.999, dim=0)
-    away = bool(((low > 0) | (high < 0)).any())  # from the origin: a centre of its own
-    middle = (low + high) / 2 if away else torch.zeros(plane.shape[1])
-    span = float((plane - middle).abs().quantile(0.999)) * 1.15
-    left, below = float(middle[0]) - span, (float(middle[1]) if len(middle) > 1 else 0.0) - span
-    limits = {"xlim": (left, left + 2 * span), "ylim": (below, below + 2 * span)}
-    figure = new_figure(2.1 * len(rows), 2.4)
+def _scatter_panels(path: Path, rows: list[tuple[str, Tensor]], title: str) -> None:
+    plane = Plane.of(rows[-1][1])
+    figure = new_figure(2.1 * len(rows), 2.7)
     for i, (label, x) in enumerate(rows):
         axes = figure.add_subplot(1, len(rows), i + 1)
-        points = x[:POINTS].flatten(1)
-        second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-        colour = FAINT if label == "real data" else COLOURS[1]
-        if label == "real data":
-            colour = INK
-        axes.scatter(points[:, 0], second, s=1.2, color=colour, alpha=0.5, linewidths=0)
-        axes.set(**limits, xticks=[], yticks=[], aspect="equal")
+        points = plane.project(x[:POINTS])
+        colour = GRAY if label == "real data" else INK
+        axes.scatter(points[:, 0], points[:, 1], s=1.2, color=colour, alpha=0.5, linewidths=0)
+        plane.show(axes)
+        axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=10, color=INK)
         for spine in axes.spines.values():
             spine.set_color(FAINT)
+    figure.suptitle(title, fontsize=11, color=INK, x=0.02, ha="left", parse_math=False)
     save(figure, path)
 
 
-def trajectories(path: Path, trajectory: Tensor) -> None:
-    """Draw paths [T+1, B, *D] from source to target; above two dimensions, a projection.
+def trajectories(path: Path, trajectory: Tensor, plane: Plane, title: str = "") -> None:
+    """Draw paths [T+1, B, *D] from source to target in a plane, darker towards the target.
 
-    The projection is on the two directions in which the targets vary most: their principal
-    components. The noise varies equally in all directions, so it has none.
+    With the plane of the data, paths of all rounds have the same axes and can be compared.
     """
-    x = trajectory.flatten(2).double()
-    names = ("dimension 1", "dimension 2")
-    if x.shape[2] > 2:
-        ends = x[-1] - x[-1].mean(0)
-        basis = torch.linalg.svd(ends, full_matrices=False)[2][:2]
-        largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-        x = x @ (basis * largest.sign()).T  # fix the sign, for equal bytes
-        names = ("first principal component of the targets", "second principal component")
-    elif x.shape[2] == 1:
-        x = torch.cat([x, torch.zeros_like(x)], dim=2)
-    x = x[:, :PATHS]
-    figure = new_figure(5.2, 5.2)
+    from matplotlib.collections import LineCollection
+
+    x = torch.stack([plane.project(at[:PATHS]) for at in trajectory])
+    figure = new_figure(5.2, 5.4)
     axes = figure.add_subplot()
-    for i in range(x.shape[1]):
-        axes.plot(x[:, i, 0], x[:, i, 1], color=COLOURS[1], alpha=0.35, linewidth=0.8)
+    pieces = torch.stack([x[:-1], x[1:]], dim=2).transpose(0, 1).flatten(0, 1)
+    shade = torch.linspace(0.25, 0.85, len(x) - 1).repeat(x.shape[1])
+    lines = LineCollection(list(pieces.numpy()), array=shade.numpy(), cmap="Greys", linewidths=0.9)
+    lines.set(clim=(0, 1), alpha=0.7)
+    axes.add_collection(lines)
     axes.scatter(x[0, :, 0], x[0, :, 1], s=7, color=FAINT, label="source (t = 1)", zorder=3)
-    axes.scatter(x[-1, :, 0], x[-1, :, 1], s=7, color=COLOURS[0], label="target (t = 0)", zorder=3)
-    axes.set_xlabel(names[0], color=INK)
-    axes.set_ylabel(names[1], color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.scatter(x[-1, :, 0], x[-1, :, 1], s=9, color=INK, label="target (t = 0)", zorder=3)
+    axes.set_xlabel(plane.names[0], color=INK)
+    axes.set_ylabel(plane.names[1], color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=2)
+    heading(axes, title)
     plain_axes(axes)
+    plane.show(axes)
     save(figure, path)
 
 
-def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
+def scan_of_weights(path: Path, values: Mapping[str, float], name: str, title: str = "") -> None:
     """Draw the distance over the length of a power average, with standard errors, at each NFE.
 
     `values` are the metrics of a round; nothing is drawn if it has fewer than two such averages.
@@ -128,12 +136,12 @@ def scan_of_weights(path: Path, values: Mapping[str, float], name: str) -> None:
     axes = figure.add_subplot()
     for i, (nfe, points) in enumerate(sorted(found.items())):
         x, y, errors = zip(*sorted(points), strict=True)
-        colour = COLOURS[i % len(COLOURS)]
-        axes.errorbar(x, y, errors, fmt="o-", color=colour, capsize=3, label=f"NFE {nfe}")
-        axes.axhline(values[keys.at_nfe(name, nfe)], color=colour, linestyle="--", linewidth=1)
+        gray, marker = f"{0.2 + 0.55 * i / len(found):.3f}", "osD^v<>"[i % 7]
+        axes.errorbar(x, y, errors, fmt=f"{marker}-", color=gray, capsize=3, label=f"NFE {nfe}")
+        axes.axhline(values[keys.at_nfe(name, nfe)], color=gray, linestyle="--", linewidth=1)
     axes.set_xlabel("length of the power average (sigma_rel); dashed: train.ema", color=INK)
     axes.set_ylabel(name, color=INK)
-    axes.set_title("Distance by the length of the average", fontsize=11, color=INK, loc="left")
+    heading(axes, title)
     axes.legend(frameon=False)
     plain_axes(axes)
     save(figure, path)

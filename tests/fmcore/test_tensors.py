@@ -45,6 +45,18 @@ def test_two_rounds_on_tensors_straighten_the_paths():
     assert rf1.score and not rf2.score
 
 
+def test_progress_is_told_to_a_callback_and_changes_nothing():
+    said = []
+    pairs, settings = fmcore.independent(gaussian(300)), fmcore.Train(steps=25, log_every=10)
+    network = fmcore.MLP(width=8, depth=1)
+    told = fmcore.fit_flow(
+        pairs, settings, network=network, log=lambda values, step: said.append((step, values))
+    )
+    assert [step for step, _ in said] == [10, 20, 25] and all(v["loss"] > 0 for _, v in said)
+    silent = fmcore.fit_flow(pairs, settings, network=network)
+    torch.testing.assert_close(weights(told), weights(silent), rtol=0, atol=0)
+
+
 def test_a_flow_fitted_in_memory_is_the_model_of_the_verb_to_the_bit(tmp_path):
     gaussian_data(tmp_path / "data", mu=MU.tolist(), s=S.tolist(), pairs=1000)
     scratch_model(tmp_path / "init", dim=2, network=SMALL)

@@ -17,7 +17,7 @@ LISTINGS = {
 }  # fmt: skip
 """The commands that list something, each with the words that it needs here."""
 
-ACTIONS = {"run", "replicate", "ship", "push", "sample", "use", "ui", "deploy"}
+ACTIONS = {"run", "replicate", "ship", "push", "sample", "use", "ui", "deploy", "demo"}
 """The commands that do something and say so in a line or two."""
 
 

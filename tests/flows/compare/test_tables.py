@@ -290,3 +290,17 @@ def test_a_name_is_shown_as_it_is_and_never_read_as_markup(name):
     (table, *_) = group_tables(grouped([other]))
     assert any(name in line for line in printed(table))
     assert any(name in line for line in printed(rounds_table(TimedComparison(found, {}))))
+
+
+def test_the_charts_of_the_page_have_the_colours_of_the_rounds_and_plain_numbers():
+    """rf2 alone has rf2's colour: it has no curve over t, and a chain beside it changes nothing."""
+    from fmcore.verdict.drawing import GRAY, ROUNDS
+
+    one, two = (page(grouped(some)) for some in ([chain()], [chain(), chain("two", 1, shift=2.0)]))
+    for text in (one, two):
+        distance = next(svg for svg in text.split("<svg")[1:] if "standard errors over NFE" in svg)
+        assert {c for c in (*ROUNDS, GRAY) if f"stroke: {c}" in distance} == {*ROUNDS[:2], GRAY}
+        assert "mathdefault" not in text
+        assert f'style="background:{ROUNDS[1]}"></span><b>rf2</b>' in text
+    across = two.split("Distance over NFE, all chains")[1].split("</svg>")[0]
+    assert [across.count(f"stroke: {c}; stroke-width: 2") for c in ROUNDS[:2]] == [2, 2]

@@ -264,7 +264,7 @@ def test_a_third_round_is_two_entries_and_old_couplings_come_back(chain):
 
 WRONG = [
     (("sample", "rf9", "a.png"), "no 'rf9' among the rounds; params.yaml has: rf1, rf2"),
-    (("sample", "rf1", "a.gif"), "expected a name that ends in .png or .npy"),
+    (("sample", "rf1", "a.jpg"), "expected a name that ends in .png, .npy, .gif, .mp4"),
     (("run", "nothing"), "no stage 'nothing'"),
     (("verify", "models"), "not a coupling"),
     (("use", "nowhere.yaml"), "nowhere.yaml: not found"),

@@ -24,6 +24,7 @@ from fmcore.settings import ReflowError
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
+from fmcore.verdict import pictures
 from fmcore.verdict.gates import Gates
 from fmcore.work.work import Work
 from tests.chains import gaussian_data, scratch_model, silent
@@ -144,6 +145,16 @@ def test_curves_and_pictures(rounds):
     assert mean == pytest.approx(result(rounds, "rf1")["straightness"])
     names = {p.name for p in (rounds / "pictures" / "rf1").iterdir()}
     assert names == {"samples.png", "trajectories.png"}
+
+
+def test_paths_of_both_rounds_are_drawn_in_one_plane_under_their_names(rounds, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "trajectories", lambda *given: drawn.append(given[2:]))
+    measure(rounds, "rf1", "data", "plane")
+    measure(rounds, "rf2", "pairs", "plane")
+    (one, first), (two, second) = drawn
+    assert one == two and one.names == ("dimension 1", "dimension 2")
+    assert (first, second) == ("rf1: paths (heun 32 steps)", "rf2: paths (heun 32 steps)")
 
 
 def test_every_solver_is_a_row_with_its_counted_evaluations(rounds):
