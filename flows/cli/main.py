@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flows.cli import library, servers
+from flows.cli import library, projects, servers
 from flows.cli.console import AsJson, one_line_errors, out, plan_table, project
 from flows.cli.replicates import replicate, write_replicates
 from flows.cli.settings import settings
@@ -227,6 +227,7 @@ def doctor() -> None:
     raise typer.Exit(2 if wrong else 0)
 
 
+app.command()(projects.init)
 app.command()(replicate)
 app.command()(library.couple)
 app.command()(library.estimate)

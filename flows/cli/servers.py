@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.console import one_line_errors, project, say
+from flows.project.environment import code_first
 from flows.tracking import moved
 from fmcore.settings import ReflowError
 
@@ -32,7 +33,7 @@ def env() -> None:
         from flows.project.servers import environment
 
         moved.correct(root)
-        for name, value in environment(root).items():
+        for name, value in (environment(root) | code_first()).items():
             print(f"export {name}={shlex.quote(value)}")
 
 
