@@ -228,6 +228,8 @@ def doctor() -> None:
 
 
 app.command()(projects.init)
+app.command()(projects.new)
+app.command()(projects.upgrade)
 app.command()(replicate)
 app.command()(library.couple)
 app.command()(library.estimate)
