@@ -87,6 +87,15 @@ def test_without_strangers_every_python_of_the_environment_has_our_code(folder, 
     assert said == [str(clean.site / "reflow_chain" / "code" / n) for n in ("flows", "fmcore")]
 
 
+def test_a_copy_of_the_code_that_pythonpath_names_wins(folder, place):
+    outside = Installed(folder, place)
+    ask = "import reflow_chain, flows, fmcore; print(*flows.__path__, *fmcore.__path__)"
+    code = place.site / "reflow_chain" / "code"
+    for given, wanted in (("", code), (str(folder), code), (f"{folder}:{SOURCE}", SOURCE)):
+        said = outside.sh("env", f"PYTHONPATH={given}", "python", "-c", ask).stdout.strip()
+        assert said == f"{wanted / 'flows'} {wanted / 'fmcore'}"
+
+
 def test_a_project_of_its_own_runs_beside_strangers_packages(chain, place):
     for name in ("flows", "fmcore"):
         assert [file.name for file in (place.site / name).glob("*.py")] == ["__init__.py"]
