@@ -119,10 +119,12 @@ def _seen(data: Data, settings: dict[str, Any], why: dict[str, str], where: str)
             " are held out and two halves are compared: add more"
         )
     numbers = summary(samples)
-    if numbers["min"] == numbers["max"]:
+    first = samples.target[0]
+    if all(bool((rows == first).all()) for rows in samples.target.split(1024)):
+        every = f"every number is {numbers['min']:g}"
+        alike = every if numbers["min"] == numbers["max"] else f"all {count} samples are alike"
         raise ReflowError(
-            f"{where}: every number is {numbers['min']:g}; expected samples that differ: give"
-            " another file or column"
+            f"{where}: {alike}; expected samples that differ: give another file or column"
         )
     return Seen(settings, why, samples, numbers, lines(samples, numbers))
 

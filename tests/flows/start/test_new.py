@@ -78,6 +78,12 @@ def test_a_file_outside_of_the_project_is_named_in_full(root, tmp_path):
     assert params.data.path == str(tmp_path / "a b: c.npy") and "outside of the project" in text
 
 
+def test_a_constant_column_beside_others_is_said(root):
+    table(root / "data/t.parquet", still=7.0)
+    params, text = written(root, Source(parquet=root / "data/t.parquet"))
+    assert "still" in params.data.columns and "1 of them constant" in " ".join(text.split())
+
+
 def test_small_gray_images_are_for_an_mlp(root):
     pictures(root / "data/small")
     params, text = written(root, Source(images=root / "data/small"))
@@ -175,6 +181,11 @@ def constant(root):
     return ["--array", "data/x.npy"]
 
 
+def alike(root):
+    np.save("data/x.npy", np.array([[1.0, 2.0]] * 50))
+    return ["--array", "data/x.npy"]
+
+
 def one(root):
     np.save("data/x.npy", np.ones((1, 3)))
     return ["--array", "data/x.npy"]
@@ -222,6 +233,7 @@ def column(root):
     [
         (nan, "data/x.npy: sample 0 is not finite in float32; remove it"),
         (constant, "data/x.npy: every number is 7; expected samples that differ"),
+        (alike, "data/x.npy: all 50 samples are alike; expected samples that differ"),
         (one, "data/x.npy: 1 sample; expected at least 40"),
         (empty, "data/none: no image in it; expected PNG or JPEG files; left out: 1 no image by"),
         (broken, "data/p/7.png: not an image that can be read; remove it"),
