@@ -47,6 +47,8 @@ def real_stages(project: Project, *names: str) -> None:
 class Chain(Project):
     """The copy of the repository, and what the tests ask of it."""
 
+    REFLOW = ("python", "-m", "flows.cli")
+
     def env(self):
         clean = {k: v for k, v in super().env().items() if not k.startswith(("PREFECT", "MLFLOW"))}
         home = self.root.parent / "home"
@@ -56,7 +58,7 @@ class Chain(Project):
         return {**clean, **more}
 
     def reflow(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.sh("python", "-m", "flows.cli", *words, check=check)
+        return self.sh(*self.REFLOW, *words, check=check)
 
     def lock(self) -> str:
         return (self.root / "dvc.lock").read_text()

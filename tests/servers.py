@@ -48,7 +48,7 @@ class Ui:
     def start(self, log, *command):
         """Start a command of the project beside the servers; its output is in the file `log`."""
         if command[0] == "reflow":
-            command = ("python", "-m", "flows.cli", *command[1:])
+            command = (*self.chain.REFLOW, *command[1:])
         with (self.chain.root.parent / log).open("w") as out:
             return subprocess.Popen(
                 command, cwd=self.chain.root, env=self.env, stdout=out, stderr=out,

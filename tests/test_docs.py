@@ -94,7 +94,8 @@ def test_the_map_has_a_comment_for_every_file_and_no_other():
 
 
 def test_every_room_is_one_sentence():
-    for init in [*SOURCE.glob("fmcore/*/__init__.py"), *SOURCE.glob("flows/**/__init__.py")]:
+    rooms = [*SOURCE.glob("fmcore/*/__init__.py"), *SOURCE.glob("flows/**/__init__.py")]
+    for init in [room for room in rooms if "installed" not in room.parts]:
         (sentence,) = ast.parse(init.read_text()).body
         assert isinstance(sentence, ast.Expr) and ast.get_docstring(ast.parse(init.read_text()))
 

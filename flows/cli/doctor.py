@@ -14,12 +14,14 @@ from rich.markup import escape
 
 from flows.cli.console import out
 from flows.cli.floors import FLOORS, below
+from flows.cli.shadows import shadows
 from flows.params.load import FILE, load
-from flows.project.environment import check_own_code, proxies
-from flows.project.git import NO_GIT
+from flows.project.environment import check_own_code, installed, proxies
+from flows.project.git import NO_GIT, git
 from fmcore.settings import ReflowError
 
 PACKAGES = ("torch", "prefect", "mlflow", "dvc", "pandas", "pyarrow", "pydantic")
+SETUP = "pip install --upgrade reflow-chain" if installed() else "make setup"
 TOO_NEW = {"fastapi": (0, 155), "sqlalchemy": (2, 1)}
 """With these versions or newer, Prefect 3.8 starts but schedules nothing; `pip check` is silent."""
 
@@ -48,6 +50,8 @@ def examine(root: Path) -> Iterator[Check]:
         yield Check("ok", name, os.environ.get(name, "not set"))
     yield from _proxy()
     yield _code(root)
+    for shadow in shadows(root):
+        yield Check("bad" if shadow.always else "warn", shadow.package, shadow.found, shadow.mend)
     if url := os.environ.get("PREFECT_API_URL"):
         yield Check("warn", "PREFECT_API_URL", f"{url}: runs report to this server")
 
@@ -74,16 +78,16 @@ def _packages() -> Iterator[Check]:
         try:
             yield Check("ok", name, version(name))
         except PackageNotFoundError:
-            yield Check("bad", name, "not installed", "make setup")
+            yield Check("bad", name, "not installed", SETUP)
     for floor in FLOORS:
         if found := below(floor):
-            mend = f"pip install '{floor.package}>={floor.least}', or make setup"
+            mend = f"pip install '{floor.package}>={floor.least}', or {SETUP}"
             yield Check("bad", floor.package, f"{found} has {floor.advisory}: {floor.harm}", mend)
     for name, limit in TOO_NEW.items():
         have = tuple(int(n) for n in version(name).split(".")[:2] if n.isdigit())
         if have >= limit:
             shown = ".".join(map(str, limit))
-            yield Check("bad", name, version(name), f"Prefect needs {name}<{shown}: make setup")
+            yield Check("bad", name, version(name), f"Prefect needs {name}<{shown}: {SETUP}")
 
 
 def _proxy() -> Iterator[Check]:
@@ -111,7 +115,9 @@ def _device() -> Check:
             "warn",
             "device",
             f"cpu, although there is a GPU: torch {torch.__version__} has no CUDA that fits it",
-            "make setup TORCH_INDEX=<the index of a CUDA build>",
+            "pip install torch --index-url <the index of a CUDA build>"
+            if installed()
+            else "make setup TORCH_INDEX=<the index of a CUDA build>",
         )
     return Check("ok", "device", f"cpu, {os.cpu_count()} cores")
 
@@ -125,9 +131,14 @@ def _disk(root: Path) -> Check:
 
 
 def _git(root: Path) -> Check:
-    inside = (root / ".git").exists()
-    mend = "" if inside else "git init && git add -A && git commit -m start"
-    return Check("ok" if inside else "warn", "git", "a repository" if inside else "none", mend)
+    try:
+        top = Path(git(root, "rev-parse", "--show-toplevel"))
+    except ReflowError:
+        return Check("warn", "git", "none", "git init && git add -A && git commit -m start")
+    if top.resolve() == root.resolve():
+        return Check("ok", "git", "a repository")
+    needs = "`reflow deploy`, `reflow couplings` and `--rev` need a project at the top"
+    return Check("warn", "git", f"a folder of {top}; {needs}")
 
 
 def _params(root: Path) -> Check:

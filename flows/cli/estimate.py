@@ -56,18 +56,20 @@ def estimate(
     seconds: float = SECONDS,
     begin: Callable[[str], object] = str,
     compute: Compute | None = None,
+    params: Params | None = None,
 ) -> list[Cost]:
     """Return the cost of every training and coupling of params.yaml; runs no stage.
 
     `pairs` replaces the size of every coupling. Networks that are not trained yet are as fast as
     trained ones, except under an adaptive solver, whose NFE depends on the field. `begin` is
     called with the name of each stage before its probe. `compute` replaces that of params.yaml.
+    With `params`, those of another file, nothing that the project has made is used.
     """
-    params = load(root / FILE)
+    stages = graph.read(root) if params is None else {}
+    params = params or load(root / FILE)
     if compute is not None:
         params = params.model_copy(update={"compute": compute})
     params.compute.start()
-    stages = graph.read(root)
     found: list[Cost] = []
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
         data = some_data(root, params, prepared(stages), Path(folder) / "data")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import complete, library, servers, version
+from flows.cli import complete, library, projects, servers, version
 from flows.cli.console import AsJson, err, one_line_errors, out, plan_table, project, say
 from flows.cli.demo import demo
 from flows.cli.replicates import replicate, write_replicates
@@ -225,6 +225,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 app.command()(demo)
 app.command()(sample)
+app.command()(projects.init)
+app.command()(projects.new)
+app.command()(projects.upgrade)
 app.command()(replicate)
 app.command()(library.couple)
 app.command()(library.estimate)

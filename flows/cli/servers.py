@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.console import AsJson, one_line_errors, project, say
+from flows.project.environment import code_first
 from flows.tracking import moved
 from fmcore.settings import ReflowError
 
@@ -32,7 +33,7 @@ def env(as_json: AsJson = False) -> None:
         from flows.project.servers import environment
 
         moved.correct(root)
-        found = environment(root)
+        found = environment(root) | code_first()
         if as_json:
             print(json.dumps(found, indent=2))
             return

@@ -1,6 +1,6 @@
-"""The flow that a deployment runs: `flows/deploy/flow.py:scheduled`, one worktree for each run.
+"""The flow that a deployment runs, `flows.deploy.flow.scheduled`: one worktree for each run.
 
-Prefect imports this file in a separate process, started in the project's folder.
+Prefect imports this module in a separate process, started in the project's folder.
 """
 
 import os

@@ -14,15 +14,17 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import get_current_settings
+from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from flows.deploy import worktree
 from flows.deploy.order import Order
-from flows.project import servers
+from flows.project import environment, servers
 from flows.servers import crashed, prefect_server
 from fmcore.settings import ReflowError
 
-ENTRYPOINT = "flows/deploy/flow.py:scheduled"
+ENTRYPOINT = "flows.deploy.flow.scheduled"
+"""A module, not a file: a project has no code of its own where reflow-chain is installed."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> N
         say(f"serving {where}: start it from the Prefect UI; Ctrl-C stops")
         scheduled.serve(
             name=wanted.name, limit=wanted.limit, global_limit=limit, print_starting_message=False,
-            **shared,
+            entrypoint_type=EntrypointType.MODULE_PATH, **shared,
         )  # fmt: skip
         return
     remote: Any = scheduled.from_source(source=str(root), entrypoint=ENTRYPOINT)
     # Not remote.deploy(): it also asks for the pool's workers, by a request that servers refuse.
     remote.to_deployment(
         name=wanted.name, concurrency_limit=limit, work_pool_name=wanted.pool,
-        job_variables={"env": limits}, **shared,
+        job_variables={"env": {**limits, **environment.code_first()}}, **shared,
     ).apply()  # fmt: skip
     say(f"deployed {where}; start a worker here: prefect worker start --pool {wanted.pool}")
 

@@ -21,7 +21,7 @@ def find_root(start: Path) -> Path:
             return folder
     raise ReflowError(
         f"no project here: expected dvc.yaml and params.yaml in {start} or a folder above it;"
-        " change into the project's folder"
+        " change into the project's folder, or make a project: reflow init my-flows"
     )
 
 
@@ -38,6 +38,26 @@ def check_own_code(root: Path) -> None:
                 f"this project has its own {own}, but {running} is running; activate this"
                 f" project's environment, or: export PYTHONPATH={shlex.quote(str(root.resolve()))}"
             )
+
+
+def code_folder() -> Path:
+    """Return the folder in which the packages `flows` and `fmcore` lie that are running."""
+    return Path(flows.__path__[0]).resolve().parent
+
+
+def installed() -> bool:
+    """Whether the running code is that of a wheel, not of a clone of the repository."""
+    return code_folder().parts[-2:] == ("reflow_chain", "code")
+
+
+def code_first() -> dict[str, str]:
+    """Return the variable by which other processes find an installed code; none in a clone.
+
+    A stranger's package `flows` or `fmcore` in the same environment would otherwise come first.
+    """
+    own, given = str(code_folder()), os.environ.get("PYTHONPATH", "")
+    rest = [part for part in given.split(os.pathsep) if part and part != own]
+    return {"PYTHONPATH": os.pathsep.join([own, *rest])} if installed() else {}
 
 
 def local_path(root: Path, *parts: str) -> Path:

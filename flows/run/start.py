@@ -93,4 +93,4 @@ def _where(root: Path, flow_run: str, out: Console) -> None:
     out.print(f"MLflow       {os.environ['MLFLOW_TRACKING_URI']}", markup=False, highlight=False)
     if flow_run:
         out.print(f"Prefect run  {flow_run} in {os.environ['PREFECT_HOME']}", highlight=False)
-    out.print("see both in a browser: make ui", highlight=False)
+    out.print("see both in a browser: reflow ui", highlight=False)

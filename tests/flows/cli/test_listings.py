@@ -17,7 +17,20 @@ LISTINGS = {
 }  # fmt: skip
 """The commands that list something, each with the words that it needs here."""
 
-ACTIONS = {"run", "replicate", "ship", "push", "sample", "use", "ui", "deploy", "demo"}
+ACTIONS = {
+    "run",
+    "replicate",
+    "ship",
+    "push",
+    "sample",
+    "use",
+    "ui",
+    "deploy",
+    "demo",
+    "init",
+    "new",
+    "upgrade",
+}
 """The commands that do something and say so in a line or two."""
 
 

@@ -155,7 +155,7 @@ def test_a_crashed_workers_run_is_continued_by_another(ui):
     done = ui.chain.sh(*prefect, "--no-prompt", "deploy", "--all", check=False)
     assert "Deployment 'reflow-chain/chain' successfully" in done.stdout, done.stdout + done.stderr
     found = ui.ask("/deployments/name/reflow-chain/chain")
-    assert found["work_pool_name"] == "reflow" and found["entrypoint"].endswith(":scheduled")
+    assert found["work_pool_name"] == "reflow" and found["entrypoint"].endswith(".scheduled")
     doomed = ui.start("worker.log", *prefect, "worker", "start", "--pool", "reflow")
     run = ui.order(found["id"], {"overrides": {"rounds.rf2.train.steps": 12500}}, "crash")
     wait_for(lambda: trained(ui, run, 1500), 240)

@@ -1,0 +1,31 @@
+"""What a run would do if dvc.yaml were another."""
+
+import os
+from pathlib import Path
+
+from flows.dag.graph import opened
+from flows.dag.plan import Planned, plan
+
+FILE = "dvc.yaml"
+
+
+def plan_with(root: Path, text: str) -> list[Planned]:
+    """Return the plan of the project if its dvc.yaml had this text, which it has meanwhile.
+
+    DVC's lock is held, so that no stage starts by it. Raises ReflowError if DVC cannot read it, or
+    if it does not suit params.yaml.
+    """
+    before = (root / FILE).read_text()
+    with opened(root) as project, project.repo.lock:
+        try:
+            _replace(root / FILE, text)
+            return plan(root)
+        finally:
+            _replace(root / FILE, before)
+
+
+def _replace(file: Path, text: str) -> None:
+    """Replace a file at once: whoever reads it finds one text or the other."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(file)
