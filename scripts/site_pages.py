@@ -57,7 +57,7 @@ def _on_site(target: Path, page: str) -> str:
 def _formula(found: re.Match[str]) -> str:
     if found["block"]:
         return "\n\n" + convert(found["block"].strip(), display="block") + "\n\n"
-    return convert(found["inline"])
+    return f"<span>{convert(found['inline'])}</span>"  # alone at a line's begin it would be a block
 
 
 def commands() -> str:
