@@ -7,7 +7,7 @@ bin := $(VENV)/bin
 run := PATH="$(abspath $(bin)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain check format settings test test-all bench bench-quick ui clean lock \
+.PHONY: help setup demo chain check format settings test test-all bench bench-quick docs ui clean lock \
 	mutations
 
 help:  ## list the targets
@@ -57,6 +57,10 @@ bench: setup .bench-venv/.installed  ## speed, error, memory beside other packag
 bench-quick: setup  ## the same in small, for a look; beside other packages if they are there
 	@OMP_NUM_THREADS=1 $(if $(wildcard .bench-venv/.installed),.bench-venv,$(VENV))/bin/python \
 	  -m benchmarks.bench --quick
+
+docs: setup  ## the documentation site, in .reflow/site; stops at a dead link
+	@$(run) PYTHONPATH=. NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet -f scripts/mkdocs.yml
+	@echo "the site: .reflow/site/index.html"
 
 ui: setup  ## the Prefect UI and the MLflow UI of this project on loopback, until Ctrl-C
 	@$(run) reflow ui
