@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Make the virtual environment in $VENV from requirements.lock. torch comes first, because a plain
+# Make the virtual environment in $VENV: `setup.sh` from requirements.lock, what a user needs, `setup.sh
+# dev` from requirements-dev.lock, that and what tests, checks and docs need. torch comes first: a plain
 # `pip install torch` takes several GB of CUDA packages also where there is no GPU.
 # TORCH_INDEX: auto (CPU build without a GPU, pip's default with one) or the URL of an index.
 set -euo pipefail
+for=${1:-use} lock=requirements.lock
+[ "$for" = dev ] && lock=requirements-dev.lock
 venv=${VENV:-.venv} index=${TORCH_INDEX:-auto} python=${PYTHON:-python3}
 cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -16,7 +19,7 @@ say() { printf '%s\n' "$*" >&2; }
 # pip compiles bytecode, which takes a minute. Where PYTHONDONTWRITEBYTECODE is set, as in many
 # containers, every process would otherwise compile torch again: about four seconds for each stage.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-torch=$(grep -E '^torch==' requirements.lock)
+torch=$(grep -E '^torch==' "$lock")
 
 # Would pip's default index bring CUDA packages with torch? Ask it before it downloads them.
 brings_cuda() {
@@ -45,14 +48,16 @@ fi
 # uv takes a third of pip's time. It does not read pip's configuration (a mirror, a folder of files),
 # so where uv does not reach a package pip installs them. Both take the lock as it is: no dependency
 # may replace the torch that is there (torch-fidelity names torchvision, which the tests do not need).
+uv=$(grep -E '^uv==' requirements-dev.lock)
 by_uv() {
-    pip install --quiet "$(grep -E '^uv==' requirements.lock)" &&
-        grep -vE '^torch==' requirements.lock | "$venv/bin/uv" pip install --quiet --no-deps \
+    pip install --quiet "$uv" &&
+        grep -vE '^torch==' "$lock" | "$venv/bin/uv" pip install --quiet --no-deps \
             --compile-bytecode --python "$venv/bin/python" --requirement -
 }
 by_uv || {
     say "uv cannot install everything here; pip does"
-    pip install --quiet --no-deps -r requirements.lock
+    pip install --quiet --no-deps -r "$lock"
 }
-pip install --quiet --no-deps --no-build-isolation -e .
+pip install --quiet --no-deps -e .
+[ "$for" = dev ] && touch "$venv/.installed-dev" || pip uninstall --quiet --yes uv
 touch "$venv/.installed"

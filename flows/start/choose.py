@@ -14,6 +14,7 @@ Lines = list[tuple[str, str]]
 
 EACH = 20
 """Fewest samples of every class for which a classifier is trained."""
+LATE = "times near the noise, where one step asks: the best of round 2 on digits, points, MNIST"
 NEAR = (0.5, 2.0)
 """Deviations that need no scale: the noise has 1."""
 
@@ -174,7 +175,9 @@ def _rounds(seen: Seen, kind: Kind, gpu: bool) -> Lines:
         ("  rf2:", ""),
         ("    coupling: rf1", ""),
         ("    init: rf1", ""),
-        (f"    train: {{steps: {again}, batch: {batch}, lr: {later}, ema: {ema}}}", ""),
+        ("    train:", ""),
+        (f"      {{steps: {again}, batch: {batch}, lr: {later}, ema: {ema},", ""),
+        ("      time: {name: beta, a: 1.5, b: 0.5}, loss: {name: pseudo_huber}}", LATE),
         ("couplings:", ""),
         (
             f"  rf1: {{round: rf1, pairs: {pairs}, solver: {solver}{shard}}}",

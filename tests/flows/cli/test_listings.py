@@ -18,19 +18,9 @@ LISTINGS = {
 """The commands that list something, each with the words that it needs here."""
 
 ACTIONS = {
-    "run",
-    "replicate",
-    "ship",
-    "push",
-    "sample",
-    "use",
-    "ui",
-    "deploy",
-    "demo",
-    "init",
-    "new",
+    "run", "replicate", "ship", "push", "sample", "use", "ui", "deploy", "demo", "init", "new",
     "upgrade",
-}
+}  # fmt: skip
 """The commands that do something and say so in a line or two."""
 
 
