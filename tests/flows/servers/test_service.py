@@ -232,7 +232,7 @@ def test_the_page_of_a_chain_has_the_figure_and_begins_with_the_distance(ui, tab
     page = f"{ui.urls['mlflow']}/#/experiments/{experiment}/runs/{run}"
     tab.goto(f"{page}?workflowType=machine_learning")
     tab.get_by_text("The rounds in one chart").first.wait_for()
-    figure = tab.get_by_alt_text("Distance over NFE")
+    figure = tab.locator("img[src*=fd_over_nfe]").first
     wait_for(lambda: figure.evaluate("image => image.naturalWidth") > 100)
     shot(tab, "mlflow_chain")
     assert "published" not in tab.inner_text("body")
