@@ -237,8 +237,10 @@ def test_the_page_of_a_chain_has_the_figure_and_begins_with_the_distance(ui, tab
     shot(tab, "mlflow_chain")
     assert "published" not in tab.inner_text("body")
     tab.goto(f"{page}/model-metrics?workflowType=machine_learning")
-    tab.get_by_text("distance (3)").first.wait_for()
-    tab.wait_for_timeout(3000)
+    tab.get_by_text("Auto-refresh").first.wait_for()
+    tab.wait_for_timeout(5000)
+    charts = tab.inner_text("body").partition("Auto-refresh")[2]
+    assert charts.split()[:2] == ["distance", "(3)"], charts
     shot(tab, "mlflow_chain_metrics")
 
 
