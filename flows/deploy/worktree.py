@@ -47,6 +47,8 @@ def make(root: Path, order: Order, name: str) -> Path:
         git(root, "worktree", "add", "-q", "-B", branch(name), str(folder), commit)
     try:
         settle(root, folder, order)
+        git(folder, "add", FILE)
+        _commit(folder, f"parameters of reflow run {name}")  # so records name a commit with them
         _settled(folder).touch()
     except BaseException:
         discard(root, name)
@@ -133,14 +135,18 @@ def keep(root: Path, name: str, *, done: bool) -> str:
     """
     folder = environment.local_path(root, "worktrees", slug(name))
     git(folder, "add", "-A")
-    said = f"reflow run {name}" if done else f"reflow run {name}, not finished"
-    if git(folder, "status", "--porcelain"):
-        who = ["-c", "user.name=reflow", "-c", "user.email=reflow@localhost"]
-        git(folder, *who, "commit", "-q", "--no-verify", "-m", said)
+    _commit(folder, f"reflow run {name}" if done else f"reflow run {name}, not finished")
     commit = git(folder, "rev-parse", "--short", "HEAD")
     if done:
         discard(root, name)
     return commit
+
+
+def _commit(folder: Path, message: str) -> None:
+    """Commit what is staged, if anything is."""
+    if git(folder, "diff", "--cached", "--name-only"):
+        who = ["-c", "user.name=reflow", "-c", "user.email=reflow@localhost"]
+        git(folder, *who, "commit", "-q", "--no-verify", "-m", message)
 
 
 def discard(root: Path, name: str) -> None:

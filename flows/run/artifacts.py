@@ -23,6 +23,7 @@ from prefect.states import Completed
 from flows.compare import chains
 from flows.dag import graph, lineage
 from flows.dag.description import Description
+from flows.project import links
 from fmcore.verdict.comparison import Comparison
 from fmcore.verdict.errors import short, with_error
 
@@ -131,4 +132,4 @@ def _link(root: Path, run: str) -> str | None:
         return None
     from flows.tracking.client import Tracker
 
-    return f"{address.rstrip('/')}/#/experiments/{Tracker(root).experiment}/runs/{run}"
+    return f"{address.rstrip('/')}/{links.run(Tracker(root).experiment, run)}"

@@ -8,6 +8,7 @@ from rich.console import Console
 from flows.compare.tables import comparison, rounds_table
 from flows.dag.graph import paths
 from flows.dag.receipts import note_timings
+from flows.project import links
 from flows.project.events import Event
 from flows.run import closing as records
 from flows.run.chain import update_chain
@@ -90,7 +91,11 @@ def _where(root: Path, flow_run: str, out: Console) -> None:
         out.print(f"pictures     {folder.relative_to(root)}/ and pictures/", highlight=False)
     except ReflowError as error:  # some stages alone were asked for, and there is no comparison yet
         out.print(f"rounds       {error}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"MLflow       {os.environ['MLFLOW_TRACKING_URI']}", markup=False, highlight=False)
+    place = os.environ["MLFLOW_TRACKING_URI"]
+    if place.startswith("http"):
+        pages = links.known(place, links.login())
+        place = pages.get("rounds", pages["runs"])
+    out.print(f"MLflow       {place}", markup=False, highlight=False, soft_wrap=True)
     if flow_run:
         out.print(f"Prefect run  {flow_run} in {os.environ['PREFECT_HOME']}", highlight=False)
     out.print("see both in a browser: reflow ui", highlight=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from flows.project import environment, servers
+from flows.project import environment, links, servers
 from flows.project.locks import locked
 from flows.servers import prefect_server
 from fmcore.settings import ReflowError
@@ -187,7 +187,10 @@ def _tell(root: Path, urls: dict[str, str], say: Say) -> None:
     if url := urls.get("prefect"):
         say(f"Prefect  {url}   log in with {password}")
     if url := urls.get("mlflow"):
-        say(f"MLflow   {url}/#/experiments?workflowType=machine_learning")
+        pages = links.known(url, servers.auth_string(root))
+        say(f"MLflow   {pages['runs']}")
+        if "rounds" in pages:
+            say(f"         the rounds in one chart: {pages['rounds']}")
         say(f"         name and password: {password}, before and after the colon")
     say("`reflow run` and `reflow publish` of this project report here; Ctrl-C stops")
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from flows.dag.chain import Chain, Round, flat
 from flows.dag.lock import Entry
-from flows.project import servers
+from flows.project import links, servers
 from flows.project.environment import configure
-from flows.project.git import git
-from flows.tracking import data_base, moved
+from flows.tracking import data_base, moved, pages
+from flows.tracking.origin import origin
+from flows.tracking.shown import Point
 from fmcore.settings import ReflowError
 
 # A server that is down must cost seconds, not MLflow's default of four minutes.
@@ -26,19 +27,9 @@ for _name, _value in (
 KEY, CHAIN, KIND = "reflow.key", "reflow.chain", "reflow.kind"
 REPLACED = "reflow.replaced"
 EXPERIMENT = "reflow"
-Point = tuple[str, float, int]
-"""A point of a metric: its name, its value, its step."""
-
-ABOUT = {
-    # Without this the MLflow UI opens its view for language models.
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": (
-        "A run per chain, a child run per round. On a chain: `round/<metric>` over the rounds (step"
-        " = round), `one_step`, `few_step` and `best` of what to ship, `spent/...` in all. On a"
-        " round: `<distance>_by_nfe` (step = NFE), `train/loss`, `gap_over_t` (t in thousandths)."
-        " Select the rounds of a chain, then Compare, to see them on one chart."
-    ),
-}
+LOGGED, OLD_LOGGED = "mlflow.reflow.published.", "reflow.published."
+"""Tags that say which entry of dvc.lock a part was logged from. MLflow's pages hide tags that begin
+with `mlflow.`; earlier versions wrote the second."""
 
 
 @contextmanager
@@ -93,7 +84,9 @@ class Tracker:
             return str(found.experiment_id)
         local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
         location = moved.artifacts(home or self.root).as_uri() if local else None
-        return str(self.client.create_experiment(name, artifact_location=location, tags=ABOUT))
+        return str(
+            self.client.create_experiment(name, artifact_location=location, tags=pages.ABOUT)
+        )
 
     def _restore(self, experiment: Any) -> None:
         """Restore a deleted experiment, without the runs that `publish` itself had replaced."""
@@ -126,11 +119,10 @@ class Tracker:
             CHAIN: chain.key,
             "reflow.recipe": chain.recipe,
             "reflow.rounds": " ".join(r.name for r in chain.rounds),
-            **_git(self.root),
+            **pages.tags_of(chain),
+            **origin(self.root),
         }
-        run = self.client.create_run(
-            self.experiment, run_name=f"{chain.name} {chain.key[:7]}", tags=tags
-        )
+        run = self.client.create_run(self.experiment, run_name=pages.run_name(chain), tags=tags)
         return self._with_params(run, flat(chain.settings))
 
     def child(self, chain: Chain, parent: str, round_: Round, planned: Entry | None) -> str:
@@ -147,8 +139,10 @@ class Tracker:
             KEY: round_.key,
             "reflow.round": round_.name,
             "mlflow.parentRunId": parent,
+            "mlflow.note.content": pages.round_note(self.experiment, chain, round_, planned),
+            **pages.tags_of(chain),
             **replicate_tags(round_, planned),
-            **_git(self.root),
+            **origin(self.root),
         }
         if elsewhere := self.find(reflow__kind="round", reflow__key=round_.key):
             tags |= {"reflow.reused": "true", "reflow.origin_run": elsewhere[-1].info.run_id}
@@ -171,6 +165,10 @@ class Tracker:
 
         params = [Param(k, v[:6000]) for k, v in values.items()]
         self.client.log_batch(run, params=params)
+
+    def show(self, name: str, state: str) -> None:
+        """Keep a view of the experiment's runs for MLflow's pages."""
+        self.client.set_experiment_tag(self.experiment, f"{links.VIEW}{name}", state)
 
     def log(self, run: str, points: Sequence[Point]) -> None:
         """Log points in batches of the size MLflow allows."""
@@ -208,13 +206,3 @@ def replicate_tags(round_: Round, planned: Entry | None) -> dict[str, str]:
     if number is None:
         return {}
     return {"reflow.replicate_of": str(round_.replicate_of), "reflow.replicate": str(number)}
-
-
-def _git(root: Path) -> dict[str, str]:
-    """Return the commit and whether the tree differs from it, which MLflow does not record."""
-    try:
-        commit = git(root, "rev-parse", "HEAD")
-        dirty = bool(git(root, "status", "--porcelain", "--untracked-files=no"))
-    except ReflowError:  # a folder without git, or without a commit, has none
-        return {}
-    return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}

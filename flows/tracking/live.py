@@ -15,7 +15,8 @@ from flows.project import servers
 from flows.project.events import Event
 
 if TYPE_CHECKING:
-    from flows.tracking.client import Point, Tracker
+    from flows.tracking.client import Tracker
+    from flows.tracking.shown import Point
 
 FLUSH_SECONDS = 5.0
 

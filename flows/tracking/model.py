@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from flows.tracking import pages
 from fmcore.checked import FILES, read_checked
 from fmcore.network.store import read_config
 
 REQUIREMENTS = ("torch", "numpy", "pydantic", "safetensors", "pyarrow", "mlflow")
+OF_NETWORK = {"unet": ("diffusers",), "dit": ("diffusers",)}
+"""What a network needs beside these, by its name."""
 PARAMS = (
     ("nfe", "long", 1),
     ("seed", "long", 0),
@@ -37,6 +40,7 @@ def log_model(mlflow: Any, run: str, folder: Path) -> str:
     for name in config[FILES]:
         read_checked(folder, name, config)
     shape = config["shape"]
+    needs = (*REQUIREMENTS, *OF_NETWORK.get(config["network"]["name"], ()))
     float32 = np.dtype("float32")
     signature = ModelSignature(
         outputs=Schema([TensorSpec(float32, (-1, *shape))]),
@@ -51,6 +55,8 @@ def log_model(mlflow: Any, run: str, folder: Path) -> str:
             code_paths=[str(package)],
             signature=signature,
             input_example=np.zeros((2, *shape), np.float32),
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in needs],
         )
+    words = {"mlflow.note.content": pages.loading(logged.model_uri, tuple(shape))}
+    mlflow.MlflowClient().set_logged_model_tags(logged.model_id, words)
     return str(logged.model_id)

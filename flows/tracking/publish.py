@@ -1,26 +1,26 @@
 """`publish`: bring MLflow up to date with dvc.lock and the receipts, exactly once."""
 
-import warnings
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from flows.dag.chain import Chain, Round, trained
-from flows.dag.description import describe
 from flows.dag.identity import whole_chain
 from flows.dag.lineage import lock_entries
 from flows.dag.lock import Entry, digest
-from flows.dag.outputs.content import reader
-from flows.dag.receipts import curve, metrics, read_comparison, spent
+from flows.dag.receipts import curve, spent
+from flows.project import links
 from flows.project.locks import locked
-from flows.tracking import marker
-from flows.tracking.client import Point, Tracker, answers
+from flows.tracking import marker, pages, parts, shown
+from flows.tracking.client import LOGGED, OLD_LOGGED, Tracker, answers
 from flows.tracking.registry import offer, register
 from fmcore.settings import ReflowError
-from fmcore.verdict import keys
 
 Say = Callable[[str], object]
+Origin = Entry | Mapping[str, object]
+"""What a part is logged from: an entry of dvc.lock, or numbers and hashes."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
         done = Published(parent=tracker.parent(whole), notes=tracker.notes)
         for round_ in whole.rounds:
             run, tags = _run_of(tracker, whole, done.parent, round_, say)
-            for part, entry, log in _parts(tracker, run, round_, whole, models):
+            for part, entry, log in _parts(tracker, run, done.parent, round_, whole, models):
                 _once(tracker, run, tags, part, entry, log, done, say)
             _spent(tracker, done, run, round_, say)
             if round_.evaluate:
@@ -67,6 +67,10 @@ def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Pu
         _parent(tracker, whole, done, say, models)
         if models and not done.skipped:
             marker.note(root, lock, done.parent)
+        server = os.environ["MLFLOW_TRACKING_URI"]
+        if server.startswith("http") and whole.compare:
+            chart = links.rounds(tracker.experiment, pages.view_of(whole))
+            say(f"the rounds in one chart: {server.rstrip('/')}/{chart}")
     return done
 
 
@@ -82,10 +86,11 @@ def _run_of(
     run = tracker.child(whole, parent, round_, round_.train)
     tags = tracker.client.get_run(run).data.tags
     entry = round_.train
-    if entry is None or tags.get(_tag(f"train@{round_.name}")) == digest(entry):
+    logged = {tags.get(_tag(f"train@{round_.name}", kind)) for kind in (LOGGED, OLD_LOGGED)}
+    if entry is None or digest(entry) in logged:
         return run, tags
     try:
-        measured = set(_measured(tracker.root, entry))
+        measured = set(shown.trained(curve(tracker.root, entry, "curve")))
     except ReflowError:
         return run, tags  # the part whose receipt is missing reports it
     if set(tracker.points(run, "train/")) <= measured:
@@ -97,18 +102,23 @@ def _run_of(
 
 
 def _parts(
-    tracker: Tracker, run: str, round_: Round, whole: Chain, models: bool
-) -> list[tuple[str, Entry, Callable[[], None]]]:
-    parts: list[tuple[str, Entry, Callable[[], None]]] = []
+    tracker: Tracker, run: str, parent: str, round_: Round, whole: Chain, models: bool
+) -> list[tuple[str, Origin, Callable[[], None]]]:
+    found: list[tuple[str, Origin, Callable[[], None]]] = []
+    name = round_.name
     if entry := round_.train:
-        parts.append((f"train@{round_.name}", entry, lambda: _train(tracker, run, entry)))
+        found.append((f"train@{name}", entry, partial(parts.train, tracker, run, entry)))
         if models:
-            parts.append((f"model@{round_.name}", entry, lambda: _model(tracker, run, entry)))
-    for name, made in round_.couples.items():
-        parts.append((f"couple@{name}", made, partial(_couple, tracker, run, name, made)))
-    if scored := round_.evaluate:
-        parts.append((f"evaluate@{round_.name}", scored, lambda: _evaluate(tracker, run, scored)))
-    return parts
+            found.append((f"model@{name}", entry, partial(parts.model, tracker, run, entry)))
+    for made, by in round_.couples.items():
+        found.append((f"couple@{made}", by, partial(parts.couple, tracker, run, made, by)))
+    if (entry := round_.evaluate) is not None:
+        found.append((f"evaluate@{name}", entry, partial(parts.evaluate, tracker, run, entry)))
+        if compare := whole.compare:
+            both = {"evaluate": entry.digest, "compare": compare.digest}
+            log = partial(parts.score, tracker, run, parent, round_, compare)
+            found.append((f"score@{name}", both, log))
+    return found
 
 
 def _once(
@@ -116,14 +126,19 @@ def _once(
     run: str,
     tags: dict[str, str],
     part: str,
-    entry: Entry | dict[str, float],
+    entry: Origin,
     log: Callable[[], None],
     done: Published,
     say: Say,
 ) -> None:
-    """Log a part unless the run's tag says that the same entry of dvc.lock is logged already."""
-    tag, value = _tag(part), digest(entry)
-    if tags.get(tag) == value:
+    """Log a part unless the run's tag says that the same entry of dvc.lock is logged already.
+
+    What an earlier version logged is completed: `complete` and MLflow keep points, files and data
+    sets from being there twice. A second model would be, so its old tag counts.
+    """
+    value = digest(entry)
+    old = tags.get(_tag(part, OLD_LOGGED))
+    if tags.get(_tag(part)) == value or (part.startswith("model@") and old == value):
         done.unchanged.append(part)
         return
     try:
@@ -132,84 +147,11 @@ def _once(
         done.skipped.append(f"{part}: {error}")
         say(f"{part}: not published: {error}")
         return
-    tracker.client.set_tag(run, tag, value)
+    tracker.client.set_tag(run, _tag(part), value)
+    if old is not None:
+        tracker.client.delete_tag(run, _tag(part, OLD_LOGGED))
     done.logged.append(part)
     say(f"{part}: published")
-
-
-def _train(tracker: Tracker, run: str, entry: Entry) -> None:
-    tracker.complete(run, _measured(tracker.root, entry))
-    path = entry.path("coupling")
-    _dataset(tracker, run, path, entry.md5(path), "training")
-    tracker.client.set_tag(run, "dvc.model.md5", entry.md5(entry.path("out")))
-
-
-def _tag(part: str) -> str:
-    """Return the tag that says which entry of dvc.lock a part was logged from."""
-    return f"reflow.published.{part.replace('@', '.')}"
-
-
-def _measured(root: Path, entry: Entry) -> list[Point]:
-    """Return what a training measured: its curve, and the metrics at its end."""
-    points = [
-        (f"train/{name}", value, int(row["step"]))
-        for row in curve(root, entry, "curve")
-        for name, value in row.items()
-        if name != "step"
-    ]
-    return points + [(f"train/final_{k}", v, 0) for k, v in metrics(root, entry).items()]
-
-
-def _couple(tracker: Tracker, run: str, name: str, entry: Entry) -> None:
-    values = metrics(tracker.root, entry)
-    tracker.complete(run, [(f"couple/{name}/{k}", v, 0) for k, v in values.items()])
-    path = entry.path("out")
-    _dataset(tracker, run, path, entry.md5(path), "generated")
-    tracker.client.set_tag(run, f"dvc.coupling.{name}.pairs", str(int(values["pairs"])))
-
-
-def _dataset(tracker: Tracker, run: str, path: str, md5: str, context: str) -> None:
-    """Log a coupling as a data set by its DVC hash; its rows are not read."""
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag
-
-    with warnings.catch_warnings(action="ignore"):  # it warns that one class fits twice
-        source = resolve_dataset_source(str(tracker.root / path))
-    name = path.replace("/", "-")
-    dataset = MetaDataset(source, name=name, digest=md5[:8])  # type: ignore[abstract]
-    tags = [InputTag("mlflow.data.context", context), InputTag("dvc.md5", md5)]
-    tracker.client.log_inputs(run, [DatasetInput(dataset._to_mlflow_entity(), tags)])
-    tracker.client.set_tag(run, f"dvc.{path}.md5", md5)
-
-
-def _evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
-    values = metrics(tracker.root, entry)
-    points = [(name, value, 0) for name, value in values.items()]
-    points += [(keys.over_nfe(name), v, nfe) for name, nfe, v in keys.measured(values)]
-    for row in curve(tracker.root, entry, "straightness"):
-        # Steps are integers: t in thousandths.
-        points.append(("gap_over_t", row["gap"], round(1000 * row["t"])))
-    tracker.complete(run, points)
-    _files(tracker, run, entry.path("out"), "*.png", "pictures")
-
-
-def _files(tracker: Tracker, run: str, folder: str, pattern: str, name: str) -> None:
-    """Log the files of a folder as `name`, after checking them against dvc.lock."""
-    read, files = reader(tracker.root), sorted((tracker.root / folder).glob(pattern))
-    for file in files:
-        read(f"{folder}/{file.name}")
-    for file in files:
-        tracker.client.log_artifact(run, str(file), name)
-
-
-def _model(tracker: Tracker, run: str, entry: Entry) -> None:
-    from flows.tracking.model import log_model
-
-    folder = tracker.root / entry.path("out")
-    if not folder.is_dir():
-        raise ReflowError(f"{folder.name}: the model is missing; `reflow run` brings it back")
-    log_model(tracker.mlflow, run, folder)
 
 
 def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say) -> None:
@@ -222,69 +164,30 @@ def _spent(tracker: Tracker, done: Published, run: str, round_: Round, say: Say)
     def log() -> None:
         tracker.complete(run, [(k, v, 0) for k, v in values.items()])
         own = {} if round_.replicate_of else values
-        tracker.complete(done.parent, [(f"round/{k}", v, round_.index) for k, v in own.items()])
+        tracker.complete(done.parent, shown.over_rounds(own, round_.index))
 
     tags = tracker.client.get_run(run).data.tags
     _once(tracker, run, tags, f"spent@{round_.name}", values, log, done, say)
 
 
 def _parent(tracker: Tracker, whole: Chain, done: Published, say: Say, models: bool) -> None:
-    """Log `round/<metric>` with step = round, which MLflow's charts show, and `data/<number>`."""
+    """Log what is of the chain: its data, its comparison, the aliases of the registered model."""
     tags = tracker.client.get_run(done.parent).data.tags
     for read in whole.entries.values():
         if read.runs("prepare", "out", "metrics"):
-            known = partial(_data, tracker, done.parent, read)
-            _once(tracker, done.parent, tags, "prepare", read, known, done, say)
-    for round_ in whole.rounds:
-        if (entry := round_.evaluate) is None or round_.replicate_of:
-            continue
-
-        def log(entry: Entry = entry, index: int = round_.index) -> None:
-            values = metrics(tracker.root, entry)
-            tracker.complete(done.parent, [(f"round/{k}", v, index) for k, v in values.items()])
-
-        _once(tracker, done.parent, tags, f"round@{round_.name}", entry, log, done, say)
+            log = partial(parts.data, tracker, done.parent, whole, read)
+            _once(tracker, done.parent, tags, "prepare", read, log, done, say)
     if compare := whole.compare:
-        log = partial(_compare, tracker, done.parent, compare, whole)
+        log = partial(parts.comparison, tracker, done.parent, whole, compare)
         _once(tracker, done.parent, tags, "compare", compare, log, done, say)
         tracker.client.set_terminated(done.parent, "FINISHED")
         if models:
             _ship(tracker, whole, done, say)
 
 
-def _data(tracker: Tracker, run: str, entry: Entry) -> None:
-    values = metrics(tracker.root, entry)
-    tracker.complete(run, [(f"data/{k}", v, 0) for k, v in values.items()])
-
-
-def _compare(tracker: Tracker, run: str, entry: Entry, whole: Chain) -> None:
-    """Log the comparison: its files, rounds to ship, results of the gates, the table as a note."""
-    commit = tracker.client.get_run(run).data.tags.get("mlflow.source.git.commit", "")
-    about = describe(whole, reader(tracker.root), commit)
-    found = read_comparison(tracker.root, entry)
-    folder = tracker.root / entry.path("out")
-    _files(tracker, run, entry.path("out"), "*", "comparison")
-    tracker.client.log_dict(run, about.as_json(), "chain.json")
-    floor = keys.at_floor(found.metric)
-    points = _with_error(floor, found.floor, found.floor_se)
-    for use, choice in found.ship.items():
-        points += _with_error(f"{use}/{found.metric}", choice.distance, choice.se)
-        points += [(f"{use}/nfe", float(choice.nfe), 0)]
-        tracker.client.set_tag(run, f"reflow.{use}", choice.round)
-    points += [point for over in found.replicates for point in over.points(found.metric)]
-    tracker.complete(run, points)
-    unhappy = [f"{j.verdict.state}: {j.stage} {j.verdict.gate}" for j in found.unhappy]
-    tracker.client.set_tag(run, "reflow.gates", "; ".join(unhappy) or "ok")
-    tracker.client.set_tag(run, "reflow.fingerprint", found.fingerprint)
-    tracker.client.set_tag(run, "mlflow.note.content", (folder / "rounds.md").read_text())
-
-
-def _with_error(name: str, value: float, error: float | None) -> list[Point]:
-    """Return the point of a number and that of its standard error, `<name>_se`, if it has one."""
-    place, slash, metric = name.rpartition("/")
-    own = keys.error(name) if metric == "floor" else f"{place}{slash}{metric}_se"
-    found = [(name, float(value), 0)]
-    return found if error is None else [*found, (own, float(error), 0)]
+def _tag(part: str, kind: str = LOGGED) -> str:
+    """Return the tag that says which entry of dvc.lock a part was logged from."""
+    return f"{kind}{part.replace('@', '.')}"
 
 
 def _ship(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.dag.description import Description, Files, Read
 from flows.tracking.client import Tracker, answers
+from flows.tracking.shown import GAP, OLD_GAP
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE
 
@@ -59,8 +60,8 @@ def _reader(tracker: Tracker, chain: Any, files: Files) -> Read:
 def _curve(tracker: Tracker, run: str) -> bytes:
     """Return the curve of straightness as csv, from the metric whose step is t in thousandths."""
     with answers():
-        history = tracker.client.get_metric_history(run, "gap_over_t")
-    points = sorted({(m.step / 1000, m.value) for m in history})
+        history = tracker.points(run, names=(GAP,)) or tracker.points(run, names=(OLD_GAP,))
+    points = sorted({(step / 1000, value) for _, value, step in history})
     return "\n".join(["t,gap", *(f"{t},{gap}" for t, gap in points)]).encode()
 
 

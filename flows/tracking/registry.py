@@ -14,6 +14,7 @@ from typing import Any
 from flows.dag.chain import Chain
 from flows.dag.identity import data_key, yardstick_key
 from flows.dag.receipts import metrics, read_comparison
+from flows.tracking import pages
 from flows.tracking.client import CHAIN, Tracker
 from flows.tracking.promotion import USES, Distances, chosen, score
 from fmcore.settings import ReflowError
@@ -26,10 +27,9 @@ goes by, and the version that `reflow ship` named."""
 GIT = ("mlflow.source.git.commit", "git.dirty", "dvc.model.md5")
 
 NOTE = (
-    "Rounds of reflow chains on one data set. `predict(noise, params={'nfe': 1})`, or `predict([],"
-    " params={'seed': 0, 'count': 64})`. `one_step`: the least distance at NFE 1; `few_step`: at"
-    " the NFE nearest to 4; `best`: at any NFE. A round takes an alias if it is better by more than"
-    " the error, by the same yardstick; `reflow ship ROUND` moves one by hand."
+    "Rounds of reflow chains on one data set. `one_step`: the least distance at NFE 1; `few_step`:"
+    " at the NFE nearest to 4; `best`: at any NFE. A round takes an alias if it is better by more"
+    " than the error, by the same yardstick; `reflow ship ROUND` moves one by hand.\n\n"
 )
 
 
@@ -78,7 +78,8 @@ class Registered:
         self.name = f"{tracker.experiment_name}-{whole.name}-{key[:8]}"
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             tags = {"reflow.data": whole.name, "reflow.data.key": key}
-            self.client.create_registered_model(self.name, tags, NOTE)
+            about = NOTE + pages.loading(f"models:/{self.name}@one_step")
+            self.client.create_registered_model(self.name, tags, about)
         model = self.client.get_registered_model(self.name)
         self.aliases = {use: str(version) for use, version in model.aliases.items()}
         self.tags: dict[str, str] = dict(model.tags)
@@ -126,9 +127,11 @@ class Registered:
                 return number
         tags = {CHAIN: key, "reflow.round": round_}
         tags |= {k: run.data.tags[k] for k in GIT if k in run.data.tags}
+        about = f"Round {round_} of the chain {key[:7]} on {self.whole.name}.\n\n"
         made = client.create_model_version(
-            self.name, model.model_uri, run.info.run_id, tags, model_id=model.model_id
-        )
+            self.name, model.model_uri, run.info.run_id, tags, model_id=model.model_id,
+            description=about + model.tags.get("mlflow.note.content", ""),
+        )  # fmt: skip
         self.versions[str(made.version)] = made
         return str(made.version)
 

@@ -64,7 +64,7 @@ def published(root: Path) -> str:
             (m, p.step, p.value) for m in data.metrics for p in known.get_metric_history(run, m)
         ]
         files = [f.path for f in known.list_artifacts(run)]
-        tags = {k: names.get(v, v) for k, v in data.tags.items()}
+        tags = {k: names.get(v, v.replace(run, name)) for k, v in data.tags.items()}
         found.append([name, tags, data.params, sorted(points), sorted(files)])
     return json.dumps(sorted(found, key=lambda row: str(row[0])), sort_keys=True)
 

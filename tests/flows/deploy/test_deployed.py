@@ -85,6 +85,12 @@ def test_a_run_of_the_deployment_works_in_a_worktree_and_leaves_a_branch(ui, ser
     assert "train@rf2" in lock and lock != before[1]
     assert before == ((ui.chain.root / "params.yaml").read_text(), ui.chain.lock())
     assert not list((ui.chain.root / ".reflow/worktrees").glob("a-b*"))
+    keys = ("git.dirty", "mlflow.source.git.commit")
+    code = f"tags = t.find(reflow__round='rf2')[0].data.tags; print(*(tags[k] for k in {keys}))"
+    dirty, commit = ui.chain.mlflow(code).split()
+    assert dirty == "false"
+    assert "steps: 150" in ui.chain.sh("git", "show", f"{commit}:params.yaml").stdout
+    assert "View run" not in (ui.chain.root.parent / "deploy.log").read_text()
     states = ui.tasks(run)
     assert states["train@rf1"] == "Cached" and states["train@rf2"] == "Completed"
 

@@ -128,13 +128,14 @@ def test_mlflow_holds_a_run_per_round_below_one_chain(chain):
     assert tags["dvc.couplings/rf1.md5"] == made
     assert tags["reflow.key"] == lineage.lineage(lock)["train@rf2"]
     evaluated = json.loads((chain.root / "metrics" / "evaluate" / "rf2.json").read_text())
-    assert metrics["straightness"] == pytest.approx(evaluated["straightness"])
-    assert runs[parent][2]["round/straightness"] == pytest.approx(evaluated["straightness"])
+    assert metrics["score/straightness_rel"] == evaluated["straightness_rel"]
+    assert runs[parent][2]["round/straightness_rel"] == evaluated["straightness_rel"]
+    assert metrics["score/nfe_1"] == evaluated["energy/nfe_1"]
     code = (
         "import json; r = t.find(reflow__kind='round', reflow__round='rf1')[0].info.run_id;"
         "h = t.client.get_metric_history;"
         "print(json.dumps([[m.step for m in h(r, 'train/loss')],"
-        " [m.step for m in h(r, 'fd_identity_by_nfe')],"
+        " [m.step for m in h(r, 'distance/energy')],"
         " sorted(a.path for a in t.client.list_artifacts(r, 'pictures'))]))"
     )
     losses, nfes, pictures = json.loads(chain.mlflow(code))

@@ -199,6 +199,51 @@ def test_prefects_pages_show_the_run_and_its_stages(ui, tab):
     shot(tab, "prefect_run")
 
 
+def links(ui):
+    """Return the links to MLflow's pages that `reflow ui` printed."""
+    found = [line.split()[-1] for line in ui.log.read_text().splitlines() if "/#/" in line]
+    assert all(link.startswith(ui.urls["mlflow"]) for link in found)
+    return found
+
+
+def test_the_links_are_to_the_runs_and_to_the_rounds_of_the_chain(ui):
+    runs, rounds = links(ui)
+    assert runs.endswith("/#/experiments/1/runs?workflowType=machine_learning")
+    assert rounds == f"{runs}&compareRunsMode=CHART&viewStateShareKey=latest"
+    assert "the rounds in one chart: http" in ui.chain.reflow("publish").stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_the_printed_link_opens_the_rounds_in_one_chart(ui, tab):
+    tab.goto(links(ui)[1])
+    tab.get_by_text("distance/energy vs distance/floor").first.wait_for()
+    tab.wait_for_timeout(3000)
+    shot(tab, "mlflow_rounds")
+    text = tab.inner_text("body")
+    for name in ("rf1", "rf2"):
+        assert f"{name} (distance/energy)" in text and f"{name} (distance/floor)" in text
+    assert "Model training" in text and "2 matching runs" in " ".join(text.split())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_the_page_of_a_chain_has_the_figure_and_begins_with_the_distance(ui, tab):
+    code = "print(t.experiment, t.find(reflow__kind='chain')[0].info.run_id)"
+    experiment, run = ui.chain.mlflow(code).split()
+    page = f"{ui.urls['mlflow']}/#/experiments/{experiment}/runs/{run}"
+    tab.goto(f"{page}?workflowType=machine_learning")
+    tab.get_by_text("The rounds in one chart").first.wait_for()
+    figure = tab.locator("img[src*=fd_over_nfe]").first
+    wait_for(lambda: figure.evaluate("image => image.naturalWidth") > 100)
+    shot(tab, "mlflow_chain")
+    assert "published" not in tab.inner_text("body")
+    tab.goto(f"{page}/model-metrics?workflowType=machine_learning")
+    tab.get_by_text("Auto-refresh").first.wait_for()
+    tab.wait_for_timeout(5000)
+    charts = tab.inner_text("body").partition("Auto-refresh")[2]
+    assert charts.split()[:2] == ["distance", "(3)"], charts
+    shot(tab, "mlflow_chain_metrics")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 def test_mlflows_pages_compare_two_rounds(ui, tab):
     code = (

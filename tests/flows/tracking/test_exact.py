@@ -11,7 +11,7 @@ from flows.params.load import load
 from flows.project.events import followed, path_of, scratch_of
 from flows.stage.progress import Reporter
 from flows.tracking import marker
-from flows.tracking.client import Tracker
+from flows.tracking.client import LOGGED, OLD_LOGGED, Tracker
 from flows.tracking.live import Live
 from flows.tracking.publish import publish
 from fmcore.settings import derive_seed
@@ -33,6 +33,18 @@ for run in t.client.search_runs([t.experiment]):
     assert run.info.run_name not in found
     found[run.info.run_name] = sorted(points)
 print(json.dumps(found))
+"""
+
+
+DATA = """
+(data,) = t.find(reflow__kind='chain')[0].inputs.dataset_inputs
+assert data.dataset.name == 'gaussian' and 'data' in {tag.value for tag in data.tags}
+print(data.dataset.profile)
+"""
+RECEIPTS = """
+import json
+run = t.find(reflow__round='rf1')[0].info.run_id
+print(json.dumps(sorted(a.path.split('/')[1] for a in t.client.list_artifacts(run, 'receipts'))))
 """
 
 
@@ -73,14 +85,17 @@ def test_after_a_live_run_mlflow_is_what_publish_makes_of_nothing(chain):
     live = histories(chain)
     for round_ in ("rf1", "rf2"):
         trained = [p for p in live[round_] if p[0].startswith("train/")]
-        points = [tuple(p[:3]) for p in trained if not p[0].startswith("train/final_")]
-        assert points == curve(chain.root, round_)
+        assert [tuple(p[:3]) for p in trained] == curve(chain.root, round_)
         last = max(p[3] for p in trained if p[0] == "train/loss")
-        assert last < min(p[3] for p in trained if p[0].startswith("train/final_")), "not live"
+        assert last < min(p[3] for p in live[round_] if p[0].startswith("over_t/")), "not live"
+        assert len({p[0] for p in live[round_]}) < 40
+        bars = {p[0] for p in live[round_] if p[1] == 0 and not p[0].startswith("over_t/")}
+        assert len([name for name in bars if not name.startswith("spent/")]) <= 12
     held = [p[1] for p in live["rf1"] if p[0] == "train/held_out_loss"]
     assert held == [200, 400, 500]
-    data = {p[0]: p[2] for run in live.values() for p in run if p[0].startswith("data/")}
-    assert (data["data/samples"], data["data/features"], data["data/classes"]) == (4000, 2, 0)
+    seen, kept = json.loads(chain.mlflow(DATA)), json.loads(chain.mlflow(RECEIPTS))
+    assert (seen["num_rows"], seen["features"], seen["classes"]) == (4000, 2, 0)
+    assert kept == ["couple_rf1.json", "evaluate.json", "train.json"]
     shutil.rmtree(chain.root / ".reflow" / "mlflow")
     assert " 0 not published" in chain.reflow("publish").stdout
     assert untimed(histories(chain)) == untimed(live)
@@ -207,7 +222,7 @@ def test_publish_that_was_interrupted_logs_the_rest_and_nothing_twice(
 
     def set_tag(client, run, key, value):
         calls.append(key)
-        if key.startswith("reflow.published.evaluate.rf2"):
+        if key.endswith("reflow.published.evaluate.rf2"):
             raise Killed
         return real(client, run, key, value)
 
@@ -223,6 +238,33 @@ def test_publish_that_was_interrupted_logs_the_rest_and_nothing_twice(
     data_base("empty")
     publish(chain.root, models=False)
     assert points(chain.root) == found
+
+
+@pytest.mark.long
+def test_records_of_an_earlier_version_are_completed_and_nothing_is_there_twice(chain, data_base):
+    data_base("earlier")
+    publish(chain.root)
+    tracker = Tracker(chain.root)
+    runs = tracker.client.search_runs([tracker.experiment])
+    for run in runs:  # the tags, and a name, of earlier versions
+        for tag, value in run.data.tags.items():
+            if tag.startswith(LOGGED):
+                tracker.client.delete_tag(run.info.run_id, tag)
+                if ".score." not in tag:
+                    old = tag.replace(LOGGED, OLD_LOGGED)
+                    tracker.client.set_tag(run.info.run_id, old, value)
+        tracker.log(run.info.run_id, [("train/final_loss", 1.0, 0)])
+    found = points(chain.root)
+    done = publish(chain.root)
+    assert done.skipped == [] and {"model@rf1", "model@rf2"} <= set(done.unchanged)
+    assert points(chain.root) == found
+    models = tracker.client.search_logged_models([tracker.experiment])
+    assert len(models) == 2 and publish(chain.root).logged == []
+    for run in tracker.client.search_runs([tracker.experiment]):
+        left = [tag for tag in run.data.tags if tag.startswith(OLD_LOGGED)]
+        assert left in ([], [f"{OLD_LOGGED}model.{run.info.run_name}"]), "out of people's way"
+        data = [d.dataset.name for d in run.inputs.dataset_inputs]
+        assert len(data) == len(set(data))
 
 
 def test_the_note_is_of_one_lock_and_one_place(tmp_path, monkeypatch):

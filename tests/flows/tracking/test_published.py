@@ -6,6 +6,7 @@ import pytest
 
 from flows.tracking.client import Tracker
 from flows.tracking.published import published
+from flows.tracking.shown import GAP, OLD_GAP
 from fmcore.settings import ReflowError
 
 ABOUT = {
@@ -19,7 +20,7 @@ ABOUT = {
 
 
 @pytest.fixture
-def tracker(empty) -> Tracker:
+def tracker(empty, request) -> Tracker:
     """A finished chain of one round, and one that has not come to its comparison."""
     tracker = Tracker(empty.root)
     create = tracker.client.create_run
@@ -30,11 +31,13 @@ def tracker(empty) -> Tracker:
     tracker.client.log_text(run, "rounds", "comparison/rounds.json")
     tags = {"reflow.kind": "round", "reflow.chain": "k", "reflow.round": "rf1"}
     child = create(tracker.experiment, run_name="rf1", tags=tags).info.run_id
-    tracker.log(child, [("gap_over_t", 2.0, 100), ("gap_over_t", 1.0, 900)])
+    name = getattr(request, "param", GAP)
+    tracker.log(child, [(name, 2.0, 100), (name, 1.0, 900)])
     tracker.client.log_text(child, "png", "pictures/samples.png")
     return tracker
 
 
+@pytest.mark.parametrize("tracker", [GAP, OLD_GAP], indirect=True)
 def test_what_is_there_is_read_and_what_is_not_is_none(tracker):
     ((name, about, read),) = published(tracker.root, pytest.fail)
     assert (name, about.as_dict()) == ("whole", ABOUT)
