@@ -68,10 +68,8 @@ def compare(
     """
     about = _about(yardstick / YARDSTICK)
     metric, floor = about["metric"], about["floor"][about["metric"]]
-    results = [
-        _result(r, metrics / "evaluate" / f"{r.name}.json", fd / f"{r.name}.csv", metric)
-        for r in rounds
-    ]
+    scored = metrics / "evaluate"
+    results = [_result(r, scored / f"{r.name}.json", fd / f"{r.name}.csv", metric) for r in rounds]
     own = [r for r in results if not r.replicate]
     _cost(results, rounds, metrics)
     found = Comparison(

@@ -13,14 +13,17 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-FORMULA = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?!\w)", re.DOTALL)
+FORMULA = re.compile(
+    r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^$\n]+?)\$(?!\w)", re.DOTALL
+)
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)]*)?\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here, and the files outside of docs/ that pages link to."""
-    made = {"index.md": (ROOT / "README.md").read_text(), "commands.md": commands(), "api.md": names()}
+    readme = (ROOT / "README.md").read_text()
+    made = {"index.md": readme, "commands.md": commands(), "api.md": names()}
     for page in sorted(ROOT.glob("benchmarks/*.md")):
         made[f"benchmarks/{page.name}"] = page.read_text()
     for path, text in made.items():
@@ -33,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links for the tree of the repository into links of the site, and formulas into MathML."""
+    """Turn links for the repository into links of the site, and formulas into MathML."""
     path = page.file.src_uri
     home = {"index.md": Path(), "commands.md": Path(), "api.md": Path()}.get(path)
     if home is None:
@@ -50,7 +53,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _on_site(target: Path, page: str) -> str:
     """Return the link from a page of the site to a file of the repository."""
     name = target.relative_to(ROOT).as_posix()
-    name = {"README.md": "index.md", "benchmarks": "gallery.md"}.get(name, name.removeprefix("docs/"))
+    other = {"README.md": "index.md", "benchmarks": "gallery.md"}
+    name = other.get(name, name.removeprefix("docs/"))
     return "../" * page.count("/") + name
 
 
