@@ -103,6 +103,8 @@ def workers(root: Path, sizes: Sizes) -> Iterator[Row]:
     coupler = Coupler(fresh(root), "digits MLP")
     settings = Couple(pairs=sizes.shared_pairs, shard=max(1, sizes.shared_pairs // 16))
     for kind, module in KINDS.items():
+        if kind not in sizes.executors:
+            continue
         case = f"digits MLP, {kind}"
         if module and importlib.util.find_spec(module) is None:
             yield Row("workers", case, "2 workers over 1", note=f"{module} is not installed")

@@ -80,6 +80,8 @@ class Sizes:
     """Steps of rk4 in float64 that the errors are measured against."""
     shared_pairs: int = 32_768
     """Pairs that one and two workers sample."""
+    executors: tuple[str, ...] = ("processes", "ray", "dask")
+    """The kinds of workers; of Ray and Dask those that are installed."""
     lengths: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     """Pairs of the couplings whose cost is drawn."""
     growth: tuple[int, ...] = (1, 10, 100)
@@ -107,22 +109,23 @@ class Sizes:
 
 
 QUICK = Sizes(
-    turns=3,
+    turns=2,
     few=1,
     coupled={"2-D MLP": 8192, "digits MLP": 4096, "small U-Net": 64},
     slow_steps=1,
     batches=(32, 128, 512, 1024),
-    steps=150,
+    steps=100,
     pairs_on_disk=10_000,
     fitted=400,
     points={"eight Gaussians": 512, "digits": 256},
-    nfe=(12, 24, 48),
+    nfe=(12, 48),
     euler=(100,),
     tolerances=(1e-3, 1e-5),
     wanted=(1e-3,),
     exact_steps=60,
     shared_pairs=8_192,
-    lengths=(1_000, 10_000, 50_000),
+    executors=("processes",),
+    lengths=(1_000, 10_000),
     growth=(1, 10),
     memory_base={"couple 2-D": 2_000, "train 784": 1_000},
     judged=200,
