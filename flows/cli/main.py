@@ -184,7 +184,7 @@ def use(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A parameter file: params/eight_gaussians.yaml.",
+            help="A parameter file, or the name of a shipped one: eight_gaussians.",
             autocompletion=complete.parameter_files,
         ),
     ],
@@ -198,11 +198,13 @@ def use(
     """Make FILE the params.yaml of the project, after checking it; git keeps the old one."""
     from flows.dag.inputs import missing
     from flows.params.use import use_params
+    from flows.start.templates import named, parameter_files
 
     with one_line_errors():
         root = find_root(Path.cwd())
         check_own_code(root)
-        said = use_params(root, file, force=force, whole=whole)
+        found, shipped = named(file), parameter_files().values()
+        said = use_params(root, found, force=force, whole=whole, shipped=shipped)
         absent = [f"{path} ({place})" for place, path in missing(root).items()]
     if said:
         out.print(f"{said}; --whole keeps its size", markup=False, soft_wrap=True)

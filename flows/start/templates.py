@@ -79,9 +79,21 @@ def text(name: str) -> str:
         ) from None
 
 
+def parameter_files() -> dict[str, Path]:
+    """Return the parameter files of all data sets by their names."""
+    return {file.stem: file for file in sorted(_place("params").glob("*.yaml"))}
+
+
+def named(file: Path) -> Path:
+    """Return the shipped file for `NAME` or `params/NAME.yaml` where the project has none."""
+    shipped = parameter_files().get(file.stem)
+    asked = str(file) in (file.stem, f"params/{file.stem}.yaml")
+    return shipped if shipped and asked and not file.exists() else file
+
+
 def parameter_file(name: str) -> Path:
     """Return the parameter file of a data set by its name. Raises ReflowError with all names."""
-    files = {file.stem: file for file in sorted(_place("params").glob("*.yaml"))}
+    files = parameter_files()
     if name not in files:
         raise ReflowError(f"--from: no {name!r}; there are: {', '.join(files)}")
     return files[name]

@@ -39,3 +39,20 @@ def test_all_files_that_any_stage_reads_are_looked_for(empty):
     }
     empty.write("x.npy", "")
     assert "data.path" not in inputs.missing(empty.root)
+
+
+@pytest.mark.parametrize("word", ["two_moons", "params/two_moons.yaml"])
+def test_a_shipped_file_is_named_where_the_project_has_none(use, empty, word):
+    use("gaussian.yaml")
+    done = CliRunner().invoke(app, ["use", word])  # what is there is a shipped file too: no edit
+    assert done.exit_code == 0, done.output
+    assert "two_moons" in (empty.root / "params.yaml").read_text()
+    done = CliRunner().invoke(app, ["use", "no_such"])
+    assert done.exit_code == 2 and "no_such" in done.output
+
+
+def test_a_file_of_the_project_comes_before_a_shipped_one(use, empty):
+    text = (SOURCE / "params" / "gaussian.yaml").read_text().replace("seed: 0", "seed: 7")
+    empty.write("params/two_moons.yaml", text)
+    assert CliRunner().invoke(app, ["use", "--force", "params/two_moons.yaml"]).exit_code == 0
+    assert "seed: 7" in (empty.root / "params.yaml").read_text()
