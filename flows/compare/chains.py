@@ -31,7 +31,8 @@ class ComparedChain:
 def workspace_chain(root: Path) -> ComparedChain:
     """Return the chain of the workspace, as dvc.lock has it."""
     commit = git(root, "rev-parse", "HEAD").strip()
-    dirty = bool(git(root, "status", "--porcelain", "--untracked-files=no").strip())
+    dirty = git(root, "status", "--porcelain", "--untracked-files=no").strip()
+    dirty = dirty or git(root, "status", "--porcelain", "--", "dvc.lock")  # not committed yet
     read = reader(root)
     return _recorded(root, None, WORKSPACE, commit + ("+edits" if dirty else ""), read)
 

@@ -10,6 +10,7 @@ from flows.dag.graph import paths
 from flows.dag.receipts import note_timings
 from flows.project import links
 from flows.project.events import Event
+from flows.project.git import git
 from flows.run import closing as records
 from flows.run.chain import update_chain
 from flows.run.repro import Outcome
@@ -99,3 +100,19 @@ def _where(root: Path, flow_run: str, out: Console) -> None:
     if flow_run:
         out.print(f"Prefect run  {flow_run} in {os.environ['PREFECT_HOME']}", highlight=False)
     out.print("see both in a browser: reflow ui", highlight=False)
+    if files := uncommitted(root):
+        line = f"git add {' '.join(files)} && git commit -m 'A chain'"
+        out.print(f"keep it      {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def uncommitted(root: Path) -> list[str]:
+    """Return what git keeps of a chain and has not in its last commit: dvc.lock, receipts, edits.
+
+    A commit without them names no version of any coupling.
+    """
+    try:
+        receipts = str(paths(root, "compare")["metrics"].relative_to(root))
+        kept = ("params.yaml", "dvc.yaml", "dvc.lock", receipts)
+        return [name for name in kept if git(root, "status", "--porcelain", "--", name)]
+    except ReflowError:  # no git repository: a chain runs without one
+        return []
