@@ -35,6 +35,15 @@ class Chain:
     compare: Entry | None
     entries: Mapping[str, Entry]
 
+    @property
+    def title(self) -> str:
+        """The name of its runs: its data, its rounds, the beginning of its key."""
+        own = [r.name for r in self.rounds if not r.replicate_of]
+        rounds = ", ".join(own) if len(own) < 3 else f"{own[0]} .. {own[-1]}"
+        several = len(self.rounds) - len(own)
+        more = f"+ {several} replicates" if several else ""
+        return " ".join(filter(None, (self.name, rounds, more, self.key[:7])))
+
 
 def trained(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return the stages that train a round, by the name of the round."""

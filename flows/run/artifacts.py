@@ -24,6 +24,8 @@ from flows.compare import chains
 from flows.dag import graph, lineage
 from flows.dag.description import Description
 from flows.project import links
+from flows.run import about
+from flows.run.schedule import ChainRun
 from fmcore.verdict.comparison import Comparison
 from fmcore.verdict.errors import short, with_error
 
@@ -54,20 +56,33 @@ def materialised(root: Path, stages: Mapping[str, graph.Stage], name: str) -> No
     ).emit_events(Completed())
 
 
+def rounds_so_far(chain_run: ChainRun) -> None:
+    """Show the rounds as they are while the run goes on; the table at its end has all numbers."""
+    rows = about.rounds_so_far(chain_run)
+    create_table_artifact(key="rounds", table=rows, description="The rounds so far")
+
+
 def show(root: Path, run: str) -> None:
     """Put the chain on the present flow run: rounds, pictures, couplings, the MLflow run `run`."""
     chain = chains.workspace_chain(root)
-    about, found, read = chain.about, chain.found, chain.read
+    described, found, read = chain.about, chain.found, chain.read
     create_table_artifact(key="rounds", table=_rounds(found), description=_shipping(found))
-    create_markdown_artifact(key="couplings", markdown=_couplings(about, run))
-    folder = Path(about.files.comparison or "").parent
+    create_markdown_artifact(
+        key="couplings",
+        markdown=_couplings(described, run),
+        description="Every coupling of the chain",
+    )
+    folder = Path(described.files.comparison or "").parent
     _picture("fd-over-nfe", read, f"{folder}/fd_over_nfe.png", "Distance to real data")
     _picture("straightness", read, f"{folder}/straightness.png", "Straightness over t")
-    for round_, files in about.files.rounds.items():
+    for round_, files in described.files.rounds.items():
         key = f"samples-{round_.replace('_', '-')}"
         _picture(key, read, f"{files.pictures}/samples.png", f"Samples of {round_}")
     if link := _link(root, run):
-        create_link_artifact(key="mlflow", link=link, link_text="The chain in MLflow")
+        words = "Metrics, curves, pictures and models of the rounds"
+        create_link_artifact(
+            key="mlflow", link=link, link_text="The chain in MLflow", description=words
+        )
 
 
 def _rounds(found: Comparison) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import flow, runtime, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.events.worker import EventsWorker
@@ -22,6 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.project import servers
 from flows.run import artifacts, closing
+from flows.run.about import about
 from flows.run.schedule import RETRIES, RETRY_DELAYS, ChainRun, may_pass
 from flows.servers import crashed
 from flows.servers.prefect_server import serving
@@ -54,6 +55,8 @@ def stage_task(name: str) -> Any:
         return Completed(name="Cached", message="DVC: unchanged")
     with closing.best_effort(log.warning):
         artifacts.materialised(chain_run.root, chain_run.stages, name)
+        if name.startswith("evaluate@"):
+            artifacts.rounds_so_far(chain_run)
     return Completed(message=f"ran, because: {'; '.join(outcome.reasons)}")
 
 
@@ -65,7 +68,8 @@ def submit_stages(chain_run: ChainRun) -> None:
         try:
             for name, described in chain_run.stages.items():
                 upstream = [futures[up] for up in described.upstream]
-                futures[name] = stage_task.submit(name, wait_for=upstream, return_state=False)
+                named = stage_task.with_options(name=name)  # so it has its name before it begins
+                futures[name] = named.submit(name, wait_for=upstream, return_state=False)
             wait(list(futures.values()))
             chain_run.close()
         except BaseException:
@@ -87,8 +91,8 @@ def entered(chain_run: ChainRun) -> Iterator[None]:
 
 
 @flow(name=crashed.FLOW, task_runner=threads)
-def reflow_chain(root: str, targets: list[str] | None = None) -> None:
-    """Bring every stage of dvc.yaml up to date, or only `targets` and what they depend on."""
+def reflow_chain(data: str, seed: int, rounds: list[str], to_run: list[str], project: str) -> None:
+    """Bring the stages of a chain up to date; those `to_run` are not, as the run begins."""
     submit_stages(_current.get())
 
 
@@ -111,7 +115,12 @@ def _run(chain_run: ChainRun) -> bool:
             for name in crashed.mark_crashed(chain_run.root):
                 say(f"Prefect: the run {name} had died; it is marked as crashed")
         try:
-            state = reflow_chain(str(chain_run.root), list(chain_run.stages), return_state=True)
+            own = about(chain_run)
+            with tags(*own.tags):
+                state = reflow_chain.with_options(flow_run_name=own.name)(
+                    own.data, own.seed, own.rounds, own.to_run, chain_run.root.name,
+                    return_state=True,
+                )  # fmt: skip
             # The last lines and events are sent in the background: wait before the server stops.
             APILogWorker.drain_all(timeout=10)
             EventsWorker.drain_all(timeout=10)

@@ -122,7 +122,7 @@ class Tracker:
             **pages.tags_of(chain),
             **origin(self.root),
         }
-        run = self.client.create_run(self.experiment, run_name=pages.run_name(chain), tags=tags)
+        run = self.client.create_run(self.experiment, run_name=chain.title, tags=tags)
         return self._with_params(run, flat(chain.settings))
 
     def child(self, chain: Chain, parent: str, round_: Round, planned: Entry | None) -> str:

@@ -77,15 +77,6 @@ def _chart(
     }  # fmt: skip
 
 
-def run_name(whole: Chain) -> str:
-    """Return the name of a chain's run: its data, its rounds, the beginning of its key."""
-    own = [r.name for r in whole.rounds if not r.replicate_of]
-    rounds = ", ".join(own) if len(own) < 3 else f"{own[0]} .. {own[-1]}"
-    several = len(whole.rounds) - len(own)
-    more = f"+ {several} replicates" if several else ""
-    return " ".join(filter(None, (whole.name, rounds, more, whole.key[:7])))
-
-
 def chain_note(experiment: str, whole: Chain, run: str, text: str) -> str:
     """Return the description of a chain's run: its chart, and rounds.md (`text`)."""
     table, _, said = text.partition("\n\n")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def test_the_run_says_what_it_did_and_where_things_are(chain):
     for word in ("done train@rf2", "energy by NFE", "MLflow", "Prefect run", "comparison/"):
         assert word in said
     assert (chain.root / ".reflow" / "prefect").is_dir()
+
+
+def test_prefect_says_what_the_run_is_about(chain):
+    with sqlite3.connect(chain.root / ".reflow" / "prefect" / "prefect.db") as base:
+        name, tags, parameters = base.execute(
+            "select name, tags, parameters from flow_run"
+        ).fetchone()
+        found = base.execute("select key, type, description from artifact").fetchall()
+    given = json.loads(parameters)
+    assert name.startswith(f"{given['data']} rf1")
+    assert given["rounds"][:2] == ["rf1", "rf2"] and "train@rf1" in given["to_run"]
+    assert {"reflow", "rf1", f"data: {given['data']}", f"seed: {given['seed']}"} <= {
+        *json.loads(tags)
+    }
+    assert ("rounds", "table", "The rounds so far") in found
+    assert all(description for _, kind, description in found if kind != "progress"), found
 
 
 def test_a_proxy_does_not_come_between_the_run_and_its_servers(chain):

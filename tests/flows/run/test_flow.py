@@ -117,6 +117,31 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
     assert runs["a"].state.message == "DVC: unchanged"
 
 
+def test_stages_have_their_names_in_prefect_before_they_begin(
+    project: Project, prefect_server: None
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    seen: list[str] = []
+
+    def done(stage: str, _: object) -> None:
+        if not seen:  # most stages have not begun
+            with get_client(sync_client=True) as client:
+                found = client.read_task_runs(sort=TaskRunSort.NAME_ASC, limit=99)
+                seen.extend(run.name for run in found)
+
+    result = update_chain(project.root, listeners=Listeners(observer=done))
+    assert result.ok
+    names = set(graph.read(project.root))
+    assert len(seen) == len(names)
+    assert {name if name in names else name.rpartition("-")[0] for name in seen} == names
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(result.flow_run))
+    assert run.name.startswith("data ") and "reflow" in run.tags  # of a chain that is none of ours
+    assert set(run.parameters["to_run"]) == names
+
+
 @BOTH
 def test_same_lock_as_dvc_repro_alone(
     project: Project, prefect_server: None, prefect: bool
