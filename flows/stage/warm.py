@@ -181,7 +181,7 @@ def _become(told: Told, files: list[int], mine: Told) -> None:
 def _leave(status: int) -> None:
     """End as Python does, but free nothing: that would copy all pages which the forks share.
 
-    It took half a second of CPU, more than many stages work. An error ends in Python's own way.
+    It took a quarter of a second of CPU. An error ends in Python's own way.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     atexit._run_exitfuncs()
