@@ -82,6 +82,7 @@ not_locked := '^(nvidia-|cuda-|triton==|torchvision==)'
 compile := $(bin)/uv pip compile --quiet pyproject.toml --python-version 3.11 --no-header --no-annotate
 
 lock: setup-dev  ## resolve both locks anew: of users, of developers; without old pins by UP=--upgrade
+	@mkdir -p .reflow
 	$(compile) $(UP) --extra dev -c requirements-dev.lock | grep -vE $(not_locked) > .reflow/dev.lock
 	mv .reflow/dev.lock requirements-dev.lock
 	$(compile) -c requirements-dev.lock | grep -vE $(not_locked) > .reflow/users.lock

@@ -5,7 +5,11 @@
 # TORCH_INDEX: auto (CPU build without a GPU, pip's default with one) or the URL of an index.
 set -euo pipefail
 for=${1:-use} lock=requirements.lock
-[ "$for" = dev ] && lock=requirements-dev.lock
+case $for in
+use) ;;
+dev) lock=requirements-dev.lock ;;
+*) echo "error: setup.sh takes no word, or dev; found $for" >&2 && exit 2 ;;
+esac
 venv=${VENV:-.venv} index=${TORCH_INDEX:-auto} python=${PYTHON:-python3}
 cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -59,5 +63,9 @@ by_uv || {
     pip install --quiet --no-deps -r "$lock"
 }
 pip install --quiet --no-deps -e .
-[ "$for" = dev ] && touch "$venv/.installed-dev" || pip uninstall --quiet --yes uv
+if [ "$for" = dev ]; then
+    touch "$venv/.installed-dev"
+elif [ ! -e "$venv/.installed-dev" ]; then
+    pip uninstall --quiet --yes uv
+fi
 touch "$venv/.installed"

@@ -254,8 +254,8 @@ MUTATIONS = [
     Mutation(
         "sigma(1) of the interpolant ignored",
         "fmcore/sampling/flow.py",
-        "start = self.interpolant.noise_scale * source",
-        "start = source",
+        "rows = self.interpolant.noise_scale * rows",
+        "pass",
         "tests/fmcore/sampling/test_flow_model.py::test_every_objective_on_every_interpolant_carries_noise_to_the_data",
     ),
     Mutation(

@@ -57,7 +57,7 @@ def test_every_link_of_the_site_leads_somewhere(site):
                 assert unquote(anchor) in pages[target].anchors, f"{file.name}: {link}"
 
 
-def test_nothing_of_the_site_is_fetched_from_elsewhere(site):
+def test_no_page_names_a_font_or_a_script_from_elsewhere(site):
     for file in site.rglob("*.html"):
         text = file.read_text()
         assert "googleapis" not in text and 'src="http' not in text, file

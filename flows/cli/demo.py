@@ -29,7 +29,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, noise and weights.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each round.")] = 1000,
 ) -> None:
-    """See reflow in a minute: two rounds on eight Gaussians, one picture. Needs no project."""
+    """See reflow in half a minute: two rounds on eight Gaussians, one picture. Needs no project."""
     with one_line_errors("stopped; nothing was written"):
         _check(file)
         first, second = two_rounds(file, seed=seed, steps=steps)
@@ -49,8 +49,8 @@ def _words(first: "Shown", second: "Shown", file: Path) -> list[str]:
         f"rf2 learns from the pairs that rf1 makes: its paths are straight ({straight}), so one"
         f" step lands on the data ({hit}; 0 is no difference).",
         f"The picture has a row for each: {file}",
-        "Next: the same as a pipeline, also on your own data. In a clone of the repository:"
-        " `reflow use params/eight_gaussians.yaml && reflow run`",
+        "Next: the same as a pipeline: `reflow init my-flows --from eight_gaussians && cd my-flows"
+        " && reflow run`; on data of your own: `reflow new`",
     ]
 
 

@@ -21,7 +21,7 @@ from flows.project.git import NO_GIT, git
 from fmcore.settings import ReflowError
 
 PACKAGES = ("torch", "prefect", "mlflow", "dvc", "pandas", "pyarrow", "pydantic")
-SETUP = "pip install --upgrade reflow-chain" if installed() else "make setup"
+SETUP = "install its wheel again" if installed() else "make setup"
 TOO_NEW = {"fastapi": (0, 155), "sqlalchemy": (2, 1)}
 """With these versions or newer, Prefect 3.8 starts but schedules nothing; `pip check` is silent."""
 

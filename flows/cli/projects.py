@@ -17,6 +17,7 @@ def init(
     ] = "digits",
 ) -> None:
     """Make a project: parameters, stages, a git repository with a first commit."""
+    from flows.dag import inputs
     from flows.start.init import init as make
 
     with one_line_errors():
@@ -25,7 +26,12 @@ def init(
             say(note)
         commit = f", commit {made.commit}" if made.commit else ""
         say(f"{folder}: a project with the data set {data}{commit}")
-        say(f"next: cd {shlex.quote(str(folder))} && reflow run")
+        there = f"next: cd {shlex.quote(str(folder))}"
+        if absent := inputs.missing(folder):
+            say(f"note: not there yet, and `reflow run` needs it: {', '.join(absent.values())}")
+            say(f"{there}; put the data there, or: reflow new NAME --images FOLDER")
+        else:
+            say(f"{there} && reflow run")
 
 
 def new(
@@ -55,14 +61,14 @@ def new(
         configure(root)
         import torch
 
-        from flows.start.new import Source
+        from flows.start.new import Source, printable
         from flows.start.new import new as write
 
         gpu = torch.cuda.is_available()
         source = Source(images, array, parquet, label, layout)
         file, seen = write(root, name, source, gpu=gpu, force=force)
         for line in seen.lines:
-            say(line)
+            say(printable(line))
         shown = file.relative_to(root)
         say(f"{shown}: written; each choice has its reason there")
         if estimate:

@@ -1,5 +1,6 @@
 """`reflow sample`: draw samples from a round into a picture, a film or an array."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,7 +80,7 @@ def sample(  # noqa: PLR0913  # each is an option of the command
         int | None,
         typer.Option(
             min=1,
-            help="Evaluations from noise to data, two each with guidance. Default: 1 with euler,"
+            help="Evaluations of the velocity; guidance doubles them. Default: 1 with euler,"
             f" {FRAMES} steps in a film.",
         ),
     ] = None,
@@ -120,14 +121,18 @@ def draw(root: Path, round_: str, file: Path, wanted: Draw) -> tuple[int, int]:
     place = _place(root, round_, wanted)
     found, model, count = _solved(place.model, place.data, wanted, film=file.suffix in FILMS)
     x = model.scale.inverse(found.x)
+    part = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".npy":
-            np.save(file, x.numpy())
+            np.save(part, x.numpy())
         else:
-            _picture(file, x, found, model, place, wanted)
+            _picture(part, x, found, model, place, wanted)
+        part.replace(file)
     except OSError as error:
         raise ReflowError(f"{file}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
     return count, found.nfe
 
 
@@ -169,12 +174,6 @@ def _place(root: Path, round_: str, wanted: Draw) -> Place:
     except ReflowError:  # the picture is then without it; a source that is no noise needs it
         known = None
     return Place(at.folder, known, f"{round_} at {at.commit.short}", colours.get(round_, INK))
-
-
-def _samples(model: Path, data: Path, wanted: Draw) -> "tuple[Tensor, int]":
-    """Return samples [count, *D] in the data's own units, and the evaluations for each."""
-    found, loaded, _ = _solved(model, data, wanted)
-    return loaded.scale.inverse(found.x), found.nfe
 
 
 def _solved(

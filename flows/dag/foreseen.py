@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.dag.graph import opened
 from flows.dag.plan import Planned, plan
+from fmcore.settings import ReflowError
 
 FILE = "dvc.yaml"
 
@@ -15,17 +16,19 @@ def plan_with(root: Path, text: str) -> list[Planned]:
     DVC's lock is held, so that no stage starts by it. Raises ReflowError if DVC cannot read it, or
     if it does not suit params.yaml.
     """
-    before = (root / FILE).read_text()
+    if (root / FILE).is_symlink():
+        raise ReflowError(f"{FILE} is a link; its target is not changed: make it a file first")
     with opened(root) as project, project.repo.lock:
+        before = (root / FILE).read_bytes()
         try:
-            _replace(root / FILE, text)
+            _replace(root / FILE, text.encode())
             return plan(root)
         finally:
             _replace(root / FILE, before)
 
 
-def _replace(file: Path, text: str) -> None:
+def _replace(file: Path, content: bytes) -> None:
     """Replace a file at once: whoever reads it finds one text or the other."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(text)
+    part.write_bytes(content)
     part.replace(file)

@@ -19,7 +19,13 @@ def file_at(folder: Path, rev: str, path: str) -> str:
 
 
 def _output(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise
+        raise ReflowError("git: not installed; apt install git, or see git-scm.com") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
         mend = f"; {NO_GIT}" if "not a git repository" in said[-1] else ""

@@ -45,20 +45,22 @@ def known(server: str, auth: str) -> dict[str, str]:
     `auth` is a name and password with a colon between, or "". A server that does not answer, or
     has no experiment of this project yet, has the list of its experiments to offer.
     """
+    import http.client
     import urllib.error
     import urllib.request
 
     base = server.rstrip("/")
     name = urlencode({"experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME", "reflow")})
-    asked = urllib.request.Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{name}")
-    if auth:
-        asked.add_header("Authorization", f"Basic {base64.b64encode(auth.encode()).decode()}")
     try:
+        asked = urllib.request.Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{name}")
+        if auth:  # not for a host that the server may send to
+            word = base64.b64encode(auth.encode()).decode()
+            asked.add_unredirected_header("Authorization", f"Basic {word}")
         with urllib.request.urlopen(asked, timeout=5) as reply:
             found = json.loads(reply.read())["experiment"]
         number = str(found["experiment_id"])
         views = {tag["key"] for tag in found.get("tags", [])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return {"runs": f"{base}/#/experiments?{urlencode(PLACE)}"}
     chart = {"rounds": f"{base}/{rounds(number)}"} if f"{VIEW}{LATEST}" in views else {}
     return {"runs": f"{base}/{runs(number)}", **chart}

@@ -22,7 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.project import servers
 from flows.run import artifacts, closing
-from flows.run.about import about
+from flows.run.about import About, about
 from flows.run.schedule import RETRIES, RETRY_DELAYS, ChainRun, may_pass
 from flows.servers import crashed
 from flows.servers.prefect_server import serving
@@ -114,8 +114,10 @@ def _run(chain_run: ChainRun) -> bool:
         with closing.best_effort(say, "Prefect: crashed runs were not looked for"):
             for name in crashed.mark_crashed(chain_run.root):
                 say(f"Prefect: the run {name} had died; it is marked as crashed")
-        try:
+        own = About(chain_run.root.name, "", 0, [], list(chain_run.stages))
+        with closing.best_effort(say, "Prefect: the run has no name of its own"):
             own = about(chain_run)
+        try:
             with tags(*own.tags):
                 state = reflow_chain.with_options(flow_run_name=own.name)(
                     own.data, own.seed, own.rounds, own.to_run, chain_run.root.name,

@@ -50,7 +50,11 @@ def init(folder: Path, data: str) -> Made:
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     known = _known_author(folder)
-    git(folder, *([] if known else REFLOW), "commit", "-q", "-m", f"A reflow chain of {data}")
+    words = ("commit", "-q", "--no-verify", "--no-gpg-sign", "-m", f"A reflow chain of {data}")
+    try:
+        git(folder, *([] if known else REFLOW), *words)
+    except ReflowError as error:
+        return Made("", (*notes, f"nothing was committed ({error}); git commit it yourself"))
     if not known:
         notes.append(
             "git knows no author: the first commit is by reflow <reflow@localhost>; name yourself"

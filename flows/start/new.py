@@ -89,12 +89,22 @@ def _placed(seen: Seen, root: Path) -> Seen:
     return Seen({**seen.settings, key: path}, why, seen.samples, seen.numbers, seen.lines)
 
 
+def printable(text: str) -> str:
+    """Return a text as one line: names of columns and classes may hold any character.
+
+    >>> printable("note\\nseed: 7")
+    'note seed: 7'
+    """
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _text(seen: Seen, gpu: bool) -> str:
     """Return the text of a parameter file; comments too long for a line go above it."""
-    blocks = ["\n".join(f"# {line}" for line in seen.lines)]
+    blocks = ["\n".join(f"# {printable(line)}" for line in seen.lines)]
     for section in sections(seen, gpu=gpu):
         lines = []
         for line, comment in section:
+            comment = printable(comment)
             beside = f"{line}  # {comment}"
             if comment and len(beside) > WIDTH:
                 indent = " " * (len(line) - len(line.lstrip())) + "# "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +33,10 @@ class Record:
         """Return the record of a project. Raises ReflowError if it has none that can be read."""
         try:
             found = json.loads((root / RECORD).read_text())
-            return cls(str(found["version"]), {str(k): str(v) for k, v in found["files"].items()})
+            files = {str(k): str(v) for k, v in found["files"].items()}
+            if foreign := [name for name in files if not _of_a_project(name)]:
+                raise ValueError(f"it names {foreign[0]!r}, which is no file of a project")
+            return cls(str(found["version"]), files)
         except FileNotFoundError:
             raise ReflowError(
                 f"no {RECORD} in {root}: this project was not made by `reflow init`, so its files"
@@ -47,6 +51,11 @@ class Record:
         """Write the record into a project."""
         text = json.dumps({"version": self.version, "files": dict(self.files)}, indent=1)
         (root / RECORD).write_text(text + "\n")
+
+
+def _of_a_project(name: str) -> bool:
+    """Whether a name is one of those that `reflow upgrade` may replace: a record is not trusted."""
+    return name in KEPT or re.fullmatch(re.escape(PLOTS) + r"/\w[\w.-]*\.json", name) is not None
 
 
 def installed_version() -> str:
@@ -75,7 +84,7 @@ def text(name: str) -> str:
     except OSError as error:
         raise ReflowError(
             f"{error.filename}: missing, so the installation is not whole; install it again:"
-            " pip install --force-reinstall --no-deps reflow-chain"
+            " pip install --force-reinstall --no-deps WHEEL"
         ) from None
 
 

@@ -9,6 +9,9 @@ from flows.dag.plan import Planned, plan
 from flows.start import templates
 from flows.start.templates import Record, hashed
 
+OTHER = "\0"
+"""Stands for the content of a file that is not to be touched."""
+
 
 @dataclass(frozen=True)
 class Upgrade:
@@ -36,7 +39,7 @@ def prepared(root: Path) -> Upgrade:
     record, wanted = Record.read(root), templates.kept()
     rewritten, edited, known = {}, [], dict(record.files)
     for name, text in wanted.items():
-        now = _text(root / name)
+        now = _text(root, name)
         if now == text:
             known[name] = hashed(text)
         elif now is None or hashed(now) == record.files.get(name):
@@ -46,7 +49,7 @@ def prepared(root: Path) -> Upgrade:
             edited.append(name)
     removed = []
     for name in sorted({*record.files} - {*wanted}):
-        now = _text(root / name)
+        now = _text(root, name)
         if now is not None and hashed(now) == record.files[name]:
             removed.append(name)
         known.pop(name)
@@ -74,11 +77,17 @@ def carry_out(root: Path, upgrade: Upgrade) -> None:
     upgrade.record.write(root)
 
 
-def _text(file: Path) -> str | None:
-    """Return the text of a file, None if there is none; one that is no text is another text."""
+def _text(root: Path, name: str) -> str | None:
+    """Return the text of a file, None if there is none.
+
+    What is no text, or lies elsewhere by a link, is a text that no template has.
+    """
+    file = root / name
+    if file.resolve() != root.resolve() / name:
+        return OTHER
     try:
         return file.read_text()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError):
-        return ""
+        return OTHER

@@ -1,6 +1,7 @@
 """A film of a flow for slides: noise becomes data. A picture of samples over the data."""
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,7 +175,10 @@ def _mp4(
 
     FigureCanvasAgg(figure)
     writer = FFMpegWriter(fps=round(1 / each), extra_args=["-pix_fmt", "yuv420p"])
-    with writer.saving(figure, str(path), dpi=DPI):
-        for i in [*range(count), *[count - 1] * round(HELD / each)]:
-            draw(i)
-            writer.grab_frame()
+    try:
+        with writer.saving(figure, str(path), dpi=DPI):
+            for i in [*range(count), *[count - 1] * round(HELD / each)]:
+                draw(i)
+                writer.grab_frame()
+    except subprocess.CalledProcessError as error:
+        raise ReflowError(f"{path}: this ffmpeg writes no .mp4 ({error}); write a .gif") from error

@@ -42,7 +42,7 @@ def test_it_needs_nothing_and_the_same_seed_gives_the_same_numbers(tmp_path):
     other = demo(tmp_path, "--steps", "20", "--seed", "1", "--out", "deep/other.png")
     assert numbers(other.stdout) != numbers(first.stdout)
     assert (tmp_path / "deep" / "other.png").read_bytes() != before
-    assert "loss" in first.stdout and "reflow use params/eight_gaussians.yaml" in first.stdout
+    assert "loss" in first.stdout and "reflow init my-flows --from eight_gaussians" in first.stdout
 
 
 @pytest.mark.parametrize(

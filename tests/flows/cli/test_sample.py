@@ -36,7 +36,12 @@ def reflow(tiny, monkeypatch):
 
 def test_points_are_drawn_over_the_data_in_the_colour_of_the_round(reflow, tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(film, "save", lambda figure, path: seen.append(figure.axes[0]))
+
+    def kept(figure, path):
+        seen.append(figure.axes[0])
+        path.touch()
+
+    monkeypatch.setattr(film, "save", kept)
     done = reflow("rf1", "a.png", "--nfe", "8", "--solver", "heun")
     assert done.exit_code == 0, done.output
     assert "1,000 samples of rf1 at NFE 8: a.png" in done.stdout

@@ -223,8 +223,8 @@ def test_what_a_client_of_mlflow_sets_meanwhile_is_no_variable_of_a_stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     processes = Processes()
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in processes.env
+    monkeypatch.setenv("MLFLOW_SET_LATER", "10")
+    assert "MLFLOW_SET_LATER" not in processes.env
 
 
 @pytest.mark.parametrize("asked", [None, "0"])

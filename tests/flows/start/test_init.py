@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -116,6 +117,7 @@ def test_without_git_the_line_says_so(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_hides_a_package_of_ours_is_named(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "reflow_chain", raising=False)  # it keeps an older PYTHONPATH
     monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     assert not list(shadows(tmp_path))
     (tmp_path / "flows").mkdir()

@@ -274,3 +274,10 @@ def test_a_file_that_is_there_is_replaced_by_force_alone(root):
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2 and "params/mine.yaml: is there" in again.stderr
     assert CliRunner().invoke(app, [*words, "--force", "--no-estimate"]).exit_code == 0
+
+
+def test_names_of_columns_and_classes_cannot_write_lines_of_the_file(root):
+    text = np.array(["a", "b"] * 100)
+    table(root / "data/t.parquet", **{"kind": text, "note\nseed: 7\n#": list(range(200))})
+    params, text = written(root, Source(parquet=root / "data/t.parquet"))
+    assert params.seed == 0 and "\nseed: 7" not in text

@@ -134,3 +134,26 @@ def test_a_project_without_a_record_is_told_why(project, tmp_path):
     project.write(RECORD, "{")
     with pytest.raises(ReflowError, match="get it back: git checkout"):
         templates.Record.read(project.root)
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "models/rf1", ".dvc/config"])
+def test_a_record_names_no_file_but_those_of_a_project(project, name):
+    outside = project.root.parent / "outside.bin"
+    outside.write_bytes(b"\xff\x00")
+    record = json.loads((project.root / RECORD).read_text())
+    record["files"][name] = hashed("")
+    project.write(RECORD, json.dumps(record))
+    done = upgrade()
+    assert done.exit_code == 2 and "no file of a project" in done.output
+    assert outside.exists()
+
+
+def test_a_link_is_an_edited_file(project):
+    outside = project.root.parent / "plots.json"
+    outside.write_text("theirs")
+    older(project.root, "prefect.yaml", "reflow-chain", "reflow-chains")
+    (project.root / ".dvcignore").unlink()
+    (project.root / ".dvcignore").symlink_to(outside)
+    done = upgrade()
+    assert ".dvcignore: edited" in done.output and outside.read_text() == "theirs"
+    (project.root / ".dvcignore").unlink()

@@ -55,9 +55,9 @@ def chain_of(*names, replicates=0):
 
 
 def test_the_name_of_a_run_says_data_rounds_and_key():
-    assert pages.run_name(chain_of("rf1")) == "digits rf1 1234567"
-    assert pages.run_name(chain_of("rf1", "rf2")) == "digits rf1, rf2 1234567"
-    name = pages.run_name(chain_of("rf1", "rf2", "rf3", replicates=2))
+    assert chain_of("rf1").title == "digits rf1 1234567"
+    assert chain_of("rf1", "rf2").title == "digits rf1, rf2 1234567"
+    name = chain_of("rf1", "rf2", "rf3", replicates=2).title
     assert name == "digits rf1 .. rf3 + 2 replicates 1234567"
 
 

@@ -127,7 +127,7 @@ def test_a_lost_worker_costs_its_item_only_and_a_mistake_is_not_tried_again(tmp_
         assert dict(run_on(range(8))) == {n: n * n for n in range(8)}
         tries = {n: (tmp_path / str(n)).read_text().split() for n in range(8)}
         assert {n: len(pids) for n, pids in tries.items()} == {n: 1 + (n == 3) for n in range(8)}
-        assert len({pid for pids in tries.values() for pid in pids}) == 3
+        assert len({*tries[3]}) == 2, "another worker takes it"
         with pytest.raises(ReflowError, match="^item 99 is a mistake$"):
             list(run_on([99]))
     assert len((tmp_path / "99").read_text().split()) == 1
