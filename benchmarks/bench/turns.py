@@ -104,7 +104,6 @@ class Sizes:
         return replace(
             self, fitted=self.fitted // 8, few=1, nfe=self.nfe[3::3], euler=self.euler[:1],
             tolerances=self.tolerances[1:4], wanted=self.wanted[::2],
-            exact_steps=self.exact_steps // 8,
         )  # fmt: skip
 
 

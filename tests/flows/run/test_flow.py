@@ -120,15 +120,21 @@ def test_prefect_shows_names_edges_states_lines_and_what_was_cached(branched: Pr
 def test_stages_have_their_names_in_prefect_before_they_begin(
     project: Project, prefect_server: None
 ) -> None:
+    from prefect import runtime
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
     from prefect.client.schemas.sorting import TaskRunSort
 
     seen: list[str] = []
 
     def done(stage: str, _: object) -> None:
         if not seen:  # most stages have not begun
+            own = filters.FlowRunFilterId(any_=[UUID(str(runtime.flow_run.id))])
             with get_client(sync_client=True) as client:
-                found = client.read_task_runs(sort=TaskRunSort.NAME_ASC, limit=99)
+                found = client.read_task_runs(
+                    flow_run_filter=filters.FlowRunFilter(id=own),
+                    sort=TaskRunSort.NAME_ASC, limit=99,
+                )  # fmt: skip
                 seen.extend(run.name for run in found)
 
     result = update_chain(project.root, listeners=Listeners(observer=done))
