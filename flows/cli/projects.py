@@ -78,7 +78,7 @@ def new(
 
 def upgrade(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+        bool, typer.Option("--dry-run", help="Say what would change; all files stay as they are.")
     ] = False,
 ) -> None:
     """Move the project to the installed version: its files, unless you edited them."""

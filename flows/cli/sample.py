@@ -176,12 +176,6 @@ def _place(root: Path, round_: str, wanted: Draw) -> Place:
     return Place(at.folder, known, f"{round_} at {at.commit.short}", colours.get(round_, INK))
 
 
-def _samples(model: Path, data: Path, wanted: Draw) -> "tuple[Tensor, int]":
-    """Return samples [count, *D] in the data's own units, and the evaluations for each."""
-    found, loaded, _ = _solved(model, data, wanted)
-    return loaded.scale.inverse(found.x), found.nfe
-
-
 def _solved(
     model: Path, data: Path | None, wanted: Draw, *, film: bool = False
 ) -> "tuple[Solution, Model, int]":

@@ -3,7 +3,8 @@
 import base64
 import json
 import os
-from urllib.parse import quote, urlencode
+import re
+from urllib.parse import quote, unquote, urlencode
 
 VIEW = "mlflow.sharedViewState."
 """Tag of an experiment: a view of its runs that MLflow's pages open by the rest of its name."""
@@ -49,7 +50,9 @@ def known(server: str, auth: str) -> dict[str, str]:
     import urllib.error
     import urllib.request
 
-    base = server.rstrip("/")
+    base = shown(server).rstrip("/")
+    if not auth and base != server.rstrip("/"):
+        auth = unquote(server.partition("://")[2].partition("@")[0])
     name = urlencode({"experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME", "reflow")})
     try:
         asked = urllib.request.Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{name}")
@@ -64,6 +67,15 @@ def known(server: str, auth: str) -> dict[str, str]:
         return {"runs": f"{base}/#/experiments?{urlencode(PLACE)}"}
     chart = {"rounds": f"{base}/{rounds(number)}"} if f"{VIEW}{LATEST}" in views else {}
     return {"runs": f"{base}/{runs(number)}", **chart}
+
+
+def shown(uri: str) -> str:
+    """Return the address of a server or data base without the name and password in it.
+
+    >>> shown("postgresql://lab:secret@db.example.org/mlflow")
+    'postgresql://db.example.org/mlflow'
+    """
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def login() -> str:

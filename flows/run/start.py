@@ -96,7 +96,7 @@ def _where(root: Path, flow_run: str, out: Console) -> None:
     if place.startswith("http"):
         pages = links.known(place, links.login())
         place = pages.get("rounds", pages["runs"])
-    out.print(f"MLflow       {place}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"MLflow       {links.shown(place)}", markup=False, highlight=False, soft_wrap=True)
     if flow_run:
         out.print(f"Prefect run  {flow_run} in {os.environ['PREFECT_HOME']}", highlight=False)
     out.print("see both in a browser: reflow ui", highlight=False)

@@ -133,8 +133,9 @@ def test_a_name_comes_before_a_number(tmp_path):
 def test_sample_and_the_served_model_take_names_and_give_the_units_of_the_data(pets):
     from types import SimpleNamespace
 
-    from flows.cli.sample import Draw, _samples
+    from flows.cli.sample import Draw
     from flows.tracking.served import Sampler
+    from tests.fmcore.training.test_power_ema import _samples
 
     context = SimpleNamespace(artifacts={"model": str(pets / "rf1")})
     sampler = Sampler()

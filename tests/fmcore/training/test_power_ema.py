@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flows.cli.sample import Draw, _samples
+from flows.cli.sample import Draw, _solved
 from flows.tracking.served import Sampler
 from fmcore.coupling.source import Source
 from fmcore.network.power import PowerEma
@@ -21,6 +21,12 @@ from tests.fmcore.training.test_train import Killed, run
 SETTINGS = Train(
     steps=120, batch=32, lr=5e-3, log_every=10, checkpoint_every=40, warmup=5, power_ema=PowerEma()
 )
+
+
+def _samples(model, data, wanted):
+    """Return samples in the data's own units, and the evaluations for each."""
+    found, loaded, _ = _solved(model, data, wanted)
+    return loaded.scale.inverse(found.x), found.nfe
 
 
 @pytest.fixture
