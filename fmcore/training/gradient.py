@@ -9,7 +9,7 @@ needs (pytorch#102197): there the gradients are averaged after the backward pass
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +23,7 @@ from fmcore.settings import ReflowError
 from fmcore.training.processes import Group
 from fmcore.training.recompute import recompute_blocks
 from fmcore.work.compute import Compute
+from fmcore.work.graphs import GraphedGradient
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -35,7 +36,8 @@ class Shared:
     """A network whose gradient the processes of a group share.
 
     `call` is the network as a step calls it; `kept` is the context of a piece whose gradient is not
-    sent yet; `after` says that gradients are averaged after the backward pass.
+    sent yet; `after` says that gradients are averaged after the backward pass; `whole` is the
+    gradient of a whole batch as a GPU replays it.
     """
 
     call: Callable[..., Tensor]
@@ -44,9 +46,13 @@ class Shared:
     group: Group
     kept: Callable[[], AbstractContextManager[object]]
     after: bool
+    whole: Callable[..., Tensor] | None = None
 
     def gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the mean square error [] of a batch, and the gradients of its mean loss."""
+        if self.whole is not None:
+            error = self.whole(batch.target, batch.source, batch.t, batch.label, batch.span)
+            return error, [w.grad for w in self.weights if w.grad is not None]
         for weight in self.weights:
             weight.grad = None
         own = self.group.part(batch)
@@ -63,6 +69,10 @@ class Shared:
         gradients = here(w.grad for w in self.weights if w.grad is not None)
         self.group.average([error, *gradients] if self.after else [error])
         return error, gradients
+
+    def of_batch(self, *given: Tensor) -> Tensor:
+        """Add the gradient of the mean loss of a batch, given by its tensors; return the error."""
+        return self._backward(Batch(*given), 1.0)
 
     def _backward(self, piece: Batch, share: float) -> Tensor:
         """Add the gradient of `share` times the mean loss; return as much of the error []."""
@@ -99,7 +109,10 @@ def network_of(
         return Shared(call, weights, settings, group, partial(_unsent, network), after=False)
     if group.size == 1 or settings.objective == "mean_flow":
         call = compute.training(network)
-        return Shared(call, weights, settings, group, nullcontext, after=group.size > 1)
+        found = Shared(call, weights, settings, group, nullcontext, after=group.size > 1)
+        if compute.cuda_graphs and _can_be_replayed(network, settings, group):
+            return replace(found, whole=GraphedGradient(found.of_batch, weights))
+        return found
     with warnings.catch_warnings():  # the argument that takes its place is not in torch 2.11
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         replica = DistributedDataParallel(
@@ -109,6 +122,12 @@ def network_of(
             gradient_as_bucket_view=True,
         )
     return Shared(replica, weights, settings, group, replica.no_sync, after=False)
+
+
+def _can_be_replayed(network: nn.Module, settings: "Train", group: Group) -> bool:
+    """Whether a step is the same kernels each time: one process, one piece, no random numbers."""
+    drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
+    return group.size == 1 and settings.accumulate == 1 and not settings.recompute and not drops
 
 
 class _Replica(nn.Module):

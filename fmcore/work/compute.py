@@ -44,8 +44,9 @@ class Compute(Settings):
     """Whether convolutions run with the channels of a pixel side by side in memory. Set it where
     `reflow estimate --compute` finds it faster. `compile` chooses a layout by itself."""
     cuda_graphs: bool = False
-    """Whether sampling on a GPU records a network call once and replays it. Set it for small
-    networks, whose kernels take longer to start than to run. Nothing changes on a CPU."""
+    """Whether a GPU records a network call, and a training step's two passes, once and replays
+    them. Set it where kernels take longer to start than to run. Nothing changes on a CPU, nor in
+    training with dropout, pieces or several processes."""
 
     def start(self) -> torch.device:
         """Set the thread count and return the device; `auto` takes a GPU when there is one."""

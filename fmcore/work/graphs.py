@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Call = Callable[..., Tensor]
 MOST = 4
@@ -31,7 +31,7 @@ class Graphed:
         first = inputs[0]
         if first is None or first.device.type != self.device or torch.is_grad_enabled():
             return self.call(*inputs)
-        key = tuple(None if a is None else (a.shape, a.dtype, a.stride(0) == 0) for a in inputs)
+        key = _shapes(inputs)
         if key not in self.graphs:
             if len(self.graphs) == MOST:
                 return self.call(*inputs)
@@ -40,6 +40,51 @@ class Graphed:
         held, replay = self.graphs[key]
         _fill(held, inputs)
         return replay().clone()  # the next replay writes into the same memory
+
+
+class GraphedGradient:
+    """A forward and backward pass of a batch, replayed on a GPU; the weights get its gradients.
+
+    `backward` returns a tensor and leaves gradients of `weights`, which the recorded kernels write
+    into the same memory each time. A batch of another size is computed as it is.
+    """
+
+    device = "cuda"
+
+    def __init__(
+        self,
+        backward: Call,
+        weights: Sequence[nn.Parameter],
+        record: Callable[[Call, list[Any]], Call] | None = None,
+    ) -> None:
+        self.backward, self.weights, self.record = backward, weights, record or recorded
+        self.made: tuple[Any, list[Tensor | None], Call, list[Tensor | None]] | None = None
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        """Set the gradients of the weights for these inputs; return what `backward` returns."""
+        first = inputs[0]
+        if first is None or first.device.type != self.device:
+            return self._once(*inputs)
+        if self.made is None:
+            held = [None if a is None else _own(a) for a in inputs]
+            replay = self.record(self._once, held)
+            self.made = _shapes(inputs), held, replay, [w.grad for w in self.weights]
+        key, held, replay, gradients = self.made
+        if key != _shapes(inputs):
+            return self._once(*inputs)
+        _fill(held, inputs)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        return replay().clone()  # the next replay writes into the same memory
+
+    def _once(self, *inputs: Tensor | None) -> Tensor:
+        for weight in self.weights:
+            weight.grad = None  # so that the backward pass writes and does not add
+        return self.backward(*inputs)
+
+
+def _shapes(inputs: Sequence[Tensor | None]) -> Any:
+    return tuple(None if a is None else (a.shape, a.dtype, a.stride(0) == 0) for a in inputs)
 
 
 def recorded(call: Call, held: list[Any]) -> Call:

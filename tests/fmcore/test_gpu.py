@@ -109,6 +109,19 @@ def test_the_bytes_are_the_same_again_and_after_a_kill(start, kind, made, kill_a
 
 
 @each
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_steps_train_the_same_weights(start, kind, precision):
+    plain = Compute(device="cuda", threads=1, precision=precision)
+    graphs = plain.model_copy(update={"cuda_graphs": True})
+    whole = trained(start, "a", graphs)
+    assert trained(start, "b", graphs) == whole
+    assert trained(start, "c", graphs, kill_at=30) == whole
+    trained(start, "plain", plain)
+    a, b = (dict(load(start / n / "model").network.named_parameters()) for n in ("a", "plain"))
+    assert max(apart(a[name], b[name]) for name in a) < NEAR[kind]
+
+
+@each
 def test_training_equals_that_of_the_cpu(start, kind):
     trained(start, "cpu", CPU)
     trained(start, "gpu", GPU)

@@ -19,9 +19,11 @@ from fmcore.tensors import independent
 from fmcore.train import Train
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.fit import fit, new_state
+from fmcore.training.gradient import network_of
+from fmcore.training.processes import ALONE
 from fmcore.work.compute import Compute, numerics, rows_of_call
 from fmcore.work.executor import IN_PROCESS, Executor
-from fmcore.work.graphs import MOST, Graphed
+from fmcore.work.graphs import MOST, Graphed, GraphedGradient
 from fmcore.work.work import Work
 
 SHAPE = (3, 8, 8)
@@ -167,6 +169,60 @@ def test_replayed_calls_have_their_own_results():
     x = torch.randn(4, 2, requires_grad=True)
     call(x, torch.full((4,), 0.5), None).sum().backward()
     assert x.grad is not None
+
+
+def replays_steps(call, held):
+    """Stands for the graph of a step: it writes gradients into the memory they had at first."""
+    out, kept = call(*held), [p.grad for p in STEP.parameters()]
+
+    def replay():
+        there = [p.grad for p in STEP.parameters()]
+        assert all(a is b for a, b in zip(there, kept, strict=True))
+        out.copy_(call(*held))
+        for p, into in zip(STEP.parameters(), kept, strict=True):
+            into.copy_(p.grad)
+            p.grad = into
+        return out
+
+    return replay
+
+
+STEP = build(MLP(width=16, depth=1), (2,), seed=0)
+
+
+class StepOnCpu(GraphedGradient):
+    device = "cpu"
+
+
+def test_a_replayed_step_has_the_gradients_of_its_own_batch():
+    def backward(x, t):
+        loss = STEP(x, t, None).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    weights = list(STEP.parameters())
+    step, errors = StepOnCpu(backward, weights, replays_steps), []
+    for rows in (4, 4, 7, 4):  # one of another size, between two that are replayed
+        x, t = torch.randn(rows, 2), torch.rand(rows)
+        for p in weights:
+            p.grad = None
+        wanted = backward(x, t)
+        own = [p.grad for p in weights]
+        errors.append(step(x, t))
+        assert torch.equal(errors[-1], wanted)
+        assert all(torch.equal(p.grad, g) for p, g in zip(weights, own, strict=True))
+    assert len({float(e) for e in errors}) == 4  # an error is no view of the next one
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropout", "replayed"),
+    [({}, 0.0, True), ({"accumulate": 2}, 0.0, False), ({}, 0.1, False)],
+)
+def test_only_steps_that_are_the_same_kernels_each_time_are_replayed(settings, dropout, replayed):
+    network = build(UNET.model_copy(update={"dropout": dropout}), SHAPE, seed=0)
+    given = Train(steps=2, batch=8, **settings)
+    shared = network_of(network, given, Compute(cuda_graphs=True), ALONE)
+    assert (shared.whole is not None) == replayed
 
 
 def test_graphs_change_nothing_on_a_cpu(start):
