@@ -1,7 +1,7 @@
 """The GPU suite: what has to be equal, and how fast it is, as ratios taken in one run.
 
     python -m benchmarks.gpu [PART ...] [--device cuda] [--quick] [--kinds mlp unet] [--turns 5]
-                             [--out FOLDER] [--fashion FOLDER]
+                             [--out FOLDER]
 
 Started in the root of the sources; needs torch, numpy, pandas, pyarrow, pydantic and safetensors.
 The U-Net also needs diffusers, and is left out without it. Numbers are medians of the turns with
@@ -32,13 +32,10 @@ from torch import Tensor, nn
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.dataset.public import FashionMNIST
-from fmcore.initialise import initialise
 from fmcore.network.build import VelocityNetwork, build
 from fmcore.network.images import UNet
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
-from fmcore.prepare import prepare
 from fmcore.solve.solver import Solver
 from fmcore.tensors import independent
 from fmcore.train import Train, train
@@ -69,7 +66,6 @@ class Suite:
     device: torch.device
     quick: bool
     root: Path
-    fashion: str | None = None
     turns: int = TURNS
     made: int = field(default=0, init=False)
 
@@ -279,8 +275,6 @@ def training(suite: Suite, kind: str) -> Results:
     )
     batch = 32 if suite.quick else 256
     for name, compute in suite.numerics(kind).items():
-        if compute.cuda_graphs:  # of sampling
-            continue
         compute.start()
         settings = Train(steps=10**6, batch=batch, ema=0.999)
         state = new_state(suite.network(kind).to(suite.device), settings)
@@ -356,48 +350,11 @@ def _longest(suite: Suite, run: Callable[[], Any]) -> Results:
         yield e.key[:60], f"{own(e) / 1e3:.3g} ms in {e.count} calls"
 
 
-def chain(suite: Suite, kind: str) -> Results:
-    """Yield the seconds of each verb of a two-round chain on Fashion-MNIST, and its losses."""
-    if kind != "unet":
-        return
-    few = suite.quick
-    compute, root = suite.numerics(kind)["fp32" if few else "bf16"], suite.folder()
-    work = Work(scratch=root / "s", device=compute.start(), compute=compute)
-    steps, pairs, grid = (5, 64, 1) if few else (2000, 20_000, 18)
-    began = time.perf_counter()
-
-    def done(verb: str) -> tuple[str, float]:
-        nonlocal began
-        took, began = time.perf_counter() - began, time.perf_counter()
-        return f"{verb}, s", round(took, 2)
-
-    if few:  # to try the script without the data set
-        root = suite.start(kind, 100)
-    else:
-        data = FashionMNIST(name="fashion_mnist", root=suite.fashion)
-        prepare(root / "data", data, seed=0)
-        yield done("prepare")
-    initialise(root / "data", root / "m0", suite.unet(), seed=0)
-    given = Train(steps=steps, batch=32 if few else 256, lr=3e-4, ema=0.999)
-    for number, on in ((1, "data"), (2, "c1")):
-        files = (root / f"m{number}", root / f"curve{number}.csv", root / f"train{number}.json")
-        own = Work(scratch=root / f"t{number}", device=work.device, compute=compute)
-        train(root / on, root / f"m{number - 1}", *files, given, name=f"rf{number}", work=own)
-        yield done(f"train@rf{number}")
-        yield f"rf{number}", json.loads(files[2].read_text())
-        if number == 1:
-            settings = Couple(pairs=pairs, batch=2048, solver=Solver(name="heun", steps=grid))
-            out = (root / "c1", root / "c1.json")
-            couple(root / "m1", root / "data", *out, settings, work)
-            yield done("couple@rf1")
-
-
 PARTS = {
     "equal": equal,
     "coupling": coupling,
     "training": training,
     "profile": profile,
-    "chain": chain,
 }
 
 
@@ -442,7 +399,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     parser.add_argument("--turns", type=int, default=TURNS, help="of each measurement")
     parser.add_argument("--kinds", nargs="*", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--fashion", help="folder with the files of Fashion-MNIST")
     given = parser.parse_args()
     device = torch.device(given.device)
     found: Found = {"hardware": hardware(device)}
@@ -454,7 +410,7 @@ def main() -> None:
         for part in given.parts or PARTS:
             began, mine = time.perf_counter(), found.setdefault(f"{part} {kind}", {})
             with tempfile.TemporaryDirectory() as folder:
-                suite = Suite(device, given.quick, Path(folder), given.fashion, given.turns)
+                suite = Suite(device, given.quick, Path(folder), given.turns)
                 for what, value in _without_stopping(PARTS[part](suite, kind)):
                     mine[what] = value
                     print(f"{part} {kind}: {what}: {json.dumps(value)}", flush=True)

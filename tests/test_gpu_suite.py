@@ -45,7 +45,13 @@ def test_the_suite_runs_with_six_packages_and_what_must_be_equal_is(tmp_path):
         assert f"## {part}" in page
 
 
-@pytest.mark.long
-def test_the_chain_of_a_u_net_runs(tmp_path):
-    found, _ = suite(tmp_path, "chain", absent=())
-    assert {"train@rf1, s", "couple@rf1, s", "train@rf2, s"} <= set(found["chain unet"])
+@pytest.mark.slow
+def test_the_chain_of_the_fashion_script_runs_on_digits(tmp_path):
+    words = ["--device", "cpu", "--quick", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks.fashion", *words], cwd=SOURCE, check=True)
+    found = json.loads((tmp_path / "fashion.json").read_text())
+    for name in ("rf1", "rf2"):
+        assert found[f"train@{name}"]["steps"] == 5
+        assert found[f"evaluate@{name}"]["fd_clf/nfe_1"] > found[f"evaluate@{name}"]["fd_clf/floor"]
+        assert (tmp_path / f"{name}_samples.png").stat().st_size > 1000
+    assert found["couple@rf1"]["pairs"] == 64

@@ -51,8 +51,8 @@ class Shared:
     def gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the mean square error [] of a batch, and the gradients of its mean loss."""
         if self.whole is not None:
-            error = self.whole(batch.target, batch.source, batch.t, batch.label, batch.span)
-            return error, [w.grad for w in self.weights if w.grad is not None]
+            found = self.whole(batch.target, batch.source, batch.t, batch.label, batch.span)
+            return found, [w.grad for w in self.weights if w.grad is not None]
         for weight in self.weights:
             weight.grad = None
         own = self.group.part(batch)
