@@ -160,7 +160,8 @@ def worth_trying(model: Model, device: torch.device) -> list[dict[str, Any]]:
     if convolves:
         found += [{"channels_last": True}, half | {"channels_last": True}]
     if device.type == "cuda":
-        found += [{"cuda_graphs": True}, half | compiled | {"cuda_graphs": True}]
+        graphs = {"cuda_graphs": True}
+        found += [graphs, half | graphs, half | compiled | graphs]
     return found
 
 
