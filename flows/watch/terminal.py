@@ -61,7 +61,7 @@ def line_of(seen: Seen) -> str:
 def text_of(stage: Watched) -> str:
     """Return the latest numbers of a stage, or why it failed."""
     if stage.error:
-        return stage.error
+        return stage.error.removeprefix(f"{stage.name}: ")
     left = "" if stage.left is None else f"{duration(stage.left)} left"
     names = ("loss", "held_out_loss") if stage.name.startswith("train@") else tuple(stage.curves)
     hidden = ("ms_per_sample", "lr", "grad_norm")
@@ -102,9 +102,10 @@ def _gates(seen: Seen) -> list[Text]:
         for name, state, says in every
         if state in ("warn", "fail")
     ]
-    if every and not said:
-        return [Text(f"{len(every)} gates so far are within their bounds", style="dim")]
-    return said
+    counts = {state: [s for _, s, _ in every].count(state) for state in ("ok", "undecided")}
+    words = {"ok": "within their bounds", "undecided": "not decided"}
+    rest = ", ".join(f"{n} {words[state]}" for state, n in counts.items() if n)
+    return [*said, *([Text(f"gates so far: {rest}", style="dim")] if rest else [])]
 
 
 def last_preview(seen: Seen) -> tuple[Watched, Shown] | None:
