@@ -104,7 +104,6 @@ class ChainRun:
                 told.on_line(name, line)
 
         start = time.monotonic()
-        self._note(name, "running", began=time.time())
         try:
             if name in self.unchanged and not self._ran_above(name):
                 outcome = Outcome(name, "cached", 0.0)
@@ -138,6 +137,7 @@ class ChainRun:
         said, delay = "", 2.0
         while True:
             room = self.cores.take(wanted(self.stages[name]))
+            self._note(name, "running", began=time.time())
             try:
                 return update_stage(
                     self.root, name, tell, self.processes, room,

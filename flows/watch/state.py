@@ -165,7 +165,7 @@ def _left(told: list[Event], line: StageLine, now: float) -> float | None:
     known = None if line.before is None else max(line.before - (now - line.began), 0.0)
     steps = [event for event in told if event.step][-RECENT:]
     even = line.name.startswith(("train@", "couple@"))  # the samplers of evaluate differ in cost
-    if len(steps) < 2 or steps[-1].step == steps[0].step or (known is not None and not even):
+    if not even or len(steps) < 2 or steps[-1].step == steps[0].step:
         return known
     last = steps[-1]
     each = (last.at - steps[0].at) / (last.step - steps[0].step)
