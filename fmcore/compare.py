@@ -66,13 +66,32 @@ def compare(
     metrics/<verb>/<round or coupling>.json, fd/<round>.csv and curves/<round>.csv, as in dvc.yaml.
     `data` is what titles call the data set.
     """
+    found = compared(rounds, gates, metrics=metrics, fd=fd, yardstick=yardstick)
+    about, own = _about(yardstick / YARDSTICK), [r for r in found.rounds if not r.replicate]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FILE).write_text(found.text())
+    headline.write(found, out / headline.FOLDER)
+    _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
+    (out / "rounds.md").write_text(_markdown(found))
+    figures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own), data)
+    _over_compute(out, found, int(about["n"]) * int(about["splits"]), data)
+    gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
+    shown = {r.name: gaps[r.name] for r in own}
+    figures.straightness_over_t(out / "straightness.png", shown, data)
+    _curves(out, found, gaps)
+
+
+def compared(
+    rounds: list[RoundName], gates: Gates, *, metrics: Path, fd: Path, yardstick: Path
+) -> Comparison:
+    """Compare rounds by the files of their stages, as in `compare`; nothing is written."""
     about = _about(yardstick / YARDSTICK)
     metric, floor = about["metric"], about["floor"][about["metric"]]
     scored = metrics / "evaluate"
     results = [_result(r, scored / f"{r.name}.json", fd / f"{r.name}.csv", metric) for r in rounds]
     own = [r for r in results if not r.replicate]
     _cost(results, rounds, metrics)
-    found = Comparison(
+    return Comparison(
         metric=metric,
         fingerprint=about["fingerprint"],
         floor=floor,
@@ -85,17 +104,6 @@ def compare(
         yardstick=sha256(yardstick / YARDSTICK)[:16],
         replicates=replicates(results),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / FILE).write_text(found.text())
-    headline.write(found, out / headline.FOLDER)
-    _frame(found).to_csv(out / "rounds.csv", index=False, lineterminator="\n")
-    (out / "rounds.md").write_text(_markdown(found))
-    figures.fd_over_nfe(out / "fd_over_nfe.png", replace(found, rounds=own), data)
-    _over_compute(out, found, int(about["n"]) * int(about["splits"]), data)
-    gaps = {r.name: _gap(curves / f"{r.name}.csv") for r in rounds}
-    shown = {r.name: gaps[r.name] for r in own}
-    figures.straightness_over_t(out / "straightness.png", shown, data)
-    _curves(out, found, gaps)
 
 
 def _judged(gates: Gates, rounds: list[RoundName], metrics: Path) -> list[Judged]:

@@ -42,6 +42,7 @@ from fmcore.verdict.cuts import SamplerCuts
 from fmcore.verdict.drawing import data_name, titled
 from fmcore.verdict.errors import summary
 from fmcore.verdict.plane import ROWS, Plane
+from fmcore.verdict.shown import FILE, to_show
 from fmcore.work.work import Work
 
 __all__ = ["Evaluate", "EvaluatePaths", "evaluate"]
@@ -237,6 +238,8 @@ def _draw(
         paths.out / "samples.png", shown, image=real.about.image, reference=examples,
         title=titled("Samples by number of Euler steps (NFE)", *of),
     )  # fmt: skip
+    plane = None if real.about.image else Plane.of(examples)
+    (paths.out / FILE).write_bytes(to_show(shown, examples, plane).content())
     title = titled(f"Paths ({sampler_name(settings.solver).replace('_', ' ')} steps)", *of)
     pictures.trajectories(paths.out / "trajectories.png", path, Plane.of(some, path[0]), title)
 

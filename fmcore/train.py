@@ -184,6 +184,8 @@ def _run(
             keep(work.scratch, state, group)
         if group.leads:
             work.log({k: v for k, v in row.items() if k != "step"}, done.step)
+            if not group.divided:
+                work.look(state)
 
 
 def _snapshot(state: State | None, step: int, group: Group, work: Work) -> None:

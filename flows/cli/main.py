@@ -15,6 +15,7 @@ from flows.cli.replicates import replicate, write_replicates
 from flows.cli.sample import sample
 from flows.cli.settings import settings
 from flows.cli.verify import verify
+from flows.cli.watch import watch
 from flows.project.environment import check_own_code, configure, find_root
 from fmcore.settings import ReflowError
 
@@ -235,6 +236,7 @@ app.command()(library.couple)
 app.command()(library.estimate)
 app.command()(settings)
 app.command()(verify)
+app.command()(watch)
 app.command()(servers.ui)
 app.command()(servers.env)
 app.command()(servers.deploy)

@@ -1,7 +1,7 @@
 """The chains to compare: the workspace's, those of git revisions, those that MLflow holds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flows.dag import lineage
@@ -10,6 +10,7 @@ from flows.dag.description import Description, Read, describe
 from flows.dag.identity import whole_chain
 from flows.dag.outputs import store
 from flows.dag.outputs.content import reader
+from flows.dag.receipts import spent
 from flows.library.history import resolve
 from flows.project.git import git
 from fmcore.settings import ReflowError
@@ -20,21 +21,32 @@ WORKSPACE = "workspace"
 
 @dataclass(frozen=True)
 class ComparedChain:
-    """A chain: its name here, its description, its comparison, and a reader of its files."""
+    """A chain: its name here, its description, its comparison, and a reader of its files.
+
+    `spent` is what each round cost on this machine, if it was made here (`receipts.spent`).
+    """
 
     name: str
     about: Description
     found: Comparison
     read: Read
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def workspace_chain(root: Path) -> ComparedChain:
     """Return the chain of the workspace, as dvc.lock has it."""
+    found = _recorded(root, None, WORKSPACE, commit_of(root), reader(root))
+    entries = lineage.lock_entries(root)
+    rounds = whole_chain(root, entries, entries).rounds
+    return replace(found, spent={r.name: spent(root, r) for r in rounds})
+
+
+def commit_of(root: Path) -> str:
+    """Return the commit of the workspace, with `+edits` if git has not all of it."""
     commit = git(root, "rev-parse", "HEAD").strip()
     dirty = git(root, "status", "--porcelain", "--untracked-files=no").strip()
     dirty = dirty or git(root, "status", "--porcelain", "--", "dvc.lock")  # not committed yet
-    read = reader(root)
-    return _recorded(root, None, WORKSPACE, commit + ("+edits" if dirty else ""), read)
+    return commit + ("+edits" if dirty else "")
 
 
 def chain_at(root: Path, rev: str) -> ComparedChain:

@@ -1,6 +1,8 @@
-"""The report: one self-contained page of numbers, charts, pictures and where they come from."""
+"""The report: one self-contained page of numbers, charts, pictures and where they come from.
 
-import base64
+While a run goes on it is the same page, of what there is so far, with the run on top.
+"""
+
 import csv
 import io
 from collections.abc import Sequence
@@ -11,22 +13,28 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.compare.chains import ComparedChain
 from flows.compare.charts import Axes, Line, chart
+from flows.compare.costs import spent_table
+from flows.compare.gates import Said, told
 from flows.compare.groups import Group, GroupRow, by_metric, frame, group_rows, notes
+from flows.compare.samples import by_title, data_uri, drawn
 from flows.dag.chain import flat
 from flows.dag.description import Description
 from fmcore.checked import MEND
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.advice import guidance
-from fmcore.verdict.comparison import Choice, Comparison, Table
+from fmcore.verdict.comparison import Choice, Comparison, Table, nearest
 from fmcore.verdict.errors import short, with_error
 from fmcore.verdict.replicates import gap_text, spread_text
+from fmcore.verdict.shown import FILE as SAMPLES
+from fmcore.verdict.shown import REAL, Shown
 from fmcore.verdict.spent import sampler_table
 
 USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
 LIMIT = 6
 """Lines in one chart: more cannot be told apart."""
+LOSSES = "Losses of training: dotted on pairs that are held out"
 STYLES = ("-", "--", ":", "-.")
 """Lines of one round in different chains: the colour is that of the round."""
 
@@ -52,13 +60,39 @@ class Section:
     samplers: list[list[str]]
     guided: list[str]
     uses: list[tuple[str, Choice]]
+    said: list[Said]
+    unmeasured: list[str]
+    spent: list[list[str]]
     charts: list[tuple[str, str]]
+    samples: list[tuple[str, list[tuple[str, str]]]]
+    first: list[str]
     pictures: list[tuple[str, list[tuple[str, str]]]]
     settings: dict[str, str]
 
 
-def page(groups: Sequence[Group]) -> str:
-    """Write the report of some chains; nothing in it is loaded from elsewhere."""
+@dataclass(frozen=True)
+class Live:
+    """What the page shows of a run: its state in a line, its stages, what gates say, errors.
+
+    `stages` are name, state, share done and a text; `losses` is a chart; `samples` are those of
+    running trainings by title. While it is `running` a browser loads the page again now and then.
+    """
+
+    title: str
+    line: str
+    running: bool
+    stages: list[tuple[str, str, float, str]]
+    gates: list[tuple[str, str]]
+    losses: str
+    samples: list[tuple[str, list[tuple[str, str]]]]
+    seconds: int
+
+
+def page(groups: Sequence[Group], live: Live | None = None) -> str:
+    """Write the report of some chains; nothing in it is loaded from elsewhere.
+
+    While a run goes on it stands on top, and what to ship is not said before all is measured.
+    """
     place = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -69,13 +103,15 @@ def page(groups: Sequence[Group]) -> str:
     place.globals.update(number=_number, error=with_error)
     place.globals.update(spread_text=spread_text, gap_text=gap_text)
     chains = [one for group in groups for one in group.chains]
+    titles = [one.about.data.replace("_", " ") for one in chains]
     return place.get_template("page.html").render(
-        title=", ".join(dict.fromkeys(one.about.data.replace("_", " ") for one in chains)),
+        live=live,
+        title=", ".join(dict.fromkeys(titles or ([live.title] if live else []))),
         many=len(chains) > 1,
         table=_across(groups),
         notes=notes(groups),
         curves=_all_curves(groups) if len(chains) > 1 else [],
-        chains=[_section(one) for one in chains],
+        chains=[_section(one, losses=live is None) for one in chains],
     )
 
 
@@ -121,8 +157,12 @@ def _line(group: Group, round_: str, style: str) -> Line:
     return Line(name, nfes, means, whole, colour, style)
 
 
-def _section(one: ComparedChain) -> Section:
-    names = ("samples", "trajectories")
+def _section(one: ComparedChain, *, losses: bool) -> Section:
+    samples = _samples(one)
+    titles = [title for title, _ in samples]
+    nfes = sorted(int(title.split()[1]) for title in titles if title != REAL)
+    few = {nfes[0], nearest(nfes), nfes[-1]} if nfes else set()
+    old = () if samples else ("samples",)
     return Section(
         name=one.name,
         about=one.about,
@@ -131,14 +171,31 @@ def _section(one: ComparedChain) -> Section:
         samplers=sampler_table(one.found),
         guided=guidance(one.found.rounds),
         uses=[(USES.get(use, use), choice) for use, choice in one.found.ship.items()],
-        charts=_charts(one),
-        pictures=[(name, _pictures(one, name)) for name in names],
+        said=told(one.found.gates),
+        unmeasured=[j.text for j in one.found.gates if j.verdict.state == "not measured"],
+        spent=spent_table(one.found, one.spent),
+        charts=_charts(one, losses=losses),
+        samples=samples,
+        first=[f"NFE {nfe}" for nfe in sorted(few)],
+        pictures=[(name, _pictures(one, name)) for name in (*old, "trajectories")],
         settings=flat(one.about.settings),
     )
 
 
-def _charts(one: ComparedChain) -> list[tuple[str, str]]:
-    """Draw distance over NFE, straightness over t and transport cost over the rounds."""
+def _samples(one: ComparedChain) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return samples by title, all rounds side by side; empty for chains that kept none."""
+    found = {}
+    for round_, files in one.about.files.rounds.items():
+        path = f"{files.pictures}/{SAMPLES}"
+        content = one.read(path)
+        if content is not None and round_ in one.found.colours:
+            shown = Shown.read(content, f"{one.name}: {path}")
+            found[round_] = drawn(shown, one.found.colours[round_])
+    return by_title(found)
+
+
+def _charts(one: ComparedChain, *, losses: bool) -> list[tuple[str, str]]:
+    """Draw distance over NFE, the losses, straightness over t, transport cost over the rounds."""
     found, rounds, colours = one.found, one.found.rounds[:LIMIT], one.found.colours
     distances = []
     for r in rounds:
@@ -150,41 +207,58 @@ def _charts(one: ComparedChain) -> list[tuple[str, str]]:
     label = f"{found.metric} ± 2 standard errors"
     axes = Axes("NFE", label, log_x=True, ticks=found.nfes, floor=max(found.floor, 0))
     drawn = [("Distance to real data: lower is better", chart(distances, axes))]
-    gaps = [line for r in rounds if (line := _gap(one, r.name, colours[r.name]))]
+    files = one.about.files.rounds
+    if losses:
+        paths = {r.name: files[r.name].losses for r in rounds if r.name in files}
+        curves = [
+            line
+            for name, path in paths.items()
+            for column, style in (("loss", "-"), ("held_out_loss", ":"))
+            if (line := _curve(one, name, path, ("step", column), style))
+        ]
+        if curves:
+            drawn.append((LOSSES, chart(curves, Axes("step", "loss"))))
+    bends = {r.name: files[r.name].straightness for r in rounds if r.name in files}
+    gaps = [line for n, path in bends.items() if (line := _curve(one, n, path, ("t", "gap"), "-"))]
     if gaps:
         straight = Axes("t  (0 = data, 1 = noise)", "E‖(Z₁ − Z₀) − v‖²")
         drawn.append(("Straightness over t: lower is straighter", chart(gaps, straight)))
+    return [*drawn, _cost(one)]
+
+
+def _cost(one: ComparedChain) -> tuple[str, str]:
+    rounds = one.found.rounds[:LIMIT]
     cost = [r.metrics["transport_cost"] for r in rounds]
     before = rounds[0].metrics.get("transport_cost_before")
     names = [r.name for r in rounds]
     if before is not None and rounds[0].coupling == "independent":
         cost, names = [before, *cost], ["independent", *names]
     places = list(range(len(cost)))
-    drawn.append(
-        (
-            "Transport cost: no rectification raises it",
-            chart(
-                [Line("E‖source − target‖²", places, cost)],
-                Axes("coupling", "transport cost", log_y=False, ticks=places, tick_names=names),
-            ),
-        )
-    )
-    return drawn
+    line = Line("E‖source − target‖²", places, cost)
+    axes = Axes("coupling", "transport cost", log_y=False, ticks=places, tick_names=names)
+    return "Transport cost: no rectification raises it", chart([line], axes)
 
 
-def _gap(one: ComparedChain, round_: str, colour: str) -> Line | None:
-    files = one.about.files.rounds.get(round_)
-    text = one.read(files.straightness) if files else None
+def _curve(
+    one: ComparedChain, round_: str, path: str, columns: tuple[str, str], style: str
+) -> Line | None:
+    """Return a column of a round's curve over another; None where neither has a number."""
+    text = one.read(path) if path else None
     if text is None:
         return None
     try:
-        rows = list(csv.DictReader(io.StringIO(text.decode())))
-        t, gap = ([float(r[name]) for r in rows] for name in ("t", "gap"))
-        return Line(round_, t, gap, colour=colour)
+        rows = [
+            [float(row[name]) for name in columns]
+            for row in csv.DictReader(io.StringIO(text.decode()))
+            if row[columns[1]]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ReflowError(
             f"{one.name}: the curve of {round_} is damaged ({error}); {MEND}"
         ) from None
+    name = f"{round_}, held out" if style == ":" else round_
+    x, y = ([row[i] for row in rows] for i in (0, 1))
+    return Line(name, x, y, colour=one.found.colours[round_], style=style) if rows else None
 
 
 def _pictures(one: ComparedChain, name: str) -> list[tuple[str, str]]:
@@ -193,5 +267,5 @@ def _pictures(one: ComparedChain, name: str) -> list[tuple[str, str]]:
     for round_, files in one.about.files.rounds.items():
         content = one.read(f"{files.pictures}/{name}.png")
         if content is not None:
-            found.append((round_, "data:image/png;base64," + base64.b64encode(content).decode()))
+            found.append((round_, data_uri(content)))
     return found

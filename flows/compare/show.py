@@ -8,6 +8,7 @@ from typing import Literal
 from rich.console import Console
 
 from flows.compare.chains import gather
+from flows.compare.gates import told
 from flows.compare.groups import Group, frame, grouped, notes
 from flows.compare.groups import as_json as groups_as_json
 from flows.compare.tables import (
@@ -78,7 +79,9 @@ def _show_alone(timed: TimedComparison, full: bool, out: Console) -> None:
         out.print(f"{use:<9} {choice.round} at NFE {choice.nfe} ({scored})", highlight=False)
     if found.replicates:
         out.print(replicates_table(found))
-    gates = [j.text for j in found.unhappy if full or j.verdict.state in ("warn", "fail")]
+    gates = [one.text for one in told(found.gates) if full or one.state != "undecided"]
+    if full:
+        gates += [j.text for j in found.gates if j.verdict.state == "not measured"]
     for line in [*found.next, *gates]:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     if not full:

@@ -46,10 +46,11 @@ class CouplingRecord:
 
 @dataclass(frozen=True)
 class RoundFiles:
-    """The paths of a round's pictures (a folder) and of its straightness curve."""
+    """The paths of a round's pictures (a folder), of its straightness curve and of its losses."""
 
     pictures: str
     straightness: str
+    losses: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,11 @@ def _measured(read: Read, path: str | None) -> dict[str, Any]:
 
 def _files(whole: Chain) -> Files:
     rounds = {
-        r.name: RoundFiles(r.evaluate.paths["out"], r.evaluate.paths["straightness"])
+        r.name: RoundFiles(
+            r.evaluate.paths["out"],
+            r.evaluate.paths["straightness"],
+            r.train.paths.get("curve", "") if r.train else "",
+        )
         for r in whole.rounds
         if r.evaluate
     }

@@ -1,33 +1,42 @@
 """The events of a running stage, as JSON lines in a file; one process writes, others read.
 
-The first line is about the stage: `{"stage": "train@rf1", "total": 500, "pid": 7}`. Each line after
-it is one event: `{"step": 50, "values": {"loss": 0.25}}`, with only the values measured at that
-step. Floats are written by `repr`, so that they are read back exactly.
+The first line is about the stage: `{"stage": "train@rf1", "total": 500, "pid": 7, "at": 9.5}`. Each
+line after it is one event: `{"step": 50, "values": {"loss": 0.25}, "at": 10.5}`, with only the
+values measured at that step; `gates` has what gates say of the stage's metrics. `at` is the time in
+seconds since 1970. Floats are written by `repr`, so that they are read back exactly.
 """
 
 import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Event:
-    """A stage is at `step` of `total`, and measured `values` there; step 0 means that it began."""
+    """A stage is at `step` of `total`, and measured `values` there; step 0 means that it began.
+
+    `gates` are the state and the message of each gate of its metrics, `at` is when, `pid` which
+    process began.
+    """
 
     stage: str
     step: int
     total: int
     values: Mapping[str, float] = field(default_factory=dict)
+    gates: tuple[tuple[str, str], ...] = ()
+    at: float = field(default=0.0, compare=False)
+    pid: int = field(default=0, compare=False)
 
 
 OnEvent = Callable[[Event], object]
@@ -52,6 +61,17 @@ def beside(scratch: Path) -> Path:
     return scratch.with_name("events.jsonl")
 
 
+def every(root: Path) -> dict[str, Path]:
+    """Return the files of events that there are, by stage."""
+    files = (root / ".reflow" / "scratch").glob("*/events.jsonl")
+    return {unquote(file.parent.name): file for file in files}
+
+
+def preview_of(events: Path) -> Path:
+    """Return the file of the samples that a training showed last, beside its events."""
+    return events.with_name("preview.safetensors")
+
+
 class Writer:
     """Writes a new file of events; the lock of the stage makes sure that there is one writer."""
 
@@ -59,16 +79,32 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.new")
         self.file = new.open("wb", buffering=0)
+        self.path, self.step = path, 0
+        preview_of(path).unlink(missing_ok=True)
         self._append({"stage": stage, "total": total, "pid": os.getpid()})
         # A new file, not the old one emptied, so that a reader can tell the two apart.
         new.replace(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append what was measured at a step."""
+        self.step = step
         self._append({"step": step, "values": {name: float(v) for name, v in values.items()}})
 
+    def judged(self, gates: Iterable[tuple[str, str]]) -> None:
+        """Append the state and the message of each gate of the stage's metrics."""
+        self._append({"step": self.step, "values": {}, "gates": [list(gate) for gate in gates]})
+
+    def show(self, content: bytes) -> None:
+        """Put the samples of a training beside its events; a full disk stops no training."""
+        new = preview_of(self.path).with_suffix(".new")
+        with contextlib.suppress(OSError):
+            new.write_bytes(content)
+            new.replace(preview_of(self.path))
+
     def _append(self, line: Mapping[str, object]) -> None:
-        self.file.write(json.dumps(line).encode() + b"\n")  # one write: no reader sees half a line
+        # One write: no reader sees half a line.
+        whole = {**line, "at": round(time.time(), 3)}
+        self.file.write(json.dumps(whole).encode() + b"\n")
 
     def __enter__(self) -> Self:
         return self
@@ -86,15 +122,15 @@ class Reader:
     """Follows the events of a stage that is about to start.
 
     A file that already exists is from an earlier process, so it is not read: a stage that is
-    started again repeats no event.
+    started again repeats no event. With `whole` it is read too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         self.path = path
         self.rest = b""
         self.stage, self.total = "", 0
         # Kept open, so that no new file can get its inode number.
-        self.old = self._open()
+        self.old = None if whole else self._open()
         self.file: BinaryIO | None = None
 
     def read(self) -> list[Event]:
@@ -138,11 +174,13 @@ class Reader:
         """Return the event in a line; None where the line holds none."""
         try:
             found = json.loads(line)
+            at, pid = float(found.get("at", 0.0)), int(found.get("pid", 0))
             if "stage" in found:
                 self.stage, self.total = str(found["stage"]), int(found["total"])
-                return Event(self.stage, 0, self.total)
+                return Event(self.stage, 0, self.total, at=at, pid=pid)
             values = {str(name): float(value) for name, value in found["values"].items()}
-            return Event(self.stage, int(found["step"]), self.total, values)
+            gates = tuple((str(state), str(says)) for state, says in found.get("gates", ()))
+            return Event(self.stage, int(found["step"]), self.total, values, gates, at)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 

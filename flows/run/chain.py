@@ -11,7 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 from flows.dag import plan
+from flows.dag.receipts import timings
 from flows.project import environment, servers
+from flows.project.journal import Journal, StageLine, State, path_of
 from flows.run.repro import Processes
 from flows.run.schedule import (
     RETRIES,
@@ -24,6 +26,7 @@ from flows.run.schedule import (
 )
 from flows.run.warm import warmed
 from fmcore.settings import ReflowError
+from fmcore.verdict.drawing import data_name
 
 
 def update_chain(
@@ -55,7 +58,11 @@ def update_chain(
         prefect = False  # Prefect itself would wait a minute for each of many answers
         listeners.say(f"Prefect: {url} does not answer; the run is not recorded there")
     run = [stage for name, stage in chain_run.stages.items() if name not in unchanged]
-    with _ends_its_processes(chain_run.processes), warmed(root, run, chain_run.processes):
+    with (
+        recorded(chain_run),
+        _ends_its_processes(chain_run.processes),
+        warmed(root, run, chain_run.processes),
+    ):
         if prefect:
             from flows.run import (
                 flow,  # imports Prefect: slow, and only after environment.configure
@@ -66,6 +73,32 @@ def update_chain(
             _run_in_threads(chain_run)
             chain_run.close()
     return chain_run.result()
+
+
+@contextlib.contextmanager
+def recorded(chain_run: ChainRun) -> Iterator[None]:
+    """Write the journal of the run in the block; an interrupted stage has been stopped."""
+    took = {stage: seconds for (stage, _), seconds in timings(chain_run.root).items()}
+    stages = [
+        StageLine(name, list(stage.upstream), stage.paths.get("curve", ""), took.get(name))
+        for name, stage in chain_run.stages.items()
+    ]
+    chain_run.journal = journal = Journal(path_of(chain_run.root), _title(chain_run), stages)
+    try:
+        yield
+    finally:
+        ends: dict[str, State] = {n: r.state for n, r in chain_run.result().stages.items()}
+        if chain_run.processes.stopped:
+            running = {name for name, state in ends.items() if state == "failed"}
+            ends |= dict.fromkeys(running, "stopped")
+        journal.end(ends)
+
+
+def _title(chain_run: ChainRun) -> str:
+    """Return what a run is of: the name of its data; of a chain without any, its folder's."""
+    prepare = chain_run.stages.get("prepare")
+    found = prepare.params.get("params.yaml", {}).get("data") if prepare else None
+    return data_name(found if isinstance(found, dict) else None) or chain_run.root.name
 
 
 def _ask_the_remote(root: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from flows.dag import graph
 from flows.project.events import OnEvent
+from flows.project.journal import Journal, State
 from flows.project.process_group import exists
 from flows.run.cores import Cores, wanted
 from flows.run.repro import Outcome, Processes, StageFailed, update_stage
@@ -86,6 +87,7 @@ class ChainRun:
     flow_run: str = ""
     unchanged: frozenset[str] = frozenset()
     closed: bool = False
+    journal: Journal | None = None
 
     @property
     def nothing_to_do(self) -> bool:
@@ -111,14 +113,20 @@ class ChainRun:
             seconds = time.monotonic() - start
             text = str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
             self.results[name] = StageResult("failed", seconds, text)
+            self._note(name, "failed", seconds=seconds, error=text)
             raise
         self.results[name] = StageResult(outcome.state, outcome.seconds, reasons=outcome.reasons)
+        self._note(name, outcome.state, seconds=outcome.seconds)
         if told.observer:
             try:
                 told.observer(name, outcome)
             except Exception as error:  # a record of the stage must not fail the stage
                 tell(f"warning: {name} is done, but reporting it failed: {error}")
         return outcome
+
+    def _note(self, name: str, state: State, **more: float | str) -> None:
+        if self.journal:
+            self.journal.stage(name, state, **more)
 
     def _update_when_free(self, name: str, tell: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date; wait while another DVC works on its files, and say so once.
@@ -129,6 +137,7 @@ class ChainRun:
         said, delay = "", 2.0
         while True:
             room = self.cores.take(wanted(self.stages[name]))
+            self._note(name, "running", began=time.time())
             try:
                 return update_stage(
                     self.root, name, tell, self.processes, room,

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows.project import events
+from fmcore.verdict.gates import Verdict
+from fmcore.verdict.shown import Shown
 
 EVERY_SECONDS = 2.0
 
@@ -75,6 +78,16 @@ class Reporter:
         elif now - self.said >= EVERY_SECONDS or step >= self.total:
             print(self._line(now, step), flush=True)
             self.said = now
+
+    def judged(self, verdicts: Iterable[Verdict]) -> None:
+        """Record what gates say of the metrics of the stage."""
+        if self.events:
+            self.events.judged((verdict.state, verdict.says) for verdict in verdicts)
+
+    def show(self, shown: Shown) -> None:
+        """Keep the samples that a training shows for those who watch it, the last ones only."""
+        if self.events:
+            self.events.show(shown.content())
 
     def _line(self, now: float, step: int) -> str:
         assert self.started is not None

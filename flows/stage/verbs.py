@@ -6,8 +6,10 @@ guard (lock, checkpoints, inputs unchanged while running).
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.params.load import FILE, SCRATCH, Params, load, maker, parents
 from flows.params.seeds import seed_of
@@ -21,6 +23,9 @@ from flows.stage.words import KEYED, read_words
 from flows.stage.work import warn, work_of
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.processes import rank, started
+
+if TYPE_CHECKING:
+    from fmcore.compare import RoundName
 
 Paths = dict[str, Path]
 
@@ -52,6 +57,8 @@ def _calibrate(params: Params, _: str, paths: Paths, scratch: Path) -> None:
 
 
 def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
+    from fmcore.coupling.read import open_coupling
+    from fmcore.measure.preview import Preview
     from fmcore.network.store import redrawn
     from fmcore.train import train
 
@@ -67,6 +74,9 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
         print(f"warning: {short}", flush=True)
     with Reporter(f"train@{key}", settings.steps, scratch, shown=rank() == 0) as log:
         work = work_of(params, scratch, log, seed=seed)
+        if rank() == 0:
+            look = Preview(open_coupling(paths["coupling"]), settings, seed, log.show)
+            work = replace(work, look=look)
         train(**paths, settings=settings, name=key, work=work)
 
 
@@ -89,11 +99,11 @@ def _evaluate(params: Params, key: str, paths: Paths, scratch: Path) -> None:
         evaluate(EvaluatePaths(**paths), params.evaluate, work)
 
 
-def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
-    from fmcore.compare import RoundName, compare
-    from fmcore.verdict.drawing import data_name
+def round_names(params: Params) -> "list[RoundName]":
+    """Return the rounds of params.yaml as `compare` wants them."""
+    from fmcore.compare import RoundName
 
-    rounds = [
+    return [
         RoundName(
             name=name,
             coupling=round_.coupling,
@@ -105,7 +115,13 @@ def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
         )
         for name, round_ in params.rounds.items()
     ]
-    compare(rounds, params.gates, **paths, data=data_name(params.data.model_dump()))
+
+
+def _compare(params: Params, _: str, paths: Paths, __: Path) -> None:
+    from fmcore.compare import compare
+    from fmcore.verdict.drawing import data_name
+
+    compare(round_names(params), params.gates, **paths, data=data_name(params.data.model_dump()))
 
 
 VERBS: dict[str, Callable[[Params, str, Paths, Path], None]] = {

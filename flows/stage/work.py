@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.params.load import Params
 from flows.project.executor import chosen
+from flows.stage.progress import Reporter
 from fmcore.settings import Log, ReflowError
 from fmcore.verdict.gates import judge
 from fmcore.work.work import Work, silent
@@ -20,7 +21,7 @@ def work_of(params: Params, scratch: Path, log: Log = silent, *, seed: int | Non
         compute=params.compute,
         scratch=scratch,
         log=log,
-        accept=partial(gated, params),
+        accept=partial(gated, params, log=log),
         warn=warn,
         executor=chosen(),
     )
@@ -31,12 +32,14 @@ def warn(text: str) -> None:
     print(f"warning: {text}", flush=True)
 
 
-def gated(params: Params, values: Mapping[str, Any]) -> None:
+def gated(params: Params, values: Mapping[str, Any], log: Log = silent) -> None:
     """Check a stage's metrics against the gates; a failing gate fails the stage.
 
-    Warnings are printed, and so is what too few rows do not decide.
+    Warnings are printed, and so is what too few rows do not decide. All are events of the stage.
     """
     verdicts = judge(params.gates, values)
+    if isinstance(log, Reporter):
+        log.judged(verdicts)
     for verdict in verdicts:
         if verdict.state == "warn":
             print(f"warning: {verdict.says}", flush=True)

@@ -150,7 +150,7 @@ class Flow(Field):
             start, end = ends
             if start == 1:
                 rows = self.interpolant.noise_scale * rows
-            v = tiled.velocity(own, guidance=guidance, span=_span(solver, start, end))
+            v = tiled.velocity(own, guidance=guidance, span=span_of(solver, start, end))
             parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
         return concatenated(parts, 1 if label is None or guidance == 1 else 2)
 
@@ -201,7 +201,7 @@ def _named(loss: Any) -> str:
     return "normalised" if given.get("normalised") else str(given.get("path") or given.get("name"))
 
 
-def _span(solver: OdeSolver, start: float, end: float) -> float | Callable[[Tensor], Tensor]:
+def span_of(solver: OdeSolver, start: float, end: float) -> float | Callable[[Tensor], Tensor]:
     """Return the span that a step of Euler from time t [B] covers; 0 for any other solver.
 
     It is the length of the step of the grid that begins next to t, below 0 from target to source:

@@ -1,6 +1,6 @@
 """The context in which a verb runs: its arguments besides paths and settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ def anything(metrics: Mapping[str, Any]) -> None:
     """Accept all metrics."""
 
 
+def unseen(training: object) -> None:
+    """Look at nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """The context in which a verb runs.
@@ -28,7 +32,7 @@ class Work:
     Seed, device and compute decide the bytes of its outputs. `scratch` is a folder that keeps
     finished work if the verb is killed. `log` gets the progress, `accept` gets the metrics before
     outputs are put in place, `warn` gets sentences for people, and the executor decides where
-    samples are computed.
+    samples are computed. `look` is called with a training now and then; it may change nothing.
     """
 
     scratch: Path
@@ -39,3 +43,4 @@ class Work:
     accept: Accept = anything
     warn: Say = unsaid
     executor: Executor = IN_PROCESS
+    look: Callable[[Any], object] = unseen

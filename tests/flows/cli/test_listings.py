@@ -14,6 +14,7 @@ from tests.conftest import SOURCE, Project
 LISTINGS = {
     "plan": [], "compare": [], "couplings": ["--offline"], "settings": ["lr"], "estimate": [],
     "verify": [], "doctor": [], "couple": ["rf1"], "publish": [], "env": [],
+    "watch": [],
 }  # fmt: skip
 """The commands that list something, each with the words that it needs here."""
 

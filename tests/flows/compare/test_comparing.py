@@ -130,7 +130,8 @@ def test_the_page_needs_nothing_but_itself(page):
     text = page.read_text()
     found = Page(text)
     pictures = [s for s in found.sources if s.startswith("data:image/")]
-    assert len(pictures) >= 4  # samples and trajectories of two rounds
+    assert len(pictures) >= 2  # trajectories of two rounds
+    assert text.count('class="points"') == 2 * 3 + 1  # samples at three NFE, real data
     assert all(s.startswith(("data:", "#")) for s in found.sources)
     assert "svg" in found.tags and "script" not in found.tags
     assert not re.findall(r"url\((?!['\"]?(?:data:|#))", text)
@@ -141,7 +142,7 @@ def test_the_page_needs_nothing_but_itself(page):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1366, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_browser(page, width, scheme):
     from playwright.sync_api import sync_playwright
@@ -160,9 +161,16 @@ def test_the_page_in_a_browser(page, width, scheme):
         ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         broken = tab.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
         tab.screenshot(path=shots / f"report_{scheme}_{width}.png", full_page=True)
+        cut = tab.evaluate("document.querySelector('.scroll').scrollWidth - innerWidth")
+        tab.click(".zoom .tap")
+        large = tab.evaluate("document.querySelector('.zoom:target').clientWidth")
+        tab.click(".zoom:target .close")
+        shut = tab.evaluate("document.querySelector('.zoom:target') === null")
         browser.close()
     assert not problems
     assert wide <= 0 and broken == 0
+    assert large >= width - 20 and shut
+    assert width < 1000 or cut < 0  # the table of rounds is whole
     level = sum(int(v) for v in re.findall(r"\d+", ground)[:3])
     assert level > 600 if scheme == "light" else level < 200
 

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from flows.compare import show
 from flows.compare.chains import ComparedChain
+from flows.compare.costs import spent_table
+from flows.compare.gates import told
 from flows.compare.groups import as_json, frame, grouped, notes
-from flows.compare.page import page
+from flows.compare.page import Live, page
 from flows.compare.tables import (
     TimedComparison,
     group_tables,
@@ -23,6 +25,7 @@ from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import Choice, Comparison, Judged, RoundResult
 from fmcore.verdict.gates import Gates, absent, judge
 from fmcore.verdict.replicates import replicates
+from fmcore.verdict.shown import Shown
 
 RF1 = {1: 600.0, 2: 90.0, 4: 40.0, 64: 5.0}
 RF2 = {1: 13.0, 2: 9.0, 4: 7.0, 64: 6.0}
@@ -196,7 +199,7 @@ def test_the_page_shows_what_the_comparison_says():
     for part in (
         "<b>rf2</b>NFE 1: fd 13<br>",
         "floor 4.0 ± 0.3",
-        ">7.0 ± 1.0</td>",
+        ">7.0<small>± 1.0</small></td>",
         '<td class="best">13</td>',
         '<td class="best">5</td>',
         "after rf2: stop",
@@ -206,6 +209,86 @@ def test_the_page_shows_what_the_comparison_says():
     ):
         assert part in text, part
     assert text.count("data:image/png") == 2
+
+
+def with_samples(images: bool) -> ComparedChain:
+    """A chain of two rounds that kept their samples and their losses."""
+    import numpy as np
+
+    x = np.full((16, 8, 8, 1), 9, np.uint8) if images else np.zeros((3, 2), np.float32)
+    shown = Shown({nfe: x for nfe in (1, 2, 4, 64)}, x).content()
+    one = chain()
+    files = {r: RoundFiles(f"pictures/{r}", "", f"loss/{r}.csv") for r in ("rf1", "rf2")}
+    held = {f"pictures/{r}/samples.safetensors": shown for r in files}
+    held |= {f"loss/{r}.csv": b"step,loss,held_out_loss\n50,2.0,\n100,1.0,1.5\n" for r in files}
+    about = replace(one.about, files=replace(one.about.files, rounds=files))
+    return replace(one, about=about, read=held.get)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_the_page_has_samples_of_all_rounds_side_by_side(images):
+    text = page(grouped([with_samples(images)]))
+    first, rest = text.split("At every NFE, and real data")
+    drawn = 'class="pixels"' if images else 'class="points"'
+    parts = dict(zip(first.split("<h4>")[1:], ("NFE 1", "NFE 4", "NFE 64"), strict=True))
+    for part, title in parts.items():
+        assert part.startswith(f"{title}</h4>") and part.count(drawn) == 2
+        assert part.index("rf1") < part.index("rf2")
+    assert [rest.split("<h4>")[i].count(drawn) for i in (1, 2)] == [2, 1]  # NFE 2, real data
+    assert "<h3>Samples</h3>" not in text and ">rf1, held out</text>" in text
+
+
+def test_the_page_says_what_the_rounds_cost():
+    spent = {
+        "rf1": {"spent/train_seconds": 125.0, "spent/train_evaluations": 1.28e6},
+        "rf2": {"spent/train_seconds": 5.0},
+    }
+    found = comparison()
+    assert spent_table(found, spent) == [
+        ["round", "training", "its evaluations"],
+        ["rf1", "2 min 05 s", "1.28 M"],
+        ["rf2", "5.0 s", ""],
+        ["all", "2 min 10 s", "1.28 M"],
+    ]
+    assert spent_table(found, {}) == []
+    flops = [
+        replace(r, metrics={**r.metrics, "flops_training": 3e9, "flops_pairs": i * 1e9})
+        for i, r in enumerate(found.rounds)
+    ]
+    assert spent_table(replace(found, rounds=flops), {}) == [
+        ["round", "FLOPs with all before"], ["rf1", "3e+09"], ["rf2", "4e+09"],
+    ]  # fmt: skip
+    text = page(grouped([replace(chain(), spent=spent)]))
+    assert "What it cost" in text and "<td>2 min 05 s</td>" in text
+    assert "What it cost" not in page(grouped([chain()]))
+
+
+def test_what_training_and_evaluation_both_measure_is_said_once():
+    values = {"held_out_ratio": 1.5, "cost_rise": 0.5}
+    gates = [Judged(f"{s}@rf1", v) for s in ("train", "evaluate") for v in judge(Gates(), values)]
+    gates += [Judged("train@rf2", v) for v in judge(Gates(), {"held_out_ratio": 1.4})]
+    lines = [one.text for one in told(gates)]
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["fail", "train@rf1, evaluate@rf1"],
+        ["warn", "train@rf1, evaluate@rf1"],
+        ["warn", "train@rf2"],
+    ]
+    text = page(grouped([replace(chain(), found=replace(comparison(), gates=gates))]))
+    assert text.count("the loss on held-out pairs is 1.5") == 1
+
+
+def test_a_run_stands_on_top_of_what_there_is_so_far():
+    rows = [("train@rf1", "done", 1.0, ""), ("train@rf2", "running", 0.25, "loss <0.5>")]
+    gates = [("warn", "warn: train@rf1: too long")]
+    live = Live("digits", "digits: running for 9 s", True, rows, gates, "<svg></svg>", [], 5)
+    alone = page([], live)
+    assert '<meta http-equiv="refresh" content="5">' in alone and "width:25%" in alone
+    assert "loss &lt;0.5&gt;" in alone and '<li class="warn">warn: train@rf1' in alone
+    both = page(grouped([chain()]), live)
+    assert both.index("The run") < both.index("Rounds: fd by NFE")
+    assert "What to ship" not in both and "after rf2: stop" not in both
+    ended = page(grouped([chain()]), replace(live, running=False))
+    assert "http-equiv" not in ended and "What to ship" in ended
 
 
 def test_the_page_says_which_rounds_are_guided_and_which_gates_were_not_measured():
@@ -221,7 +304,7 @@ def test_the_page_says_which_rounds_are_guided_and_which_gates_were_not_measured
     for part in (
         "<li>rf1 is measured with guidance 2: two evaluations a step",
         "<li>rf2 has guidance 2 in its pairs: measured and sampled without more",
-        '<li class="not measured">evaluate@rf2: ',
+        "<li>not measured: evaluate@rf2: ",
     ):
         assert part in text, part
     assert "drift_rel" in text and "gates are within their bounds" not in text

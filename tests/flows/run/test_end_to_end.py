@@ -158,7 +158,11 @@ def test_mlflow_holds_a_run_per_round_below_one_chain(chain):
     losses, nfes, pictures = json.loads(chain.mlflow(code))
     assert sorted(losses) == list(range(50, 501, 50)), "each point once, live or published"
     assert sorted(nfes) == [1, 4, 16]
-    assert pictures == ["pictures/samples.png", "pictures/trajectories.png"]
+    assert pictures == [
+        "pictures/samples.png",
+        "pictures/samples.safetensors",
+        "pictures/trajectories.png",
+    ]
 
 
 def test_the_logged_model_turns_noise_into_samples(chain):

@@ -144,7 +144,7 @@ def test_curves_and_pictures(rounds):
     mean = sum(float(r["gap"]) for r in gaps) / 32
     assert mean == pytest.approx(result(rounds, "rf1")["straightness"])
     names = {p.name for p in (rounds / "pictures" / "rf1").iterdir()}
-    assert names == {"samples.png", "trajectories.png"}
+    assert names == {"samples.png", "samples.safetensors", "trajectories.png"}
 
 
 def test_paths_of_both_rounds_are_drawn_in_one_plane_under_their_names(rounds, monkeypatch):

@@ -20,7 +20,7 @@ from fmcore.training.batches import batches
 from fmcore.training.checkpoint import load_state
 from fmcore.training.fit import fit, new_state
 from fmcore.training.held_out import held_out_losses, held_out_sides
-from fmcore.work.work import Work
+from fmcore.work.work import Work, unseen
 from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.oracles import gaussian_velocity, least_loss
 
@@ -29,7 +29,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the code under test may catch it."""
 
 
-def run(tmp_path, name, settings, *, log=silent, data="data", seed=5, continued=None):
+def run(tmp_path, name, settings, *, log=silent, data="data", seed=5, continued=None, look=unseen):
     out = tmp_path / name
     if continued:
         shutil.copytree(continued, out / "scratch" / "continued", dirs_exist_ok=True)
@@ -41,7 +41,7 @@ def run(tmp_path, name, settings, *, log=silent, data="data", seed=5, continued=
         out / "metrics.json",
         settings,
         name="rf1",
-        work=Work(scratch=out / "scratch", seed=seed, log=log),
+        work=Work(scratch=out / "scratch", seed=seed, log=log, look=look),
     )
     files = [p for p in (out / "model").rglob("*") if p.is_file()]
     return {p.relative_to(out): p.read_bytes() for p in files} | {
