@@ -7,8 +7,8 @@ bin := $(VENV)/bin
 run := PATH="$(abspath $(bin)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev shell test-py demo chain check format settings test test-all bench bench-quick docs ui clean lock \
-	mutations
+.PHONY: help setup setup-dev shell test-py demo chain check format settings test test-all bench bench-quick docs diagrams ui \
+	clean lock mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ bench-quick: setup-dev  ## the same in small, for a look; beside other packages 
 docs: setup-dev  ## the documentation site, in .reflow/site; stops at a dead link
 	@$(run) PYTHONPATH=. NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet -f scripts/mkdocs.yml
 	@echo "the site: .reflow/site/index.html"
+
+diagrams: setup-dev  ## draw the diagrams of docs/ as SVG, after one was edited (npm, chromium)
+	@$(bin)/python scripts/diagrams.py
 
 ui: setup  ## the Prefect UI and the MLflow UI of this project on loopback, until Ctrl-C
 	@$(run) reflow ui

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import diagrams
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -36,7 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links for the repository into links of the site, and formulas into MathML."""
+    """Turn links into links of the site, formulas into MathML, diagrams into their drawings.
+
+    For mermaid itself the theme would load a script from a CDN.
+    """
     path = page.file.src_uri
     home = {"index.md": Path(), "commands.md": Path(), "api.md": Path()}.get(path)
     if home is None:
@@ -45,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def relinked(found: re.Match[str]) -> str:
         return found[1] + _on_site((ROOT / home / found[2]).resolve(), path) + found[3]
 
-    parts = CODE.split(markdown)
+    parts = CODE.split(diagrams.FENCE.sub(lambda found: _diagram(found[1], path), markdown))
     parts[::2] = [FORMULA.sub(_formula, LINK.sub(relinked, part)) for part in parts[::2]]
     return "".join(parts)
 
@@ -56,6 +61,14 @@ def _on_site(target: Path, page: str) -> str:
     other = {"README.md": "index.md", "benchmarks": "gallery.md"}
     name = other.get(name, name.removeprefix("docs/"))
     return "../" * page.count("/") + name
+
+
+def _diagram(text: str, page: str) -> str:
+    """Return the drawing of a diagram, on white in both of the theme's colours."""
+    file = diagrams.name(text)
+    if not (ROOT / "docs" / file).exists():
+        raise PluginError(f"{page}: a diagram has no drawing yet; run `make diagrams`")
+    return f'![diagram]({"../" * page.count("/")}{file}){{ style="background: white" }}'
 
 
 def _formula(found: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import tarfile
 import zipfile
+from contextlib import contextmanager
 
 import pytest
 
@@ -140,26 +141,55 @@ def test_a_model_that_was_published_samples_where_strangers_packages_are(chain):
     assert said.stdout.strip() == "(5, 2)", said.stderr
 
 
-@pytest.mark.servers
-def test_a_served_deployment_runs_the_installed_code(chain):
+@pytest.fixture(scope="module")
+def ui(chain):
     with servers.running(chain) as ui:
-        process = ui.start("deploy.log", "reflow", "deploy", "--order", '{"seed": 1}')
-        try:
+        yield ui
 
-            def there():
-                assert process.poll() is None, (chain.root.parent / "deploy.log").read_text()
-                found = ui.ask("/deployments/filter", {})
-                return found[0] if found else None
 
-            found = servers.wait_for(there)
-            assert found["entrypoint"] == "flows.deploy.flow.scheduled"
-            run = ui.order(found["id"], {"overrides": {"rounds.rf2.train.steps": 50}}, "served")
-            assert ui.ended(run) == "COMPLETED", "\n".join(ui.logs(run))
-            assert set(ui.tasks(run)) >= {"train@rf2", "compare"}
-        finally:
-            process.terminate()
-            process.wait(60)
-        pool = chain.reflow("deploy", "--name", "nightly", "--pool", "gpus").stdout
-        assert "deployed reflow-chain/nightly" in pool
+@contextmanager
+def deployed(ui, name, *words):
+    """Serve a deployment from the installed command; give it as the server knows it."""
+    process = ui.start(f"{name}.log", "reflow", "deploy", "--name", name, *words)
+    try:
+
+        def there():
+            assert process.poll() is None, (ui.chain.root.parent / f"{name}.log").read_text()
+            found = ui.ask("/deployments/filter", {})
+            return next((d for d in found if d["name"] == name), None)
+
+        yield servers.wait_for(there)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.servers
+def test_a_served_deployment_runs_the_installed_code(ui, chain):
+    with deployed(ui, "chain", "--order", '{"seed": 1}') as found:
+        assert found["entrypoint"] == "flows.deploy.flow.scheduled"
+        run = ui.order(found["id"], {"overrides": {"rounds.rf2.train.steps": 50}}, "served")
+        assert ui.ended(run) == "COMPLETED", "\n".join(ui.logs(run))
+        assert set(ui.tasks(run)) >= {"train@rf2", "compare"}
+    pool = chain.reflow("deploy", "--name", "nightly", "--pool", "gpus").stdout
+    assert "deployed reflow-chain/nightly" in pool
     branch = f"reflow/served-{run[:8]}"
     assert "steps: 50" in chain.sh("git", "show", f"{branch}:params.yaml").stdout
+
+
+@pytest.mark.servers
+def test_cron_starts_a_run_of_the_installed_code(ui, chain):
+    order = '{"overrides": {"rounds.rf2.train.steps": 40}}'
+    with deployed(ui, "minutely", "--cron", "* * * * *", "--order", order) as found:
+        which = {"deployments": {"id": {"any_": [found["id"]]}}}
+
+        def done():
+            runs = ui.ask("/flow_runs/filter", which)
+            return next((r for r in runs if r["state_type"] in ("COMPLETED", "FAILED")), None)
+
+        run = servers.wait_for(done, 300, 2)
+        assert run["state_type"] == "COMPLETED", "\n".join(ui.logs(run["id"]))
+        assert run["auto_scheduled"] and run["expected_start_time"][17:19] == "00"
+        assert set(ui.tasks(run["id"])) >= {"train@rf2", "compare"}
+    branch = f"reflow/{run['name']}-{run['id'][:8]}"
+    assert "steps: 40" in chain.sh("git", "show", f"{branch}:params.yaml").stdout

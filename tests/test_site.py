@@ -63,6 +63,14 @@ def test_no_page_names_a_font_or_a_script_from_elsewhere(site):
         assert "googleapis" not in text and 'src="http' not in text, file
 
 
+def test_diagrams_are_drawn_and_load_no_script(site):
+    drawings = {file.name for file in (SOURCE / "docs/images/diagrams").glob("*.svg")}
+    shown = Page(site / "architecture.html").links
+    assert len(drawings) == 2 and drawings == {Path(s).name for s in shown if "diagrams/" in s}
+    for file in site.rglob("*.html"):  # the theme loads mermaid for this class
+        assert 'class="mermaid"' not in file.read_text(), file
+
+
 @pytest.mark.parametrize(
     ("page", "words"),
     [

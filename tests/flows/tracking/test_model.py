@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flows.tracking.client import Tracker
@@ -59,6 +60,12 @@ def test_a_model_names_what_it_needs_and_runs_where_the_checkout_is_not(kind, tr
     assert {"torch", "safetensors", "pydantic", "mlflow"} <= needs
     assert ("diffusers" in needs) is (kind == "unet")
     assert (place / "input_example.json").is_file()
+    from mlflow.types import TensorSpec
+
+    signature = tracker.mlflow.models.get_model_info(made.model_uri).signature
+    assert signature.inputs is None, "noise is optional, and MLflow requires each tensor it names"
+    assert TensorSpec(np.dtype("float32"), (-1, *shape)).required
+    assert signature.outputs.inputs[0].shape == (-1, *shape)
     alone = tracker.root / "elsewhere"
     shutil.copytree(place, alone / "copied")
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
