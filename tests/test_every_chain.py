@@ -36,7 +36,8 @@ def small(settings, **changes):
 
 def shrunk(params: Params, tmp_path) -> Params:
     """The same chain with two steps a round, eight pairs a coupling and a few samples."""
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((80, 3)))
+    one = (3,) if params.network.name == "residual_mlp" else (4, 8, 8)  # latents
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((80, *one)))
     (tmp_path / "images").mkdir()
     for i in range(80):
         pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
@@ -49,7 +50,7 @@ def shrunk(params: Params, tmp_path) -> Params:
     data = small(data, samples=80, size=8, path=str(tmp_path / "x.npy"))
     kind = "identity" if data.name == "images" else params.yardstick.features.kind
     features = small(params.yardstick.features, epochs=1, kind=kind)
-    thin = {"channels": (8, 8), "head": 4, "blocks": 1, "width": 16}
+    thin = {"channels": (8, 8), "attend": (1,), "head": 4, "blocks": 1, "width": 16}
     solver = Solver(name="heun", steps=2)
     train_ = {"steps": 2, "batch": 8, "warmup": 1, "log_every": 1, "checkpoint_every": 2}
     return params.model_copy(

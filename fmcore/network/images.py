@@ -18,7 +18,8 @@ DIFFUSERS = "diffusers"
 class UNet(Settings):
     """diffusers' UNet2DModel: channels and blocks per resolution, attention at levels `attend`.
 
-    Tiny: channels [16, 32]. CIFAR-10: channels [128, 256, 256, 256], blocks 2, attend [1].
+    Tiny: channels [16, 32]. CIFAR-10: channels [128, 256, 256, 256], blocks 2, attend [1]. For a
+    CPU: patch 2, channels [64, 64].
     """
 
     name: Literal["unet"]
@@ -28,6 +29,9 @@ class UNet(Settings):
     )
     """Channels at each resolution, the first at full size; each further level halves the image. The
     size must divide by 2 for each halving."""
+    patch: Width = 1
+    """Side of the squares of pixels that enter as channels of one place; it must divide the image.
+    2 makes a level a quarter as costly: with more channels, a better network for a CPU."""
     blocks: Depth = 1
     """Residual blocks at each resolution."""
     attend: Annotated[
@@ -61,11 +65,13 @@ class UNet(Settings):
         """Raise ReflowError if the network cannot be built for samples of `shape`."""
         _check_images(self, shape)
         levels = len(self.channels)
-        step = 2 ** (levels - 1)
+        step = self.patch * 2 ** (levels - 1)
         if shape[1] % step or shape[2] % step:
+            patches = f" of patches of {self.patch}" if self.patch > 1 else ""
             raise ReflowError(
-                f"network.channels: {levels} levels halve the image {levels - 1} times, and"
-                f" {shape[1]} x {shape[2]} is no multiple of {step}; use fewer levels"
+                f"network.channels: {levels} levels halve the image{patches} {levels - 1} times,"
+                f" and {shape[1]} x {shape[2]} is no multiple of {step}; use fewer levels"
+                f"{' or a smaller patch' if patches else ''}"
             )
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
@@ -144,8 +150,11 @@ class ImageNetwork(nn.Module):
             label = torch.full_like(t, self.settings.classes, dtype=torch.int64)
         if isinstance(self.settings, UNet) and not self.settings.classes:
             label = None
+        fold = self.settings.patch if isinstance(self.settings, UNet) else 1
+        h = nn.functional.pixel_unshuffle(x, fold) if fold > 1 else x
         # Time in thousandths, as diffusers' embeddings expect.
-        return cast(Tensor, self.net(x, 1000 * t, class_labels=label, return_dict=False)[0])
+        h = self.net(h, 1000 * t, class_labels=label, return_dict=False)[0]
+        return cast(Tensor, nn.functional.pixel_shuffle(h, fold) if fold > 1 else h)
 
     def save_weights(self, path: Path) -> None:
         """Write config and weights to `path`/diffusers, for `from_pretrained` of diffusers."""
@@ -179,9 +188,9 @@ def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
     down = ["AttnDownBlock2D" if i in settings.attend else "DownBlock2D" for i in range(levels)]
     up = [name.replace("Down", "Up") for name in reversed(down)]
     return _diffusers().UNet2DModel(
-        sample_size=shape[1:],
-        in_channels=shape[0],
-        out_channels=shape[0],
+        sample_size=tuple(side // settings.patch for side in shape[1:]),
+        in_channels=shape[0] * settings.patch**2,
+        out_channels=shape[0] * settings.patch**2,
         layers_per_block=settings.blocks,
         block_out_channels=channels,
         down_block_types=tuple(down),

@@ -56,6 +56,21 @@ def test_plain_diffusers_loads_what_is_saved(kind, tmp_path):
     assert names == {"config.json", "raw.safetensors", "diffusion_pytorch_model.safetensors"}
 
 
+def test_a_patch_enters_as_channels_of_one_place(tmp_path):
+    import diffusers
+
+    network = build(UNet(name="unet", channels=(8, 16), patch=2), SHAPE, seed=1).eval()
+    save(tmp_path / "m", network.requires_grad_(False), about={"round": "rf1"})
+    plain = diffusers.UNet2DModel.from_pretrained(tmp_path / "m" / "diffusers").eval()
+    cut = X.reshape(40, 4, 2, 4, 2)  # rows and columns of patches, and of pixels in them
+    folded = cut.permute(0, 2, 4, 1, 3).reshape(40, 4, 4, 4)
+    with torch.no_grad():
+        found = plain(folded, 1000 * T, return_dict=False)[0]
+    unfolded = found.reshape(40, 2, 2, 4, 4).permute(0, 3, 1, 4, 2).reshape(40, *SHAPE)
+    torch.testing.assert_close(unfolded, network(X, T))
+    assert torch.equal(load(tmp_path / "m").network(X, T), network(X, T))
+
+
 @each
 def test_weights_are_a_function_of_the_seed_and_time_is_felt(kind):
     a, b = made(kind), made(kind)
@@ -117,6 +132,11 @@ def test_a_compiled_network_is_the_network():
             UNet(name="unet", channels=(8, 8, 8, 8)),
             (1, 28, 28),
             "no multiple of 8; use fewer levels",
+        ),
+        (
+            UNet(name="unet", channels=(8, 8, 8), patch=2),
+            (1, 28, 28),
+            "patches of 2 2 times.* no multiple of 8; use fewer levels or a smaller patch",
         ),
         (DiT(name="dit", patch=3), (1, 8, 8), "3 does not divide"),
     ],
