@@ -15,6 +15,7 @@ from flows.project import links
 from flows.tracking import pages, shown
 from flows.tracking.client import Tracker
 from fmcore.settings import ReflowError
+from fmcore.verdict.shown import FILE as SAMPLES
 
 
 def train(tracker: Tracker, run: str, entry: Entry) -> None:
@@ -36,10 +37,11 @@ def couple(tracker: Tracker, run: str, name: str, entry: Entry) -> None:
 
 
 def evaluate(tracker: Tracker, run: str, entry: Entry) -> None:
-    """Log the curves of an evaluation, its receipt and its pictures."""
+    """Log the curves of an evaluation, its receipt, its pictures and the samples it shows."""
     values = _receipt(tracker, run, entry, "evaluate")
     tracker.complete(run, shown.measured(values, curve(tracker.root, entry, "straightness")))
-    _files(tracker, run, entry.path("out"), "*.png", "pictures")
+    for pattern in ("*.png", SAMPLES):
+        _files(tracker, run, entry.path("out"), pattern, "pictures")
 
 
 def score(tracker: Tracker, run: str, parent: str, round_: Round, compare: Entry) -> None:
