@@ -2,7 +2,8 @@
 
 The first line is about the stage: `{"stage": "train@rf1", "total": 500, "pid": 7}`. Each line after
 it is one event: `{"step": 50, "values": {"loss": 0.25}}`, with only the values measured at that
-step. Floats are written by `repr`, so that they are read back exactly.
+step. A gate that warns or fails has a line, `{"step": 500, "values": {}, "judged": {...}}`. Floats
+are written by `repr`, so that they are read back exactly.
 """
 
 import contextlib
@@ -11,13 +12,24 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 from urllib.parse import quote
 
 POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A gate that warns or fails: the value, the level that it exceeds, and its message."""
+
+    gate: str
+    state: str
+    value: float
+    level: float | None
+    says: str
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class Event:
     step: int
     total: int
     values: Mapping[str, float] = field(default_factory=dict)
+    judged: Judged | None = None
 
 
 OnEvent = Callable[[Event], object]
@@ -66,6 +79,10 @@ class Writer:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append what was measured at a step."""
         self._append({"step": step, "values": {name: float(v) for name, v in values.items()}})
+
+    def judge(self, step: int, judged: Judged) -> None:
+        """Append what a gate says of the stage at a step."""
+        self._append({"step": step, "values": {}, "judged": asdict(judged)})
 
     def _append(self, line: Mapping[str, object]) -> None:
         self.file.write(json.dumps(line).encode() + b"\n")  # one write: no reader sees half a line
@@ -142,7 +159,8 @@ class Reader:
                 self.stage, self.total = str(found["stage"]), int(found["total"])
                 return Event(self.stage, 0, self.total)
             values = {str(name): float(value) for name, value in found["values"].items()}
-            return Event(self.stage, int(found["step"]), self.total, values)
+            judged = Judged(**found["judged"]) if "judged" in found else None
+            return Event(self.stage, int(found["step"]), self.total, values, judged)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 

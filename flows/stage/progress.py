@@ -28,7 +28,7 @@ class Reporter:
         self.stage, self.total, self.scratch, self.shown = stage, total, scratch, shown
         self.known: dict[str, tuple[float, int]] = {}
         self.started: tuple[float, int] | None = None
-        self.said = 0.0
+        self.said, self.step = 0.0, 0
         self.events: events.Writer | None = None
         self.bar: Progress | None = None
         self.open = ExitStack()
@@ -70,11 +70,17 @@ class Reporter:
         self.known |= {name: (value, step) for name, value in values.items()}
         if self.started is None:
             self.started = (now, step)
+        self.step = step
         if self.bar:
             self.bar.update(self.task, completed=step, values=self._known(step))
         elif now - self.said >= EVERY_SECONDS or step >= self.total:
             print(self._line(now, step), flush=True)
             self.said = now
+
+    def judged(self, judged: events.Judged) -> None:
+        """Record that a gate warns or fails, at the last step."""
+        if self.events:
+            self.events.judge(self.step, judged)
 
     def _line(self, now: float, step: int) -> str:
         assert self.started is not None

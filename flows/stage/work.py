@@ -1,14 +1,16 @@
 """Build the `Work` of a stage from params.yaml, the guard and the environment."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows.params.load import Params
+from flows.project.events import Judged
 from flows.project.executor import chosen
+from flows.stage.progress import Reporter
 from fmcore.settings import Log, ReflowError
-from fmcore.verdict.gates import judge
+from fmcore.verdict.gates import Gates, Verdict, judge
 from fmcore.work.work import Work, silent
 
 
@@ -20,7 +22,7 @@ def work_of(params: Params, scratch: Path, log: Log = silent, *, seed: int | Non
         compute=params.compute,
         scratch=scratch,
         log=log,
-        accept=partial(gated, params),
+        accept=partial(gated, params, note=log.judged if isinstance(log, Reporter) else None),
         warn=warn,
         executor=chosen(),
     )
@@ -31,16 +33,26 @@ def warn(text: str) -> None:
     print(f"warning: {text}", flush=True)
 
 
-def gated(params: Params, values: Mapping[str, Any]) -> None:
+def gated(
+    params: Params, values: Mapping[str, Any], note: Callable[[Judged], object] | None = None
+) -> None:
     """Check a stage's metrics against the gates; a failing gate fails the stage.
 
-    Warnings are printed, and so is what too few rows do not decide.
+    Warnings are printed, and so is what too few rows do not decide. `note` gets each gate that
+    warns or fails.
     """
     verdicts = judge(params.gates, values)
     for verdict in verdicts:
+        if note and verdict.state in ("warn", "fail"):
+            note(_judged(params.gates, verdict))
         if verdict.state == "warn":
             print(f"warning: {verdict.says}", flush=True)
         if verdict.state == "undecided":
             print(f"gate: {verdict.says}", flush=True)
     if failed := [v.says for v in verdicts if v.state == "fail"]:
         raise ReflowError("; ".join(failed))
+
+
+def _judged(gates: Gates, verdict: Verdict) -> Judged:
+    level = getattr(getattr(gates, verdict.gate), verdict.state)
+    return Judged(verdict.gate, verdict.state, float(verdict.value or 0.0), level, verdict.says)
