@@ -41,7 +41,7 @@ def env(as_json: AsJson = False) -> None:
             print(f"export {name}={shlex.quote(value)}")
 
 
-def deploy(
+def deploy(  # noqa: PLR0913  # each is an option of the command
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = "chain",
     cron: Annotated[str | None, typer.Option(help="Cron: '0 2 * * *' for 2:00 each day.")] = None,
     every: Annotated[int | None, typer.Option(min=30, help="Or an interval in seconds.")] = None,
@@ -50,6 +50,10 @@ def deploy(
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds that a run may take.")] = None,
     pool: Annotated[
         str | None, typer.Option(help="Register for this process work pool; do not run it here.")
+    ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(help="Prefect's notification block, TYPE/NAME, that its automations tell."),
     ] = None,
     order: Annotated[
         str, typer.Option(help='Parameters of its runs, JSON: {"seed": 1, "rev": "main"}.')
@@ -61,7 +65,7 @@ def deploy(
         from flows.deploy.register import Wanted
         from flows.deploy.register import deploy as register
 
-        wanted = Wanted(name, cron, every, limit, timeout, retries, pool)
+        wanted = Wanted(name, cron, every, limit, timeout, retries, pool, notify)
         register(root, wanted, _json(order), say)
 
 

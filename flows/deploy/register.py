@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from flows.deploy import worktree
 from flows.deploy.order import Order
 from flows.project import environment, servers
-from flows.servers import crashed, prefect_server
+from flows.servers import automations, crashed, prefect_server
 from fmcore.settings import ReflowError
 
 ENTRYPOINT = "flows.deploy.flow.scheduled"
@@ -29,7 +29,10 @@ ENTRYPOINT = "flows.deploy.flow.scheduled"
 
 @dataclass(frozen=True)
 class Wanted:
-    """How the deployment runs: name, schedule, runs at a time, time limit, retries, work pool."""
+    """How the deployment runs: name, schedule, runs at a time, time limit, retries, work pool.
+
+    `notify` is the notification block that is told of failed gates and of better one-step models.
+    """
 
     name: str = "chain"
     cron: str | None = None
@@ -38,6 +41,7 @@ class Wanted:
     timeout: int | None = None
     retries: int = 1
     pool: str | None = None
+    notify: str | None = None
 
 
 def deploy(root: Path, wanted: Wanted, order: dict[str, Any], say: Any) -> None:
@@ -72,7 +76,9 @@ def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> N
         limit=wanted.limit, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
     )
     with get_client(sync_client=True) as client:
+        told = None if wanted.notify is None else automations.block(client, wanted.notify)
         crashed.register(client)
+        automations.register(client, told)
         if wanted.pool is not None:
             with contextlib.suppress(ObjectAlreadyExists):
                 client.create_work_pool(WorkPoolCreate(name=wanted.pool, type="process"))

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -23,18 +23,28 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A gate: its state, the value, the level of that state if it has one, and its message."""
+
+    gate: str
+    state: str
+    value: float
+    level: float | None
+    says: str
+
+
+@dataclass(frozen=True)
 class Event:
     """A stage is at `step` of `total`, and measured `values` there; step 0 means that it began.
 
-    `gates` are the state and the message of each gate of its metrics, `at` is when, `pid` which
-    process began.
+    `gates` are those of its metrics, `at` is when, `pid` which process began.
     """
 
     stage: str
     step: int
     total: int
     values: Mapping[str, float] = field(default_factory=dict)
-    gates: tuple[tuple[str, str], ...] = ()
+    gates: tuple[Judged, ...] = ()
     at: float = field(default=0.0, compare=False)
     pid: int = field(default=0, compare=False)
 
@@ -90,9 +100,10 @@ class Writer:
         self.step = step
         self._append({"step": step, "values": {name: float(v) for name, v in values.items()}})
 
-    def judged(self, gates: Iterable[tuple[str, str]]) -> None:
-        """Append the state and the message of each gate of the stage's metrics."""
-        self._append({"step": self.step, "values": {}, "gates": [list(gate) for gate in gates]})
+    def judged(self, gates: Iterable[Judged]) -> None:
+        """Append each gate of the stage's metrics."""
+        found = [asdict(gate) for gate in gates]
+        self._append({"step": self.step, "values": {}, "gates": found})
 
     def show(self, content: bytes) -> None:
         """Put the samples of a training beside its events; a full disk stops no training."""
@@ -179,7 +190,7 @@ class Reader:
                 self.stage, self.total = str(found["stage"]), int(found["total"])
                 return Event(self.stage, 0, self.total, at=at, pid=pid)
             values = {str(name): float(value) for name, value in found["values"].items()}
-            gates = tuple((str(state), str(says)) for state, says in found.get("gates", ()))
+            gates = tuple(Judged(**gate) for gate in found.get("gates", ()))
             return Event(self.stage, int(found["step"]), self.total, values, gates, at)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

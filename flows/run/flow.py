@@ -6,6 +6,7 @@ as Cached. Set the environment (`environment.configure`) before importing this f
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -13,15 +14,16 @@ from typing import Any
 from prefect import flow, runtime, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 from prefect.logging.handlers import APILogWorker
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.project import servers
-from flows.run import artifacts, closing
+from flows.run import artifacts, closing, notices
 from flows.run.about import About, about
 from flows.run.schedule import RETRIES, RETRY_DELAYS, ChainRun, may_pass
 from flows.servers import crashed
@@ -50,7 +52,15 @@ def _worth_another_try(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
 def stage_task(name: str) -> Any:
     """Bring one stage of dvc.yaml up to date; the lines it prints are the log of the task run."""
     chain_run, log = _current.get(), get_run_logger()
-    outcome = chain_run.update(name, log.info)
+    try:
+        outcome = chain_run.update(name, log.info)
+    except ReflowError:
+        if _suspension().is_requested():
+            return Cancelled(name="Suspended", message="Resume goes on from its checkpoint")
+        raise
+    finally:
+        with closing.best_effort(log.warning):
+            notices.gates(name, chain_run.judged.pop(name, ()))
     if outcome.state == "cached":
         return Completed(name="Cached", message="DVC: unchanged")
     with closing.best_effort(log.warning):
@@ -60,11 +70,37 @@ def stage_task(name: str) -> Any:
     return Completed(message=f"ran, because: {'; '.join(outcome.reasons)}")
 
 
+def _suspension() -> Any:
+    """Return what knows whether someone suspended the flow run in the Prefect UI."""
+    context = FlowRunContext.get()
+    assert context, "called in a flow run"
+    return context.flow_run_suspension_request
+
+
+@contextlib.contextmanager
+def _stopped_if_suspended(chain_run: ChainRun) -> Iterator[None]:
+    """End the stages that run when the run is suspended; Prefect alone would let them finish."""
+    asked, ended = _suspension(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            if asked.is_requested():
+                chain_run.processes.stop()
+                return
+
+    threading.Thread(target=watch, name="suspension", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+    asked.raise_if_requested()
+
+
 def submit_stages(chain_run: ChainRun) -> None:
     """Run the stages as tasks of the flow run that is under way."""
     chain_run.flow_run = str(runtime.flow_run.id or "")
     futures: dict[str, PrefectFuture[Any]] = {}
-    with crashed.alive(chain_run.root, chain_run.flow_run):
+    with crashed.alive(chain_run.root, chain_run.flow_run), _stopped_if_suspended(chain_run):
         try:
             for name, described in chain_run.stages.items():
                 upstream = [futures[up] for up in described.upstream]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.dag import graph
-from flows.project.events import OnEvent
+from flows.project.events import Event, Judged, OnEvent
 from flows.project.journal import Journal, State
 from flows.project.process_group import exists
 from flows.run.cores import Cores, wanted
@@ -88,6 +88,8 @@ class ChainRun:
     unchanged: frozenset[str] = frozenset()
     closed: bool = False
     journal: Journal | None = None
+    judged: dict[str, list[Judged]] = field(default_factory=dict)
+    """Gates that warned or failed, by stage, of the stages that ran."""
 
     @property
     def nothing_to_do(self) -> bool:
@@ -141,7 +143,7 @@ class ChainRun:
             try:
                 return update_stage(
                     self.root, name, tell, self.processes, room,
-                    on_event=self.listeners.on_event, pull=self.pull,
+                    on_event=self._hear, pull=self.pull,
                 )  # fmt: skip
             except StageFailed as error:
                 if not error.holders:
@@ -155,6 +157,12 @@ class ChainRun:
                         raise
                     time.sleep(0.2)
             delay = min(2 * delay, 60.0)
+
+    def _hear(self, event: Event) -> None:
+        if unhappy := [gate for gate in event.gates if gate.state in ("warn", "fail")]:
+            self.judged.setdefault(event.stage, []).extend(unhappy)
+        if self.listeners.on_event:
+            self.listeners.on_event(event)
 
     def _ran_above(self, name: str) -> bool:
         """Whether a stage ran on which this one depends: then DVC is asked again."""

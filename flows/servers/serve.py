@@ -60,10 +60,11 @@ def serve(root: Path, *, prefect_port: int | None, mlflow_port: int | None, say:
 def _register() -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.servers import crashed
+    from flows.servers import automations, crashed
 
     with get_client(sync_client=True) as client:
         crashed.register(client)
+        automations.register(client)
 
 
 def _wanted() -> list[str]:
@@ -157,6 +158,7 @@ def _prefect_settings(root: Path, port: int) -> dict[str, str]:
         **prefect_server.auth(root),
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": origins,
         "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_UI_URL": f"http://{HOST}:{port}",  # for links in what automations send
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT__SERVER_FINAL": "1",
     }

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows.project import events
-from fmcore.verdict.gates import Verdict
 from fmcore.verdict.shown import Shown
 
 EVERY_SECONDS = 2.0
@@ -31,7 +30,7 @@ class Reporter:
         self.stage, self.total, self.scratch, self.shown = stage, total, scratch, shown
         self.known: dict[str, tuple[float, int]] = {}
         self.started: tuple[float, int] | None = None
-        self.said = 0.0
+        self.said, self.step = 0.0, 0
         self.events: events.Writer | None = None
         self.bar: Progress | None = None
         self.open = ExitStack()
@@ -73,16 +72,17 @@ class Reporter:
         self.known |= {name: (value, step) for name, value in values.items()}
         if self.started is None:
             self.started = (now, step)
+        self.step = step
         if self.bar:
             self.bar.update(self.task, completed=step, values=self._known(step))
         elif now - self.said >= EVERY_SECONDS or step >= self.total:
             print(self._line(now, step), flush=True)
             self.said = now
 
-    def judged(self, verdicts: Iterable[Verdict]) -> None:
+    def judged(self, gates: Iterable[events.Judged]) -> None:
         """Record what gates say of the metrics of the stage."""
         if self.events:
-            self.events.judged((verdict.state, verdict.says) for verdict in verdicts)
+            self.events.judged(gates)
 
     def show(self, shown: Shown) -> None:
         """Keep the samples that a training shows for those who watch it, the last ones only."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.params.load import Params
+from flows.project.events import Judged
 from flows.project.executor import chosen
 from flows.stage.progress import Reporter
 from fmcore.settings import Log, ReflowError
-from fmcore.verdict.gates import judge
+from fmcore.verdict.gates import Gates, Verdict, judge
 from fmcore.work.work import Work, silent
 
 
@@ -39,7 +40,7 @@ def gated(params: Params, values: Mapping[str, Any], log: Log = silent) -> None:
     """
     verdicts = judge(params.gates, values)
     if isinstance(log, Reporter):
-        log.judged(verdicts)
+        log.judged(_judged(params.gates, verdict) for verdict in verdicts)
     for verdict in verdicts:
         if verdict.state == "warn":
             print(f"warning: {verdict.says}", flush=True)
@@ -47,3 +48,8 @@ def gated(params: Params, values: Mapping[str, Any], log: Log = silent) -> None:
             print(f"gate: {verdict.says}", flush=True)
     if failed := [v.says for v in verdicts if v.state == "fail"]:
         raise ReflowError("; ".join(failed))
+
+
+def _judged(gates: Gates, verdict: Verdict) -> Judged:
+    level = getattr(getattr(gates, verdict.gate), verdict.state, None)
+    return Judged(verdict.gate, verdict.state, float(verdict.value or 0.0), level, verdict.says)

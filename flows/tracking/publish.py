@@ -15,7 +15,7 @@ from flows.project import links
 from flows.project.locks import locked
 from flows.tracking import marker, pages, parts, shown
 from flows.tracking.client import LOGGED, OLD_LOGGED, Tracker, answers
-from flows.tracking.registry import offer, register
+from flows.tracking.registry import Moved, offer, register
 from fmcore.settings import ReflowError
 
 Say = Callable[[str], object]
@@ -27,7 +27,7 @@ Origin = Entry | Mapping[str, object]
 class Published:
     """What `publish` did: parts logged, parts that were logged before, parts not logged.
 
-    `notes` are lines about records that it mended.
+    `notes` are lines about records that it mended, `moved` the aliases that it moved.
     """
 
     logged: list[str] = field(default_factory=list)
@@ -35,6 +35,7 @@ class Published:
     skipped: list[str] = field(default_factory=list)
     parent: str = ""
     notes: list[str] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
 
 
 def publish(root: Path, say: Say = lambda _: None, *, models: bool = True) -> Published:
@@ -193,11 +194,11 @@ def _tag(part: str, kind: str = LOGGED) -> str:
 def _ship(tracker: Tracker, whole: Chain, done: Published, say: Say) -> None:
     """Register the rounds to ship, each time: other chains may have registered theirs."""
     try:
-        changed, kept = register(tracker, whole, offer(tracker.root, whole))
+        done.moved, kept = register(tracker, whole, offer(tracker.root, whole))
     except ReflowError as error:
         done.skipped.append(f"ship: {error}")
         say(f"ship: not published: {error}")
         return
-    for line in changed + kept:
-        say(line)
-    (done.logged if changed else done.unchanged).append("ship")
+    for line in (*done.moved, *kept):
+        say(str(line))
+    (done.logged if done.moved else done.unchanged).append("ship")

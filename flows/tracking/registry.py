@@ -16,7 +16,7 @@ from flows.dag.identity import data_key, yardstick_key
 from flows.dag.receipts import metrics, read_comparison
 from flows.tracking import pages
 from flows.tracking.client import CHAIN, Tracker
-from flows.tracking.promotion import USES, Distances, chosen, score
+from flows.tracking.promotion import USES, Distances, Score, chosen, score
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 
@@ -66,6 +66,25 @@ def offer(root: Path, whole: Chain) -> Offer:
         yardstick=yardstick_key(root, whole, scored[names[0]], found)[:16],
         distances=distances,
     )
+
+
+@dataclass(frozen=True)
+class Moved:
+    """An alias that moved to a version: its score at that use, and that of the version before.
+
+    `before` is None if the alias is new.
+    """
+
+    use: str
+    model: str
+    version: str
+    round: str
+    now: Score | None
+    before: Score | None
+    says: str
+
+    def __str__(self) -> str:
+        return self.says
 
 
 class Registered:
@@ -168,13 +187,15 @@ class Registered:
         return f"version {version} ({round_}{f' of chain {chain[:7]}' if chain else ''})"
 
 
-def register(tracker: Tracker, whole: Chain, given: Offer) -> tuple[list[str], list[str]]:
+def register(tracker: Tracker, whole: Chain, given: Offer) -> tuple[list[Moved], list[str]]:
     """Register the best rounds of a chain and let the rule say who has each alias.
 
-    Returns in words what changed, and what did not change though the chain has another round to
-    offer. Publishing again changes nothing, from this checkout or from another.
+    Returns the aliases that moved, and in words what did not change though the chain has another
+    round to offer. Publishing again changes nothing, from this checkout or from another.
     """
-    model, changed, kept = Registered(tracker, whole), [], []
+    model = Registered(tracker, whole)
+    moved: list[Moved] = []
+    kept: list[str] = []
     for use in (use for use in USES if use in given.best):
         round_ = given.best[use]
         own, holder = model.add(round_, given), model.aliases.get(use)
@@ -182,10 +203,23 @@ def register(tracker: Tracker, whole: Chain, given: Offer) -> tuple[list[str], l
         winner = _winner(model, use, given.yardstick)
         if winner != holder:
             model.point(use, winner, given.yardstick)
-            changed.append(f"{place} is {model.describe(winner)}")
+            moved.append(_moved(model, use, winner, holder, given.yardstick))
         elif holder != own:
             kept.append(f"{place} stays {model.describe(holder)}: {_why(model, use, own, given)}")
-    return changed, kept
+    return moved, kept
+
+
+def _moved(model: Registered, use: str, winner: str, holder: str | None, yardstick: str) -> Moved:
+    like = model.measured(holder, yardstick) if holder else None
+    return Moved(
+        use=use,
+        model=model.name,
+        version=winner,
+        round=model.versions[winner].tags.get("reflow.round", ""),
+        now=score(use, model.measured(winner, yardstick), like),
+        before=score(use, like) if like else None,
+        says=f"models:/{model.name}@{use} is {model.describe(winner)}",
+    )
 
 
 def _winner(model: Registered, use: str, yardstick: str) -> str:

@@ -35,7 +35,7 @@ def ship(root: Path, round_: str | None, uses: Sequence[str] = USES) -> list[str
         if round_ is None:
             for use in uses:
                 model.set_tag(f"{SHIPPED}{use}", None)
-            return register(tracker, whole, given)[0]
+            return [str(moved) for moved in register(tracker, whole, given)[0]]
         version, said = model.add(round_, given), []
         for use in uses:
             model.set_tag(f"{SHIPPED}{use}", version)

@@ -143,7 +143,7 @@ class Eye:
             for event in told:
                 for name, value in event.values.items():
                     found.curves.setdefault(name, []).append((event.step, value))
-                found.gates += event.gates
+                found.gates += [(gate.state, gate.says) for gate in event.gates]
             preview = events.preview_of(events.path_of(self.root, line.name))
             found.preview = preview if preview.is_file() else None
         elif line.state in ("done", "cached") and line.curve:

@@ -15,13 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
-from tests import servers
-from tests.conftest import SOURCE
+from tests import browser, servers
+from tests.browser import shot
 from tests.real_chain import Chain
 from tests.servers import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -164,31 +163,11 @@ def test_mlflow_serves_what_the_registry_says_to_ship(ui):
 
 @pytest.fixture
 def tab(ui):
-    from playwright.sync_api import sync_playwright
-
-    password = (ui.chain.root / ".reflow/prefect/auth").read_text().strip()
-    name, _, secret = password.partition(":")
-    coded = b64encode(password.encode()).decode()
-    with sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        login = {"username": name, "password": secret, "origin": ui.urls["mlflow"]}
-        window = browser.new_context(
-            viewport={"width": 1280, "height": 900}, http_credentials=login
-        )
-        tab = window.new_page()
-        tab.set_default_timeout(60_000)
-        tab.add_init_script(f"localStorage.setItem('prefect-password', '{coded}')")
+    with browser.opened(ui) as tab:
         yield tab
-        browser.close()
 
 
-def shot(tab, name):
-    folder = SOURCE / ".reflow" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    tab.screenshot(path=folder / f"{name}.png")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+@browser.needed
 def test_prefects_pages_show_the_run_and_its_stages(ui, tab):
     ui.chain.reflow("run")
     run = ui.ask("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
@@ -213,7 +192,7 @@ def test_the_links_are_to_the_runs_and_to_the_rounds_of_the_chain(ui):
     assert "the rounds in one chart: http" in ui.chain.reflow("publish").stdout
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+@browser.needed
 def test_the_printed_link_opens_the_rounds_in_one_chart(ui, tab):
     tab.goto(links(ui)[1])
     tab.get_by_text("distance/energy vs distance/floor").first.wait_for()
@@ -225,7 +204,7 @@ def test_the_printed_link_opens_the_rounds_in_one_chart(ui, tab):
     assert "Model training" in text and "2 matching runs" in " ".join(text.split())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+@browser.needed
 def test_the_page_of_a_chain_has_the_figure_and_begins_with_the_distance(ui, tab):
     code = "print(t.experiment, t.find(reflow__kind='chain')[0].info.run_id)"
     experiment, run = ui.chain.mlflow(code).split()
@@ -244,7 +223,7 @@ def test_the_page_of_a_chain_has_the_figure_and_begins_with_the_distance(ui, tab
     shot(tab, "mlflow_chain_metrics")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+@browser.needed
 def test_mlflows_pages_compare_two_rounds(ui, tab):
     code = (
         "import json; f = lambda n: t.find(reflow__kind='round', reflow__round=n)[0].info.run_id;"

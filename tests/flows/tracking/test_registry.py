@@ -9,7 +9,7 @@ import pytest
 from flows.dag.chain import Chain
 from flows.dag.lock import Entry
 from flows.tracking.client import Tracker
-from flows.tracking.promotion import chosen
+from flows.tracking.promotion import Score, chosen
 from flows.tracking.registry import SHIPPED, Offer, Registered, register
 from flows.tracking.ship import ship
 from fmcore.settings import ReflowError
@@ -75,7 +75,7 @@ def aliases(tracker, whole):
 def test_a_worse_or_a_quick_trial_never_takes_an_alias_and_says_why(tracker):
     good, worse, trial = (published(tracker, key, "rf2") for key in ("good", "worse", "trial"))
     changed, kept = register(tracker, good, offered(2.0))
-    assert len(changed) == 2 and not kept
+    assert len(changed) == 2 and not kept and {moved.before for moved in changed} == {None}
     both = {"one_step": ("good", "rf2"), "best": ("good", "rf2")}
     for whole, given, why in (
         (worse, offered(6.0), "is not better by more than the error: 6 ± 0.1 at NFE 1"),
@@ -94,8 +94,10 @@ def test_a_better_round_takes_the_alias_and_a_tie_leaves_it(tracker):
     assert register(tracker, tie, offered(1.9))[0] == []  # errors together: 0.14
     assert aliases(tracker, first)["one_step"] == ("first", "rf2")
     changed, _ = register(tracker, better, offered(1.8, uses=("one_step",)))
-    (line,) = changed
-    assert line.endswith("@one_step is version 3 (rf2 of chain better)")
+    (moved,) = changed
+    assert str(moved).endswith("@one_step is version 3 (rf2 of chain better)")
+    assert (moved.use, moved.version, moved.round) == ("one_step", "3", "rf2")
+    assert (moved.now, moved.before) == (Score(1, 1.8, 0.1), Score(1, 2.0, 0.1))
     assert aliases(tracker, first) == {"one_step": ("better", "rf2"), "best": ("first", "rf2")}
 
 

@@ -70,7 +70,11 @@ def test_a_run_that_goes_on(tmp_path):
     run.stage("prepare", "cached", seconds=0.1)
     run.stage("train@rf1", "running", began=0.0)
     with trained(tmp_path) as writer:
-        writer.judged([("ok", "held_out_ratio 1.1"), ("warn", "held_out_rel is 2")])
+        gates = [
+            events.Judged("held_out_ratio", "ok", 1.1, None, "held_out_ratio 1.1"),
+            events.Judged("held_out_rel", "warn", 2.0, 1.0, "held_out_rel is 2"),
+        ]
+        writer.judged(gates)
         now = journal.read(tmp_path).began + 100
         lines = [json.loads(line) for line in writer.path.read_text().splitlines()]
         for i, line in enumerate(lines):  # ten steps took 2 s
