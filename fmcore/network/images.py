@@ -150,11 +150,11 @@ class ImageNetwork(nn.Module):
             label = torch.full_like(t, self.settings.classes, dtype=torch.int64)
         if isinstance(self.settings, UNet) and not self.settings.classes:
             label = None
-        fold = self.settings.patch if isinstance(self.settings, UNet) else 1
-        h = nn.functional.pixel_unshuffle(x, fold) if fold > 1 else x
+        patch = self.settings.patch if isinstance(self.settings, UNet) else 1
+        h = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
         # Time in thousandths, as diffusers' embeddings expect.
         h = self.net(h, 1000 * t, class_labels=label, return_dict=False)[0]
-        return cast(Tensor, nn.functional.pixel_shuffle(h, fold) if fold > 1 else h)
+        return cast(Tensor, nn.functional.pixel_shuffle(h, patch) if patch > 1 else h)
 
     def save_weights(self, path: Path) -> None:
         """Write config and weights to `path`/diffusers, for `from_pretrained` of diffusers."""
