@@ -245,7 +245,7 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
     }
     if not lost:
         return project.locked(stage.name)
-    if stage.always_changed or stage.frozen:
+    if stage.frozen or not _in_run_cache(stage):
         return None
     for dep in param_deps(stage):
         dep.hash_info = dep.get_hash()
@@ -264,6 +264,17 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
         return project.repo.stage_cache._load(stage) or _renamed(project, stage)
     except FileNotFoundError:  # DVC's key needs each dependency on the disk, foretold or not
         return _renamed(project, stage)
+
+
+def _in_run_cache(stage: Any) -> bool:
+    """Whether DVC keeps runs of a stage: one with inputs and outputs, all of them in the project."""
+    if stage.always_changed or stage.is_callback or not (stage.cmd and stage.deps and stage.outs):
+        return False
+    here = all(dep.protocol == "local" and dep.def_path for dep in stage.deps)
+    return here and all(
+        out.protocol == "local" and out.def_path and not out.persist and out.is_in_repo
+        for out in stage.outs
+    )
 
 
 def _renamed(project: Project, stage: Any) -> Any:

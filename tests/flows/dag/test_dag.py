@@ -45,6 +45,18 @@ def test_stages_are_read_in_topological_order_with_edges_through_folders(project
     }
 
 
+def test_a_stage_of_the_user_without_dependencies_is_planned(project: Project) -> None:
+    """DVC keeps no runs of it."""
+    file = project.root / "dvc.yaml"
+    text = file.read_text().replace(
+        "stages:\n", "stages:\n  own:\n    cmd: echo 1 > own.txt\n    outs: [own.txt]\n", 1
+    )
+    file.write_text(text)
+    assert states(project.root)["own"] == "run"
+    project.repro("own")
+    assert states(project.root)["own"] == "unchanged"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
