@@ -267,7 +267,7 @@ def _cache_entry(project: Project, stage: Any, future: Future) -> Any:
 
 
 def _in_run_cache(stage: Any) -> bool:
-    """Whether DVC keeps runs of a stage: one with inputs and outputs, all of them in the project."""
+    """Whether DVC keeps runs of a stage: it has inputs and outputs, all of them in the project."""
     if stage.always_changed or stage.is_callback or not (stage.cmd and stage.deps and stage.outs):
         return False
     here = all(dep.protocol == "local" and dep.def_path for dep in stage.deps)
