@@ -30,6 +30,14 @@ def gaussian_data(folder: Path, *, mu, s, pairs: int = 4000, seed: int = 0) -> P
     return folder
 
 
+def two_dimensions(folder: Path) -> Path:
+    """Write data and an untrained model into `folder`, for trainings with one thread."""
+    torch.set_num_threads(1)
+    gaussian_data(folder / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
+    scratch_model(folder / "init", dim=2)
+    return folder
+
+
 def scratch_model(folder: Path, *, dim: int, network: MLP = SMALL, seed: int = 0) -> Path:
     """Write an untrained model for vectors of `dim`."""
     save(folder, build(network, (dim,), seed=seed), about={"round": "scratch"})

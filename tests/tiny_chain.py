@@ -1,8 +1,13 @@
 """A whole chain of one round, so small that its stages run in this process in seconds."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from flows.project import environment
 from flows.stage.__main__ import main
 from tests.conftest import SOURCE, Project
 
@@ -25,6 +30,22 @@ rounds:
 couplings:
   rf1: {round: rf1, pairs: 100, solver: {name: heun, steps: 4}, shard: 40}
 """
+
+
+@contextmanager
+def in_this_process(root: Path) -> Iterator[Project]:
+    """Give the chain, committed in `root`, where this process works meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "MLFLOW_TRACKING_URI"):
+            patch.setenv(name, "")  # so that what configure sets is undone afterwards
+            patch.delenv(name)
+        patch.chdir(root)
+        patch.setenv("PYTHONPATH", str(SOURCE))
+        environment.configure(root)
+        project = build(root)
+        for words in (["add", "-A"], ["commit", "-q", "-m", "a chain"]):
+            project.sh("git", *words)
+        yield project
 
 
 def build(root: Path) -> Project:

@@ -18,7 +18,7 @@ from fmcore.matching.times import Grid, Point
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING
 from fmcore.sampling.flow import span_of
-from fmcore.settings import derive_seed
+from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver, solve
 from fmcore.training.checkpoint import State
 from fmcore.training.fit import Train
@@ -38,7 +38,8 @@ class Preview:
 
     It waits until the training has taken so long that all previews are `SHARE` of it at most: where
     samples are dear they are few, and there are none if one would be too dear. What the first one
-    costs is foreseen from its evaluations and the time of the steps before.
+    costs is foreseen from its evaluations and the time of the steps before. One that fails, say for
+    want of memory, is the last: no training stops for a picture.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Preview:
         steps = law.steps if isinstance(law, Grid) else 1
         self.nfe = (steps,) if isinstance(law, Grid | Point) else NFE
         self.began: tuple[float, int] | None = None
+        self.failed = False
         self.spent = self.took = 0.0
         self.source: Tensor | None = None
         self.plane: Plane | None = None
@@ -62,9 +64,12 @@ class Preview:
         elapsed, steps = now - self.began[0], state.step - self.began[1]
         evaluations = self.count * sum(self.nfe) / (TRAINING * self.settings.batch)
         foreseen = self.took or evaluations * elapsed / max(steps, 1)
-        if not steps or elapsed * SHARE < self.spent + foreseen:
+        if self.failed or not steps or elapsed * SHARE < self.spent + foreseen:
             return
-        self.show(self._drawn(state))
+        try:
+            self.show(self._drawn(state))
+        except (RuntimeError, ReflowError):
+            self.failed = True
         self.took = time.monotonic() - now
         self.spent += self.took
 

@@ -7,9 +7,8 @@ from typer.testing import CliRunner
 
 from flows.cli import library
 from flows.cli.main import app
-from flows.project import environment
 from tests import tiny_chain
-from tests.conftest import SOURCE, Project
+from tests.conftest import Project
 
 LISTINGS = {
     "plan": [], "compare": [], "couplings": ["--offline"], "settings": ["lr"], "estimate": [],
@@ -32,17 +31,7 @@ def names(of=app):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    root = tmp_path_factory.mktemp("listings")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "MLFLOW_TRACKING_URI"):
-            patch.setenv(name, "")  # so that what configure sets is undone after these tests
-            patch.delenv(name)
-        patch.chdir(root)
-        patch.setenv("PYTHONPATH", str(SOURCE))
-        environment.configure(root)
-        project = tiny_chain.build(root)
-        for words in (["add", "-A"], ["commit", "-q", "-m", "a chain"]):
-            project.sh("git", *words)
+    with tiny_chain.in_this_process(tmp_path_factory.mktemp("listings")) as project:
         yield project
 
 

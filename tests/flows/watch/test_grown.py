@@ -4,29 +4,18 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.project import environment, events, journal
+from flows.project import events, journal
 from flows.project.journal import Journal, StageLine
 from flows.watch.grown import Grown, so_far
 from flows.watch.state import Eye
 from tests import tiny_chain
-from tests.conftest import SOURCE
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    root = tmp_path_factory.mktemp("grown")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "MLFLOW_TRACKING_URI"):
-            patch.setenv(name, "")  # so that what configure sets is undone after these tests
-            patch.delenv(name)
-        patch.chdir(root)
-        patch.setenv("PYTHONPATH", str(SOURCE))
-        environment.configure(root)
-        project = tiny_chain.build(root)
-        for words in (["add", "-A"], ["commit", "-q", "-m", "a chain"]):
-            project.sh("git", *words)
+    with tiny_chain.in_this_process(tmp_path_factory.mktemp("grown")) as project:
         yield project
 
 

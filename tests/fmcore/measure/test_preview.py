@@ -16,7 +16,7 @@ from fmcore.train import Train
 from fmcore.training.fit import new_state
 from fmcore.verdict.plane import Plane
 from fmcore.verdict.shown import REAL, Shown, to_show
-from tests.chains import gaussian_data, scratch_model
+from tests.chains import gaussian_data, two_dimensions
 from tests.fmcore.training.test_train import run
 
 SETTINGS = Train(steps=60, batch=64, lr=3e-3, log_every=10, checkpoint_every=30)
@@ -33,10 +33,7 @@ class Clock:
 
 @pytest.fixture
 def start(tmp_path):
-    torch.set_num_threads(1)
-    gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
-    scratch_model(tmp_path / "init", dim=2)
-    return tmp_path
+    return two_dimensions(tmp_path)
 
 
 def test_a_training_that_shows_samples_has_the_same_bytes(start, monkeypatch):
@@ -49,6 +46,19 @@ def test_a_training_that_shows_samples_has_the_same_bytes(start, monkeypatch):
     first, last = (one.samples[8].mean(0) for one in (shown[0], shown[-1]))
     goal = np.array([2.0, -1.0])
     assert np.abs(last - goal).sum() < np.abs(first - goal).sum()
+
+
+def test_a_preview_that_fails_is_the_last_and_stops_no_training(start, monkeypatch):
+    monkeypatch.setattr(preview, "SHARE", 1e9)
+    tries = []
+
+    def full(shown):
+        tries.append(shown.step)
+        raise torch.OutOfMemoryError("no memory")
+
+    look = Preview(open_coupling(start / "data"), SETTINGS, 5, full)
+    assert run(start, "a", SETTINGS, look=look) == run(start, "b", SETTINGS)
+    assert tries == [20]
 
 
 def test_dropout_and_the_global_generator_are_left_alone(tmp_path):

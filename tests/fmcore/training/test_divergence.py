@@ -19,7 +19,7 @@ from fmcore.training.divergence import LAST, Watch, watch_of
 from fmcore.training.fit import fit, new_state
 from fmcore.training.held_out import constant_loss
 from fmcore.verdict.gates import Gates, judge
-from tests.chains import gaussian_data, scratch_model
+from tests.chains import two_dimensions
 from tests.fmcore.training.test_train import run
 
 SMALL = MLP(width=32, depth=1, norm="none")
@@ -27,10 +27,7 @@ SMALL = MLP(width=32, depth=1, norm="none")
 
 @pytest.fixture
 def start(tmp_path):
-    torch.set_num_threads(1)
-    gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
-    scratch_model(tmp_path / "init", dim=2)
-    return tmp_path
+    return two_dimensions(tmp_path)
 
 
 def test_a_rate_of_1000_stops_the_training_in_one_line_with_the_cures(start):

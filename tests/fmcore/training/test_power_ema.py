@@ -15,7 +15,7 @@ from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver
 from fmcore.train import Train
-from tests.chains import gaussian_data, scratch_model
+from tests.chains import two_dimensions
 from tests.fmcore.training.test_train import Killed, run
 
 SETTINGS = Train(
@@ -31,10 +31,7 @@ def _samples(model, data, wanted):
 
 @pytest.fixture
 def start(tmp_path):
-    torch.set_num_threads(1)
-    gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
-    scratch_model(tmp_path / "init", dim=2)
-    return tmp_path
+    return two_dimensions(tmp_path)
 
 
 def stopping_at(step):

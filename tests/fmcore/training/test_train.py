@@ -21,7 +21,7 @@ from fmcore.training.checkpoint import load_state
 from fmcore.training.fit import fit, new_state
 from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.work.work import Work, unseen
-from tests.chains import CPU, gaussian_data, scratch_model, silent
+from tests.chains import CPU, gaussian_data, scratch_model, silent, two_dimensions
 from tests.oracles import gaussian_velocity, least_loss
 
 
@@ -52,10 +52,7 @@ def run(tmp_path, name, settings, *, log=silent, data="data", seed=5, continued=
 
 @pytest.fixture
 def start(tmp_path):
-    torch.set_num_threads(1)
-    gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
-    scratch_model(tmp_path / "init", dim=2)
-    return tmp_path
+    return two_dimensions(tmp_path)
 
 
 def test_the_exact_velocity_reaches_the_least_loss(start):
