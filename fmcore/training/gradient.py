@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fmcore.matching.loss import Batch, flow_matching_loss
+from fmcore.matching.loss import Batch, Loss, flow_matching_loss
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import here
 from fmcore.settings import ReflowError
@@ -125,9 +125,14 @@ def network_of(
 
 
 def _can_be_replayed(network: nn.Module, settings: "Train", group: Group) -> bool:
-    """Whether a step is the same kernels each time: one process, one piece, no random numbers."""
+    """Whether a step is the same kernels each time: one process, one piece, no random numbers.
+
+    Forward-mode products were never recorded, and a loss of another class may look at its values.
+    """
     drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
-    return group.size == 1 and settings.accumulate == 1 and not settings.recompute and not drops
+    whole = group.size == settings.accumulate == 1 and not settings.recompute
+    plain = settings.objective != "mean_flow" and type(settings.loss) is Loss
+    return whole and plain and not drops
 
 
 class _Replica(nn.Module):

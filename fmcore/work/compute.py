@@ -45,8 +45,8 @@ class Compute(Settings):
     `reflow estimate --compute` finds it faster. `compile` chooses a layout by itself."""
     cuda_graphs: bool = False
     """Whether a GPU records a network call, and a training step's two passes, once and replays
-    them. Set it where kernels take longer to start than to run. Nothing changes on a CPU, nor in
-    training with dropout, pieces or several processes."""
+    them: where kernels take longer to start than to run. Nothing changes on a CPU, nor in training
+    with dropout, mean_flow, a loss beyond mse and pseudo_huber, pieces or processes."""
 
     def start(self) -> torch.device:
         """Set the thread count and return the device; `auto` takes a GPU when there is one."""

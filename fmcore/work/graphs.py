@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fmcore.settings import ReflowError
+
 Call = Callable[..., Tensor]
 MOST = 4
 """Graphs that are kept for one network: each holds its own memory."""
@@ -88,7 +90,10 @@ def _shapes(inputs: Sequence[Tensor | None]) -> Any:
 
 
 def recorded(call: Call, held: list[Any]) -> Call:
-    """Record a call on `held` as a CUDA graph; return a function that replays it."""
+    """Record a call on `held` as a CUDA graph; return a function that replays it.
+
+    Raises ReflowError where the call cannot be recorded.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -96,8 +101,16 @@ def recorded(call: Call, held: list[Any]) -> Call:
             call(*held)
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call(*held)
+    try:
+        with torch.cuda.graph(graph):
+            out = call(*held)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # it waited for the GPU, or chose by a value
+        raise ReflowError(
+            f"compute.cuda_graphs: this network cannot be recorded"
+            f" ({str(error).splitlines()[0]}); set it to false"
+        ) from error
 
     def replay() -> Tensor:
         graph.replay()

@@ -216,7 +216,13 @@ def test_a_replayed_step_has_the_gradients_of_its_own_batch():
 
 @pytest.mark.parametrize(
     ("settings", "dropout", "replayed"),
-    [({}, 0.0, True), ({"accumulate": 2}, 0.0, False), ({}, 0.1, False)],
+    [
+        ({}, 0.0, True),
+        ({"accumulate": 2}, 0.0, False),
+        ({"objective": "mean_flow"}, 0.0, False),
+        ({"loss": {"name": "perceptual"}}, 0.0, False),
+        ({}, 0.1, False),
+    ],
 )
 def test_only_steps_that_are_the_same_kernels_each_time_are_replayed(settings, dropout, replayed):
     network = build(UNET.model_copy(update={"dropout": dropout}), SHAPE, seed=0)
