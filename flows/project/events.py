@@ -23,12 +23,12 @@ POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateEvent:
     """A gate: its state, the value, the level of that state if it has one, and its message."""
 
     gate: str
     state: str
-    value: float
+    value: float | None
     level: float | None
     says: str
 
@@ -44,7 +44,7 @@ class Event:
     step: int
     total: int
     values: Mapping[str, float] = field(default_factory=dict)
-    gates: tuple[Judged, ...] = ()
+    gates: tuple[GateEvent, ...] = ()
     at: float = field(default=0.0, compare=False)
     pid: int = field(default=0, compare=False)
 
@@ -100,7 +100,7 @@ class Writer:
         self.step = step
         self._append({"step": step, "values": {name: float(v) for name, v in values.items()}})
 
-    def judged(self, gates: Iterable[Judged]) -> None:
+    def judged(self, gates: Iterable[GateEvent]) -> None:
         """Append each gate of the stage's metrics."""
         found = [asdict(gate) for gate in gates]
         self._append({"step": self.step, "values": {}, "gates": found})
@@ -190,7 +190,7 @@ class Reader:
                 self.stage, self.total = str(found["stage"]), int(found["total"])
                 return Event(self.stage, 0, self.total, at=at, pid=pid)
             values = {str(name): float(value) for name, value in found["values"].items()}
-            gates = tuple(Judged(**gate) for gate in found.get("gates", ()))
+            gates = tuple(GateEvent(**gate) for gate in found.get("gates", ()))
             return Event(self.stage, int(found["step"]), self.total, values, gates, at)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

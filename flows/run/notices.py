@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.events import emit_event
 
-from flows.project.events import Judged
+from flows.project.events import GateEvent
 from flows.servers.automations import ALIAS, GATE
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flows.tracking.registry import Moved
 
 
-def gates(stage: str, judged: Iterable[Judged]) -> None:
+def gates(stage: str, judged: Iterable[GateEvent]) -> None:
     """Tell Prefect which gates warned or failed at a stage: `reflow.gate.warn`, `.fail`."""
     verb, _, name = stage.partition("@")
     for found in judged:

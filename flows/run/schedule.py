@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.dag import graph
-from flows.project.events import Event, Judged, OnEvent
+from flows.project.events import Event, GateEvent, OnEvent
 from flows.project.journal import Journal, State
 from flows.project.process_group import exists
 from flows.run.cores import Cores, wanted
@@ -88,7 +88,7 @@ class ChainRun:
     unchanged: frozenset[str] = frozenset()
     closed: bool = False
     journal: Journal | None = None
-    judged: dict[str, list[Judged]] = field(default_factory=dict)
+    judged: dict[str, list[GateEvent]] = field(default_factory=dict)
     """Gates that warned or failed, by stage, of the stages that ran."""
 
     @property

@@ -79,7 +79,7 @@ class Reporter:
             print(self._line(now, step), flush=True)
             self.said = now
 
-    def judged(self, gates: Iterable[events.Judged]) -> None:
+    def judged(self, gates: Iterable[events.GateEvent]) -> None:
         """Record what gates say of the metrics of the stage."""
         if self.events:
             self.events.judged(gates)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.params.load import Params
-from flows.project.events import Judged
+from flows.project.events import GateEvent
 from flows.project.executor import chosen
 from flows.stage.progress import Reporter
 from fmcore.settings import Log, ReflowError
@@ -50,6 +50,6 @@ def gated(params: Params, values: Mapping[str, Any], log: Log = silent) -> None:
         raise ReflowError("; ".join(failed))
 
 
-def _judged(gates: Gates, verdict: Verdict) -> Judged:
+def _judged(gates: Gates, verdict: Verdict) -> GateEvent:
     level = getattr(getattr(gates, verdict.gate), verdict.state, None)
-    return Judged(verdict.gate, verdict.state, float(verdict.value or 0.0), level, verdict.says)
+    return GateEvent(verdict.gate, verdict.state, verdict.value, level, verdict.says)

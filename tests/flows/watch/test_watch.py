@@ -71,8 +71,8 @@ def test_a_run_that_goes_on(tmp_path):
     run.stage("train@rf1", "running", began=0.0)
     with trained(tmp_path) as writer:
         gates = [
-            events.Judged("held_out_ratio", "ok", 1.1, None, "held_out_ratio 1.1"),
-            events.Judged("held_out_rel", "warn", 2.0, 1.0, "held_out_rel is 2"),
+            events.GateEvent("held_out_ratio", "ok", 1.1, None, "held_out_ratio 1.1"),
+            events.GateEvent("held_out_rel", "warn", 2.0, 1.0, "held_out_rel is 2"),
         ]
         writer.judged(gates)
         now = journal.read(tmp_path).began + 100
