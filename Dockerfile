@@ -24,12 +24,12 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 reflow \
-    && install -d -o reflow /work
+    && install -d -o reflow /projects
 COPY --from=build /opt/reflow /opt/reflow
 COPY requirements.lock /opt/reflow/
 # What is installed on top (`pip install --user`, an image FROM this one) keeps torch and the rest.
 ENV PATH=/opt/reflow/bin:$PATH PIP_CONSTRAINT=/opt/reflow/requirements.lock
 USER 1000
-WORKDIR /work
+WORKDIR /projects
 ENTRYPOINT ["reflow"]
 CMD ["--help"]
