@@ -44,9 +44,9 @@ class Compute(Settings):
     """Whether convolutions run with the channels of a pixel side by side in memory. Set it where
     `reflow estimate --compute` finds it faster. `compile` chooses a layout by itself."""
     cuda_graphs: bool = False
-    """Whether a GPU records a network call, and a training step's two passes, once and replays
-    them: where kernels take longer to start than to run. Nothing changes on a CPU, nor in training
-    with dropout, mean_flow, a loss beyond mse and pseudo_huber, pieces or processes."""
+    """Whether a GPU records a network call, and a training step's two passes, and replays them:
+    where kernels take longer to start than to run. Steps with dropout, mean_flow, another loss than
+    mse or pseudo_huber, pieces or processes are not replayed."""
 
     def start(self) -> torch.device:
         """Set the thread count and return the device; `auto` takes a GPU when there is one."""
