@@ -81,7 +81,8 @@ def test_a_gate_that_fails_is_told_with_its_stage_and_its_reason(ui, told):
     link = f"{ui.urls['prefect']}/runs/flow-run/{run['id']}"
     assert message["body"].endswith(f"{run['name']}: {link}")
     asked = {"filter": {"event": {"name": ["reflow.gate.fail"]}}}
-    (event,) = ui.ask("/events/filter", asked)["events"]
+    # Prefect stores events in batches, after its automations have seen them.
+    (event,) = wait_for(lambda: ui.ask("/events/filter", asked)["events"], 30)
     assert event["payload"]["level"] == 0 < event["payload"]["value"]
     assert event["payload"]["round"] == "rf1" and event["payload"]["gate"] == "endpoint_shift"
     assert f"prefect.flow-run.{run['id']}" in [r["prefect.resource.id"] for r in event["related"]]
