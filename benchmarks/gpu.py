@@ -41,7 +41,7 @@ from fmcore.tensors import independent
 from fmcore.train import Train, train
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.fit import fit, new_state
-from fmcore.work.compute import Compute
+from fmcore.work.compute import Compute, rows_of_call
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
@@ -145,11 +145,12 @@ class Suite:
 
 def sampled(
     suite: Suite, root: Path, compute: Compute, *, kill_at: int = 0, behind: bool | None = None,
-    **settings: Any,
+    seen: Callable[[int], object] = lambda _: None, **settings: Any,
 ) -> dict[str, bytes]:  # fmt: skip
-    """Return the files of a coupling of the model in `root`."""
+    """Return the files of a coupling of the model in `root`; `seen` is called after each shard."""
 
     def log(values: dict[str, float], done: int) -> None:
+        seen(done)
         if kill_at and done >= kill_at:
             raise Killed
 
@@ -268,6 +269,37 @@ def coupling(suite: Suite, kind: str) -> Results:
             yield f"{name}, {pairs} pairs, written {what}, over bare", _shown(ratios)
 
 
+def large(suite: Suite, kind: str) -> Results:
+    """Yield evaluations a second of large couplings over bare passes: compiled, bf16, CUDA graphs.
+
+    Whole, and from the third shard to the last: what starts and ends a coupling falls with its
+    size. What bare passes take is measured before, in calls of as many rows.
+    """
+    compute = suite.numerics(kind)["bf16"].model_copy(
+        update={"cuda_graphs": True, "compile": not suite.quick}
+    )
+    network = suite.network(kind).eval().requires_grad_(False).to(suite.device)
+    rows = rows_of_call(network.tile, suite.device)
+    call, x = compute.sampling(network), torch.randn(rows, *SHAPES[kind], device=suite.device)
+    t = torch.full((1,), 0.5, device=suite.device).expand(rows)
+    bare = suite.in_turn({"bare": partial(torch.no_grad()(call), x, t, None)}, 1.0)["bare"]
+    rate = rows / statistics.median(bare)
+    yield f"ms of a bare call of {rows} rows", _shown([1000 * s for s in bare])
+    root, shard = suite.start(kind, 64), 50 if suite.quick else 4096
+    run = partial(sampled, suite, root, compute, batch=shard, shard=shard)
+    run(pairs=shard)
+    for shards, behind in ((4, True),) if suite.quick else ((16, True), (16, False), (64, True)):
+        times: list[float] = []
+        began = time.perf_counter()
+        run(pairs=shards * shard, behind=behind, seen=lambda _: times.append(time.perf_counter()))  # noqa: B023
+        took = time.perf_counter() - began
+        middle = (len(times) - 3) * shard / (times[-1] - times[2])
+        what = f"{shards * shard} pairs, written {'behind' if behind else 'in turn'}"
+        yield f"{what}, over bare", round(shards * shard * NFE / took / rate, 3)
+        yield f"{what}, over bare without start and end", round(middle * NFE / rate, 3)
+        yield f"{what}, seconds to the first shard", round(times[0] - began, 2)
+
+
 def training(suite: Suite, kind: str) -> Results:
     """Yield steps a second of `fit` over a bare loop with the same numerics, and its seconds."""
     pairs = independent(
@@ -353,6 +385,7 @@ def _longest(suite: Suite, run: Callable[[], Any]) -> Results:
 PARTS = {
     "equal": equal,
     "coupling": coupling,
+    "large": large,
     "training": training,
     "profile": profile,
 }

@@ -1,5 +1,6 @@
 """A trained network as a flow: solve its ODE from noise to samples, or back."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,10 @@ from fmcore.scale import Scale
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles, rows_of_call, to_cpu
+
+_turn = threading.Lock()
+"""Held while a flow is solved: threads that sample share one device and the graphs recorded on it
+(`work.ahead`), and draw noise and pack results meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,10 @@ class Flow(Field):
         With guidance each evaluation of the velocity counts as two: it calls the network twice.
         """
         ends = (1.0, 0.0)
-        return self._carry(source, solver, ends, device, batch, label, guidance, keep_trajectory)
+        with _turn:
+            return self._carry(
+                source, solver, ends, device, batch, label, guidance, keep_trajectory
+            )
 
     def invert(
         self,
@@ -125,7 +133,9 @@ class Flow(Field):
         guidance: float = 1.0,
     ) -> Solution:
         """Integrate from target [N, *D] to t = 1: the source from which the flow would make it."""
-        found = self._carry(target, solver, (0.0, 1.0), device, batch, label, guidance, False)
+        ends = (0.0, 1.0)
+        with _turn:
+            found = self._carry(target, solver, ends, device, batch, label, guidance, False)
         return Solution(found.x / self.interpolant.noise_scale, found.nfe, None, found.evaluations)
 
     def _carry(

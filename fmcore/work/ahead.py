@@ -1,57 +1,38 @@
-"""Items made by a thread while their consumer works on those before."""
+"""Results computed by threads while their consumer works on those before."""
 
-import threading
-from collections.abc import Generator, Iterable
-from queue import Empty, Full, Queue
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
+I = TypeVar("I")  # noqa: E741  an item
 T = TypeVar("T")
 
-PATIENCE = 0.1
-"""Seconds after which a thread that waits looks whether the other one is still there."""
 
+def ahead(
+    call: Callable[[I], T], items: Iterable[I], at_once: int = 2
+) -> Generator[tuple[I, T], None, None]:
+    """Yield (item, call(item)) in the order of the items; at most `at_once` + 1 are begun.
 
-def ahead(items: Iterable[T], most: int = 2) -> Generator[T, None, None]:
-    """Yield the items in their order, made by one thread; at most `most` of them wait.
-
-    So a GPU goes on while finished shards are written and hashed by the caller. What the items
-    raise is raised where the next one would have come. Closing ends the thread after the item that
-    it is making.
+    So a GPU goes on while finished shards are written and hashed by the caller, and, as there are
+    two threads, while the noise of the next shard is drawn and the last one is packed: what needs
+    the GPU waits its turn in `Flow`. What a call raises is raised where its result would have come.
+    Closing ends the threads after the items that they work on.
     """
-    ready: Queue[tuple[T, None] | tuple[None, BaseException]] = Queue(most)
-    stopped = threading.Event()
-
-    def put(found: tuple[T, None] | tuple[None, BaseException]) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(found, timeout=PATIENCE)
-                return True
-            except Full:
-                continue
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=make, name="ahead", daemon=True)
-    thread.start()
+    pool, given = ThreadPoolExecutor(at_once, thread_name_prefix="ahead"), iter(items)
+    begun: deque[tuple[I, Future[T]]] = deque()
     try:
         while True:
-            try:
-                item, error = ready.get(timeout=PATIENCE)  # Ctrl-C is seen between two waits
-            except Empty:
-                continue
-            if isinstance(error, StopIteration):
+            for item in islice(given, at_once + 1 - len(begun)):
+                begun.append((item, pool.submit(call, item)))
+            if not begun:
                 return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+            yield begun[0][0], _next(begun)
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(begun: deque[tuple[I, Future[T]]]) -> T:
+    """Return the next result and keep no reference to it, so that it lives as its user wants."""
+    return begun.popleft()[1].result()

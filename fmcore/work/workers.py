@@ -56,10 +56,9 @@ def start_workers(
         with ExitStack() as stack:
 
             def run(items: Iterable[I]) -> Iterator[tuple[I, T]]:
-                found = ((item, call(item)) for item in items)
                 if not (device.type == "cuda" if behind is None else behind):
-                    return found
-                return stack.enter_context(closing(made_ahead(found)))
+                    return ((item, call(item)) for item in items)
+                return stack.enter_context(closing(made_ahead(call, items)))
 
             yield run
         return
