@@ -6,7 +6,8 @@ flipped bit: it trusts a file whose time and size are unchanged.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,17 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(path: Path, of: Callable[[Path], str] = sha256) -> dict[str, Any]:
+    """Return the sha256 of a file or of all files of a folder, with their count and bytes.
+
+    `of` gives the sha256 of one file.
+    """
+    whole, size, count = hashlib.sha256(), 0, 0
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            name = os.fsencode(file.relative_to(path).as_posix())
+            whole.update(name + b"\0" + of(file).encode() + b"\n")
+            size, count = size + file.stat().st_size, count + 1
+    return {"sha256": whole.hexdigest(), "files": count, "bytes": size}

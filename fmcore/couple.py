@@ -1,7 +1,8 @@
 """Verb: sample the coupling that a velocity's own ODE produces (rectification).
 
 Generated pairs: source ~ N(0, I) as a function of (seed, pair_id), target the ODE's endpoint at
-t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t = 1.
+t = 0. Inverted pairs: target from the real data, source the ODE's endpoint at t = 1. Imported
+pairs: somebody else made them, and they are copied.
 """
 
 import errno
@@ -18,11 +19,15 @@ from fmcore.coupling.checks import Measured, measure, measured
 from fmcore.coupling.manifest import MANIFEST, recorded
 from fmcore.coupling.write import adopt, finish, holds, is_whole, shard_name, write_shard
 from fmcore.network.flops import flops_per_evaluation
+from fmcore.outside.imported import Imported, Importer, importer_of
 from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
-__all__ = ["Couple", "couple", "couple_shards", "missing_shards", "shard_count"]
+__all__ = ["Couple", "Imported", "couple", "couple_shards", "missing_shards", "shard_count"]
+
+Pairs = Couple | Imported
+"""Settings of pairs: how they are sampled, or where they come from."""
 
 SHARDS = "shards"
 """The subfolder of a stage's scratch folder that collects finished shards."""
@@ -43,11 +48,13 @@ def couple(
     data: Path,
     out: Path,
     metrics: Path,
-    settings: Couple,
+    settings: Pairs,
     work: Work,
     earlier: Sequence[Files] = (),
 ) -> None:
     """Sample `settings.pairs` pairs from the model into the folder `out`; write its metrics (json).
+
+    With `Imported` settings, once they are `settled`, the pairs are copied instead.
 
     Shards are collected in the scratch folder and linked into `out` when all are complete and their
     metrics are accepted. A complete shard is not sampled again, so a killed run continues where it
@@ -58,7 +65,7 @@ def couple(
     `earlier` couplings are kept if they are whole, hold the same pairs and state the same origin.
     The caller vouches that those were sampled by the same code.
     """
-    sampler = sampler_of(model, data, settings, work)
+    sampler = _maker(model, data, settings, work)
     about, folder = sampler.about, work.scratch / SHARDS
     count = shard_count(settings)
     known: dict[str, Measured] = {}
@@ -73,11 +80,19 @@ def couple(
             f"couplings: {share:.1%} of the numbers of targets were beyond store.low or store.high"
             " and became those; widen them"
         )
-    found["flops_pairs"] = _flops(sampler, found)
+    if isinstance(sampler, PairSampler):
+        found["flops_pairs"] = _flops(sampler, found)
     work.accept(found)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(found, indent=2) + "\n")
     _put(folder, out)
+
+
+def _maker(model: Path, data: Path, settings: Pairs, work: Work) -> PairSampler | Importer:
+    """Return what makes the shards; pairs from outside are not sampled from the model."""
+    if isinstance(settings, Imported):
+        return importer_of(data, settings)
+    return sampler_of(model, data, settings, work)
 
 
 def _flops(sampler: PairSampler, found: Mapping[str, float]) -> int:
@@ -114,7 +129,7 @@ def _put(folder: Path, out: Path) -> None:
 def couple_shards(
     model: Path,
     data: Path,
-    settings: Couple,
+    settings: Pairs,
     shards: Iterable[int],
     work: Work,
     earlier: Sequence[Files] = (),
@@ -123,12 +138,13 @@ def couple_shards(
 
     Other processes may sample other shards at the same time.
     """
-    _fill(sampler_of(model, data, settings, work), work.scratch / SHARDS, shards, work, earlier)
+    sampler = _maker(model, data, settings, work)
+    _fill(sampler, work.scratch / SHARDS, shards, work, earlier)
 
 
-def missing_shards(model: Path, data: Path, settings: Couple, work: Work) -> list[int]:
+def missing_shards(model: Path, data: Path, settings: Pairs, work: Work) -> list[int]:
     """Return the shards that are incomplete in the scratch folder, or of another coupling."""
-    about, folder = sampler_of(model, data, settings, work).about, work.scratch / SHARDS
+    about, folder = _maker(model, data, settings, work).about, work.scratch / SHARDS
     return [
         index
         for index in range(shard_count(settings))
@@ -136,13 +152,14 @@ def missing_shards(model: Path, data: Path, settings: Couple, work: Work) -> lis
     ]
 
 
-def shard_count(settings: Couple) -> int:
+def shard_count(settings: Pairs) -> int:
     """Return the number of shards of a coupling."""
-    return -(-settings.pairs // settings.shard)
+    count = settings.count if isinstance(settings, Imported) else settings.pairs
+    return -(-count // settings.shard)
 
 
 def _fill(
-    sampler: PairSampler,
+    sampler: PairSampler | Importer,
     folder: Path,
     shards: Iterable[int],
     work: Work,
@@ -178,11 +195,13 @@ def _fill(
             work.log({}, done)
 
 
-def _is_there(sampler: PairSampler, folder: Path, index: int) -> bool:
+def _is_there(sampler: PairSampler | Importer, folder: Path, index: int) -> bool:
     return is_whole(folder / shard_name(index), sampler.about, sampler.settings.ids(index))
 
 
-def _kept(sampler: PairSampler, folder: Path, index: int, earlier: Sequence[Files]) -> bool:
+def _kept(
+    sampler: PairSampler | Importer, folder: Path, index: int, earlier: Sequence[Files]
+) -> bool:
     """Copy a shard from the first earlier coupling that has it; say whether one has."""
     name, ids = shard_name(index), sampler.settings.ids(index)
     for files in earlier:

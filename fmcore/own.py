@@ -49,8 +49,13 @@ def trust(folder: Path, paths: Iterable[str]) -> None:
         _trusted.update(dict.fromkeys(paths, folder.resolve()))
 
 
+def is_own(settings: Mapping[str, Any]) -> bool:
+    """Say whether settings given as plain data choose a class of the user's own."""
+    return "custom" in (settings.get("name"), settings.get("kind"))
+
+
 def named(settings: Any) -> set[str]:
-    """Return the `module:Class` of every `name: custom` anywhere in settings given as plain data.
+    """Return the `module:Class` of every `name: custom` or `kind: custom` in plain settings.
 
     >>> named({"data": {"name": "custom", "path": "mine:Rings"}, "seed": 0})
     {'mine:Rings'}
@@ -58,7 +63,7 @@ def named(settings: Any) -> set[str]:
     if isinstance(settings, Mapping):
         found = {path for value in settings.values() for path in named(value)}
         path = settings.get("path")
-        own = settings.get("name") == "custom" and isinstance(path, str) and re.match(PATTERN, path)
+        own = is_own(settings) and isinstance(path, str) and re.match(PATTERN, path)
         return found | {str(path)} if own else found
     if isinstance(settings, list | tuple):
         return {path for value in settings for path in named(value)}

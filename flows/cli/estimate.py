@@ -16,12 +16,14 @@ from flows.dag import graph
 from flows.dag.graph import prepared
 from flows.params.load import FILE, Params, Round, load
 from flows.params.seeds import seed_of
+from flows.stage.imports import pairs_of
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.build import build, with_spans
+from fmcore.outside.imported import Imported, importer_of
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple, sampler_of
 from fmcore.sampling.probe import Auto
@@ -77,11 +79,15 @@ def estimate(
             begin(f"train@{name}")
             found.append(_training(params, name, round_, data, seconds))
             for key, coupling in params.couplings.items():
-                if coupling.round == name:
+                if coupling.round == name and coupling.import_ is None:
                     begin(f"couple@{key}")
                     model, _ = model_of(root, params, stages, name, data, Path(folder) / name)
                     wanted = coupling.pairs if pairs is None else pairs
                     found.append(_coupling(params, key, coupling, model, data, wanted, seconds))
+        for key, coupling in params.couplings.items():
+            if coupling.import_ is not None:
+                begin(f"couple@{key}")
+                found.append(_import(root, params, key, data, pairs, seconds))
     return found
 
 
@@ -195,6 +201,19 @@ def _coupling(
     vectors = settings.store.width(math.prod(sampler.about.shape), settings.mix.get("inverted", 0))
     size = round(pairs * (vectors + 12 + 8 * bool(flow.classes)))
     return Cost(f"couple@{key}", "pairs", pairs, nfe, rate, pairs / rate / 3600, size)
+
+
+def _import(
+    root: Path, params: Params, key: str, data: Path, pairs: int | None, seconds: float
+) -> Cost:
+    settings = pairs_of(root, params, key)
+    assert isinstance(settings, Imported)
+    importer = importer_of(data, settings)
+    rows, wanted = len(settings.ids(0)), min(pairs or settings.count, settings.count)
+    shard = importer.shard(0)
+    rate = rows / _seconds_each(lambda: importer.packed(0), seconds, importer.device)
+    size = round(shard.nbytes / rows * wanted)
+    return Cost(f"couple@{key}", "pairs", wanted, None, rate, wanted / rate / 3600, size)
 
 
 def _seconds_each(call: Callable[[], object], seconds: float, device: torch.device) -> float:

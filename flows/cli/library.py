@@ -131,6 +131,44 @@ def couple(
     out.print(f"couple@{key}: {said}", markup=False, soft_wrap=True)
 
 
+def export(
+    coupling: Annotated[
+        str,
+        typer.Argument(
+            metavar="COUPLING",
+            help="The coupling, such as rf1, or the folder of one.",
+            autocompletion=complete.couplings,
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="The new folder.")],
+    kind: Annotated[
+        str,
+        typer.Option(help="parquet, npy, npz, safetensors, pt, webdataset or datasets."),
+    ] = "parquet",
+) -> None:
+    """Write the pairs of a coupling as other programs read them; `import:` reads them again."""
+    from typing import Any, cast
+
+    from flows.dag.graph import paths
+    from flows.params.load import FILE, load
+    from fmcore.coupling.manifest import MANIFEST
+    from fmcore.outside.export import LAYOUTS
+    from fmcore.outside.export import export as write
+
+    with one_line_errors():
+        if kind not in LAYOUTS:
+            raise ReflowError(f"--kind: expected one of {', '.join(LAYOUTS)}, got {kind!r}")
+        folder = Path(coupling)
+        if not (folder / MANIFEST).is_file():
+            root = project()
+            if coupling not in (known := load(root / FILE).couplings):
+                names = ", ".join(known) or "none"
+                raise ReflowError(f"no coupling {coupling!r}; params.yaml has: {names}")
+            folder = root / paths(root, f"couple@{coupling}")["out"]
+        count = write(folder, to, cast(Any, kind))
+    out.print(f"{to}: {count:,} pairs as {kind}", markup=False, soft_wrap=True)
+
+
 def _finalize(root: Path, key: str) -> str:
     """Check that all shards are there, then run the stage, which only combines them."""
     from flows.dag import inputs

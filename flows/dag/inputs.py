@@ -15,7 +15,6 @@ or DVC, because the stage runs every time.
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
@@ -29,8 +28,8 @@ from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
 from flows.project.seen import Seen
-from fmcore.checked import sha256
-from fmcore.own import named
+from fmcore.checked import folder_digest, sha256
+from fmcore.own import is_own, named
 from fmcore.settings import ReflowError
 
 STAGE = "inputs"
@@ -241,6 +240,11 @@ def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             path = settings.get(key) or default
             if isinstance(path, str):
                 yield f"{place}.{key}", path
+    of = _mapping(next((v for k, v in chosen.items() if k.endswith(".import")), None))
+    other, own = of.get("path"), of.get("coupling")
+    here = isinstance(other, str) and ":" not in other and not of.get("rev")
+    if of.get("kind") == "reflow" and here:  # what a revision or a URL names is not here
+        yield "import.path", f"{other}/couplings/{own}" if own else str(other)
     for key in PROTOCOL if verb == "calibrate" else ():
         path = _mapping(_mapping(chosen.get("yardstick")).get("protocol")).get(key)
         if isinstance(path, str):
@@ -249,7 +253,7 @@ def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (place, content) of each path in the settings of the user's own classes."""
-    if _mapping(value).get("name") == "custom":
+    if is_own(_mapping(value)):
         for where, text in _texts(_mapping(value).get("settings"), f"{place}settings"):
             with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
                 path = (root / text).resolve()
@@ -273,22 +277,15 @@ def content(path: Path, seen: Seen) -> dict[str, Any]:
 
     Raises ReflowError where one of them cannot be read.
     """
-    whole, size, count = hashlib.sha256(), 0, 0
     try:
         if not path.exists():
             return {"missing": True}
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                name = os.fsencode(file.relative_to(path).as_posix())
-                digest = seen.text(file, "sha256", sha256).encode()
-                whole.update(name + b"\0" + digest + b"\n")
-                size, count = size + file.stat().st_size, count + 1
+        return folder_digest(path, lambda file: seen.text(file, "sha256", sha256))
     except OSError as error:
         raise ReflowError(
             f"{error.filename or path}: cannot be read ({error.strerror}); params.yaml names it,"
             " so let it be readable"
         ) from None
-    return {"sha256": whole.hexdigest(), "files": count, "bytes": size}
 
 
 def _package(root: Path) -> Path:

@@ -8,11 +8,15 @@ DATA_FILES: dict[str, tuple[str, str | None]] = {
     "emoji": ("font", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),
 }
 
+IMPORTS = ("parquet", "datasets", "npy", "npz", "safetensors", "pt", "webdataset")
+"""Kinds of pairs from outside that are files at a path."""
+
 NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
     ("yardstick.features", "inception"): ("weights", None),
     ("yardstick.features", "dinov2"): ("weights", None),
     ("train.loss", "perceptual"): ("weights", None),
+    **{("import", kind): ("path", None) for kind in IMPORTS},
 }
 """Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
 
@@ -21,6 +25,7 @@ READER = {
     "source": "prepare",
     "yardstick.features": "calibrate",
     "train.loss": "train",
+    "import": "couple",
 }
 """By place: the verb that reads these files; the others read what it made of them."""
 
@@ -32,7 +37,12 @@ READS = {
     "initialise": ("network",),
     "calibrate": ("yardstick",),
     "train": ("network", "rounds.{key}.train"),
-    "couple": ("network", "couplings.{key}", "rounds.{round}.train.interpolant"),
+    "couple": (
+        "network",
+        "couplings.{key}",
+        "couplings.{key}.import",
+        "rounds.{round}.train.interpolant",
+    ),
     "evaluate": ("network", "evaluate", "yardstick", "data", "rounds.{key}.train.interpolant"),
     "compare": (),
 }

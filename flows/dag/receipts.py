@@ -81,7 +81,7 @@ def spent(root: Path, round_: Round) -> dict[str, float]:
             values = metrics(root, entry)
             pairs = values["pairs"] + 2 * values["audited"]
             name = "spent/couple_evaluations"
-            found[name] = found.get(name, 0) + pairs * values["nfe"]
+            found[name] = found.get(name, 0) + pairs * values.get("nfe", 0)  # 0: made elsewhere
     return found
 
 

@@ -12,8 +12,8 @@ def _with_places(schema: dict[str, Any]) -> None:
 
     Pydantic calls this when it builds the schema; Prefect shows it in the form of the flow.
     """
+    from flows.params.couplings import CouplingOf
     from flows.params.fields import descriptions
-    from flows.params.load import CouplingOf
     from fmcore.evaluate import Evaluate
     from fmcore.train import Train
 

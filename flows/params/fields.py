@@ -74,6 +74,7 @@ def _sections(cls: type[BaseModel], place: str, kind: str) -> Iterator[Section]:
     )
     for name in names:
         inner = [t for t in _types(hints[name]) if isinstance(t, type) and issubclass(t, BaseModel)]
+        name = cls.model_fields[name].alias or name
         below = _join(place, name, NAMED.get(_join(place, name), ""))
         for one in inner:
             yield from _sections(one, below, _kind(one) if len(inner) > 1 else "")
@@ -132,7 +133,7 @@ def names_of(hint: Any) -> list[str]:
 def _setting(place: str, kind: str, hint: Any, info: FieldInfo, said: dict[str, str]) -> Setting:
     name = place.rpartition(".")[2]
     default = info.get_default(call_default_factory=True, validated_data={})
-    chooses = kind and name == "name"  # among classes, so it is required
+    chooses = kind and name in ("name", "kind")  # among classes, so it is required
     short = any(accepts(hint, name) for name in names_of(hint))
     return Setting(
         place,
@@ -162,7 +163,7 @@ def _holds(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType) and not models and plain:
         return _either([w for p in parts for w in _holds(p).split(" or ")])
     if len(models) > 1:
-        return f"section with name {_either(names_of(hint))}"
+        return f"section with {_chooser(models)} {_either(names_of(hint))}"
     if models:
         return "section"
     values = [v for t in ([hint] if get_origin(hint) is Literal else parts) for v in get_args(t)]
@@ -242,6 +243,12 @@ def _kind(cls: type[BaseModel]) -> str:
     """Return the values of a class's `name`: "grid", or "euler, heun"."""
     info = cls.model_fields.get("name")
     return ", ".join(str(v) for v in get_args(info.annotation)) if info else ""
+
+
+def _chooser(models: list[type[BaseModel]]) -> str:
+    """Return the key that chooses among classes: `name`, or its alias."""
+    info = models[0].model_fields.get("name")
+    return (info and info.alias) or "name"
 
 
 def _join(*parts: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
+from flows.params.couplings import CouplingOf
 from flows.params.possible import impossible
 from flows.params.replicates import mistakes
 from flows.params.tree import parse, place, plain, read_text, shown, unusual
@@ -16,7 +17,6 @@ from fmcore.dataset.kinds import Dataset, Noise, SourceOf
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import Network
-from fmcore.sampling.pairs import Couple
 from fmcore.settings import BatchSize, ReflowError, Seed, Settings
 from fmcore.training.fit import Train
 from fmcore.verdict.gates import Gates
@@ -56,16 +56,6 @@ class Round(Settings):
     replicate: int | None = Field(default=None, ge=2, le=1000)
     """Number of the repetition; the round itself is number 1. Weights from scratch, batches and
     noise of the training, and the pairs made from it, are drawn anew for each number."""
-
-
-class CouplingOf(Couple):
-    """A generated coupling: the round whose ODE produces it, and how it is sampled."""
-
-    round: str
-    """The round whose ODE makes the pairs."""
-    seed: Seed | None = None
-    """Seed of the pairs itself; `seed` in a coupling's manifest repeats that coupling. null derives
-    it from the chain's seed and the number of rounds before `round`."""
 
 
 class WithoutGpu(Settings):
@@ -110,7 +100,7 @@ class Params(Settings):
     """The rounds of the chain by name; each trains a velocity. A round added here gets its stages
     in dvc.yaml by itself."""
     couplings: dict[str, CouplingOf] = Field(default_factory=dict, max_length=MOST_ROUNDS)
-    """The generated couplings by name; each is a data set of pairs, sampled from a round."""
+    """The couplings by name; each is a data set of pairs, sampled from a round or imported."""
     without_gpu: WithoutGpu | None = None  # no stage depends on it
     """How `reflow use` reduces the chain on a machine without a GPU; null changes nothing. No stage
     depends on it."""
@@ -162,11 +152,13 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
     if missing:
         return f"{where}: is missing; add it"
     if error["type"] == "union_tag_invalid":
-        at = place(path.name, tree, (*error["loc"], "name"))
         context = error["ctx"]
+        key = context["discriminator"].split("'")[-2]
+        at = place(path.name, tree, (*error["loc"], key))
         return f"{at}: expected one of {context['expected_tags']}, got {shown(context['tag'])}"
     if error["type"] == "union_tag_not_found":
-        return f"{where}: its name is missing; add `name: ...`"
+        key = error["ctx"]["discriminator"].split("'")[-2]
+        return f"{where}: its {key} is missing; add `{key}: ...`"
     got = error["input"]
     kind = "a list" if isinstance(got, list) else "a section" if isinstance(got, dict) else ""
     if error["type"] in SECTION_EXPECTED:
@@ -231,7 +223,8 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
             known = ", ".join([SCRATCH, *rounds])
             yield ("rounds", name, "init"), f"no round {shown(round_.init)}; use one of: {known}"
     for name, coupling in couplings.items():
-        if coupling.round not in rounds:
+        made_elsewhere = coupling.import_ is not None and coupling.round == SCRATCH
+        if coupling.round not in rounds and not made_elsewhere:
             what = f"no round {shown(coupling.round)}; use one of: {', '.join(rounds)}"
             yield ("couplings", name, "round"), what
     yield from mistakes(params)
@@ -252,9 +245,9 @@ def parents(params: Params, name: str) -> list[str]:
 
 
 def maker(params: Params, name: str) -> str | None:
-    """Return the round whose coupling a round trains on; None for the independent coupling."""
+    """Return the round whose coupling a round trains on; None where no round here made it."""
     made = params.couplings.get(params.rounds[name].coupling)
-    return made.round if made else None
+    return made.round if made and made.round in params.rounds else None
 
 
 def _cycle(params: Params, start: str) -> list[str] | None:

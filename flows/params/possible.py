@@ -155,6 +155,8 @@ def _labels(params: "Params", round_: "Round", place: tuple[str, ...]) -> Iterat
 def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
     """Pairs of a student at times that it has not learned."""
     for key, coupling in params.couplings.items():
+        if coupling.import_ is not None:
+            continue
         law, solver = params.rounds[coupling.round].train.time, coupling.solver
         if not isinstance(law, Point | Grid) or (isinstance(law, Point) and law.at < 1):
             continue
@@ -215,6 +217,7 @@ def _guidance(params: "Params") -> Iterator[Mistake]:
     used: list[tuple[tuple[str, ...], float, list[str]]] = [
         (("couplings", name, "guidance"), coupling.guidance, [coupling.round])
         for name, coupling in params.couplings.items()
+        if coupling.import_ is None
     ]
     used.append((("evaluate", "guidance"), params.evaluate.guidance, plain))
     for place, guidance, rounds in used:
@@ -242,7 +245,9 @@ def guided(params: "Params", round_: str) -> str | None:
     coupling = params.couplings.get(name)
     if coupling is None:
         return None
-    return name if coupling.guidance != 1 else guided(params, coupling.round)
+    if coupling.guidance != 1 or coupling.round not in params.rounds:
+        return name if coupling.guidance != 1 else None
+    return guided(params, coupling.round)
 
 
 def _averages(params: "Params") -> Iterator[Mistake]:

@@ -66,6 +66,8 @@ def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
             ema = min(train.ema, max(0.9, 1 - (1 - train.ema) / share))
             changes[f"{place}.ema"] = round(ema, 6)
     for key, coupling in params.couplings.items():
+        if not coupling.pairs:
+            continue  # all pairs of an import, whose number only its files know
         changes[f"couplings.{key}.pairs"] = _part(coupling.pairs, share)
     return changes
 

@@ -48,7 +48,10 @@ couplings:
     round: rf1
     pairs: 100000
     solver: {name: rk4, steps: 6, shift: 0.5}
-    mix: {generated: 0.8, inverted: 0.2}""",
+    mix: {generated: 0.8, inverted: 0.2}
+  teacher:                            # pairs that somebody else made
+    round: scratch
+    import: {kind: npz, path: data/pairs, target: images, source: noise}""",
     "evaluate": "evaluate: {nfe: [1, 2, 4, 8], solver: {steps: 32}, likelihood: {samples: 1024}}",
     "yardstick": "yardstick: {features: {kind: lite0}, samples: 5000, splits: 4}",
     "gates": "gates: {held_out_ratio: {warn: 1.1, fail: 1.5}}",
@@ -112,8 +115,8 @@ def _table(settings: list[Setting]) -> str:
     for s in [*own, *{s.place: s for s in shared}.values()]:
         key = s.place.rpartition(".")[2]
         shown = f"`{key}`"
-        if s.kind and key == "name":
-            shown = f"`name: {s.kind}`"
+        if s.kind and key in ("name", "kind"):
+            shown = f"`{key}: {s.kind}`"
         elif s in shared:
             shown = f"with any name: `{key}`"
         elif s.kind:

@@ -65,7 +65,9 @@ def replicated(text: str, count: int, only: Collection[str] = ()) -> str:
     made = [
         name
         for name, coupling in couplings.items()
-        if coupling["round"] in wanted and any(rounds[r]["coupling"] == name for r in wanted)
+        if "import" not in coupling  # nothing is drawn anew
+        and coupling["round"] in wanted
+        and any(rounds[r]["coupling"] == name for r in wanted)
     ]
     for number in range(2, count + 1):
 

@@ -58,10 +58,12 @@ def _shorten(node: dict[str, Any], hint: Any) -> None:
     inner = next((n for n in [node, *node.get("anyOf", ())] if "discriminator" in n), None)
     if inner is None:
         return
-    del inner["discriminator"]  # OpenAPI's word; the constant names say the same
+    key = inner.pop("discriminator")[
+        "propertyName"
+    ]  # OpenAPI's word; the constant names say the same
     chosen: dict[str, Any] = {"oneOf": inner.pop("oneOf")}
     if not accepts(hint, {}):
-        chosen["required"] = ["name"]
+        chosen["required"] = [key]
     short = [name for name in names_of(hint) if accepts(hint, name)]
     if short:
         inner["anyOf"] = [{"enum": short}, chosen]

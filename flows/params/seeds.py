@@ -23,6 +23,8 @@ def seed_of(params: Params, verb: str, key: str = "") -> int:
     if chosen.seed is not None:
         return chosen.seed
     round_ = params.couplings[key].round if verb == "couple" else key
+    if round_ not in params.rounds:
+        return params.seed  # pairs from outside, which draw nothing
     names: list[str | int] = [verb, f"rf{depth(params, round_)}"]
     if number := params.rounds[round_].replicate:
         names += ["replicate", number]

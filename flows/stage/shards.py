@@ -14,9 +14,10 @@ from flows.params.load import FILE, load
 from flows.params.seeds import seed_of
 from flows.stage import taken
 from flows.stage.guard import shared
+from flows.stage.imports import pairs_of
 from flows.stage.progress import Reporter
 from flows.stage.work import work_of
-from fmcore.couple import Couple, couple_shards, missing_shards, shard_count
+from fmcore.couple import Couple, Imported, couple_shards, missing_shards, shard_count
 from fmcore.settings import ReflowError
 from fmcore.work.work import Work
 
@@ -56,7 +57,7 @@ def state(root: Path, key: str) -> Progress:
 
 
 @contextmanager
-def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple, Work]]:
+def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple | Imported, Work]]:
     """Yield (model, data), settings and work of a coupling, while its lock is held, shared."""
     params = load(root / FILE)
     if key not in params.couplings:
@@ -65,7 +66,7 @@ def _inputs(root: Path, key: str) -> Iterator[tuple[tuple[Path, Path], Couple, W
     files = paths(root, f"couple@{key}")
     with shared(root, f"couple@{key}") as scratch:
         work = work_of(params, scratch, seed=seed_of(params, "couple", key))
-        yield (files["model"], files["data"]), params.couplings[key], work
+        yield (files["model"], files["data"]), pairs_of(root, params, key), work
 
 
 def parse(text: str, count: int) -> range:

@@ -17,6 +17,7 @@ from flows.project.environment import configure, find_root
 from flows.project.locks import EX_DATAERR, EX_TEMPFAIL, Busy, Damaged
 from flows.stage import finished, taken
 from flows.stage.guard import guarded, has_checkpoint, scratch_of
+from flows.stage.imports import pairs_of
 from flows.stage.progress import Reporter
 from flows.stage.torchrun import launch
 from flows.stage.words import KEYED, read_words
@@ -83,9 +84,9 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
 def _couple(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.couple import couple
 
-    settings, root = params.couplings[key], find_root(Path.cwd())
-    earlier = taken.shards(root, f"couple@{key}")
-    with Reporter(f"couple@{key}", settings.pairs, scratch) as log:
+    root = find_root(Path.cwd())
+    settings, earlier = pairs_of(root, params, key), taken.shards(root, f"couple@{key}")
+    with Reporter(f"couple@{key}", settings.pairs or 0, scratch) as log:
         work = work_of(params, scratch, log, seed=seed_of(params, "couple", key))
         couple(**paths, settings=settings, work=work, earlier=earlier)
 

@@ -53,7 +53,9 @@ def measured(file: Path, about: About) -> Measured:
     with readable(file):
         source, target, rows = _columns(file, about)
         clipped = record(rows.schema.metadata).get("clipped", 0)
-    gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
+    gaps = np.zeros(0)
+    if "solver_gap" in rows.column_names:  # pairs from outside may lack it
+        gaps = rows["solver_gap"].drop_null().to_numpy().astype(np.float64)
     drawn = source
     if "kind" in rows.column_names:
         drawn = source[rows["kind"].to_numpy(zero_copy_only=False) == "generated"]
@@ -100,7 +102,8 @@ def measure(
     endpoint_shift: squared gap of the targets' mean and
     standard deviations from those of the real data, relative to its variance. solver_gap_rel:
     RMS solver gap relative to the data's standard deviation. target_clipped: share of the numbers
-    of targets beyond the range of uint8, if they are stored so.
+    of targets beyond the range of uint8, if they are stored so. Of pairs from outside neither their
+    NFE is known, nor their solver gap unless they have one.
     """
     known, form = known or {}, about.form
     files = sorted(folder.glob("part-*.parquet"))
@@ -112,11 +115,12 @@ def measure(
     noise = {"noise_z": z, "noise_repeats": repeats(s.hashes for s in shards)}
     clipped = sum(s.clipped for s in shards) / (about.pairs * form.size)
     spent = sum(s.spent for s in shards) / about.pairs
+    gap = {"solver_gap_rms": rms, "solver_gap_rel": rms / std}
+    made_here = about.origin is None
     return {
-        "nfe": about.nfe if about.nfe is not None else spent,
+        **({"nfe": about.nfe if about.nfe is not None else spent} if made_here else {}),
         "transport_cost": sum(s.cost for s in shards) / about.pairs,
-        "solver_gap_rms": rms,
-        "solver_gap_rel": rms / std,
+        **(gap if made_here or audited else {}),
         "target_rms": size,
         "audited": audited,
         **(noise if about.source is None else {}),
@@ -215,6 +219,11 @@ def _variance(x: NDArray[np.float32]) -> NDArray[np.float64]:
     """
     parts = np.array_split(x, max(1, min(x.size // AT_ONCE, x.shape[1] // 2)), axis=1)
     return np.concatenate([part.var(0, dtype=np.float64) for part in parts])
+
+
+def noise_z(x: NDArray[np.float32]) -> float:
+    """Return the largest z-score of the moments of rows [N, D] against N(0, 1)."""
+    return _z(_powers(x))
 
 
 def _z(moments: NDArray[np.float64]) -> float:

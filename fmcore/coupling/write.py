@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
@@ -59,6 +60,8 @@ class About(Settings):
     """The data set of the source; None for N(0, I)."""
     store: dict[str, Any] | None = None
     """What of a pair is on disk, as `Store`; None where both sides are whole."""
+    origin: dict[str, Any] | None = None
+    """Of pairs from outside: kind, hash of the content, names, and what is stated of them."""
 
     @property
     def units(self) -> Scale:
@@ -129,6 +132,14 @@ def table(
     fields = [pa.field(name, array.type, nullable=name in nulls) for name, array in columns.items()]
     metadata = {b"fm": json.dumps(about.in_shard, sort_keys=True), **stored}
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata))
+
+
+def packed(rows: pa.Table) -> pa.Buffer:
+    """Return the rows of a shard as an Arrow stream: pickle loses that a list holds no nulls."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sink.getvalue()
 
 
 def write_shard(folder: Path, index: int, rows: pa.Table) -> Path:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
@@ -23,7 +22,7 @@ from fmcore.coupling.noise import NOT_REAL, uniform
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.source import Source
-from fmcore.coupling.write import About, table
+from fmcore.coupling.write import About, packed, table
 from fmcore.network.store import Weights, load
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.probe import RECEIPT, Auto, Probe, probes, remembered
@@ -138,12 +137,9 @@ class PairSampler:
         return replace(self, flow=self.flow.on(device), device=device).packed
 
     def packed(self, index: int) -> tuple[pa.Buffer, int]:
-        """Return a shard as an Arrow stream: pickle loses that a list holds no nulls."""
+        """Return a shard as an Arrow stream, and its NFE."""
         rows, nfe = self.shard(index)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as stream:
-            stream.write_table(rows)
-        return sink.getvalue(), nfe
+        return packed(rows), nfe
 
     def shard(self, index: int) -> tuple[pa.Table, int]:
         """Return shard `index`, a pure function of (model, settings, index), and its NFE.

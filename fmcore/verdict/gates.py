@@ -136,6 +136,7 @@ STAGES = {
 ABSENT = {
     "noise_z": "the source is a data set, not noise",
     "noise_repeats": "the source is a data set, not noise",
+    "solver_gap_rel": "the pairs come from outside, with no error of their solver",
     "held_out_ratio": "no held-out pairs",
     "held_out_rel": "no held-out pairs",
     "cost_rise": "a student, guidance, or another interpolant than linear",

@@ -1,0 +1,132 @@
+"""Pairs in columns: Parquet, Arrow files and streams, folders of Hugging Face `datasets`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fmcore.dataset.rows import BLOCK_BYTES, parsing
+from fmcore.outside.rows import Arrays, Piece
+from fmcore.settings import ReflowError
+
+FILE = b"ARROW1"
+"""How an Arrow file begins; a stream, as `datasets` writes it, has no such mark."""
+END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""How an Arrow stream ends."""
+
+
+class ParquetPiece(Piece):
+    """A Parquet file, read by row groups; a large group is read in batches."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        with parsing(place, "not a Parquet file that can be read"):
+            meta = pq.read_metadata(place)
+        self.groups = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        self.width = meta.row_group(0).total_byte_size // max(1, self.groups[0]) if meta else 1
+        self.count = meta.num_rows
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return tuple(pq.read_schema(self.place).names)
+
+    def read(self, names: Sequence[str], first: int, last: int) -> Arrays:
+        """Return the rows `first` to `last` - 1 of some columns."""
+        start = 0
+        parts: list[pa.RecordBatch] = []
+        file = pq.ParquetFile(self.place, memory_map=True, page_checksum_verification=True)
+        rows = max(1, BLOCK_BYTES // max(1, self.width))
+        for index, size in enumerate(self.groups):
+            if first < start + size and start < last:
+                batches = file.iter_batches(
+                    rows, row_groups=[index], columns=list(names), use_threads=False
+                )
+                parts += _cut(batches, first - start, last - start)
+            start += size
+        return _decoded(self.place, parts, names)
+
+
+class ArrowPiece(Piece):
+    """An Arrow file or stream, mapped into memory."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        with parsing(place, "not an Arrow file that can be read"):
+            with place.open("rb") as opened:
+                self.stream = not opened.read(len(FILE)).startswith(FILE)
+                opened.seek(-min(len(END), place.stat().st_size), 2)
+                if self.stream and opened.read() != END:
+                    raise ValueError("truncated: its end is missing")
+            with self._opened() as (schema, batches):
+                self.columns = tuple(schema.names)
+                self.count = sum(batch.num_rows for batch in batches)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return self.columns
+
+    def read(self, names: Sequence[str], first: int, last: int) -> Arrays:
+        """Return the rows `first` to `last` - 1 of some columns."""
+        with self._opened() as (_, batches):
+            parts = [part.select(list(names)) for part in _cut(batches, first, last)]
+            return _decoded(self.place, parts, names)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+        with pa.memory_map(str(self.place)) as mapped:
+            if self.stream:
+                stream = pa.ipc.open_stream(mapped)
+                yield stream.schema, iter(stream)
+            else:
+                file = pa.ipc.open_file(mapped)
+                yield file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+
+
+def _cut(batches: Iterator[pa.RecordBatch], first: int, last: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows `first` to `last` - 1 of some batches."""
+    start = 0
+    for batch in batches:
+        a, b = max(first - start, 0), min(last - start, batch.num_rows)
+        if a < b:
+            yield batch.slice(a, b - a)
+        start += batch.num_rows
+        if start >= last:
+            return
+
+
+def _decoded(place: Path, parts: Sequence[pa.RecordBatch], names: Sequence[str]) -> Arrays:
+    table = pa.Table.from_batches(parts)
+    return {name: numbers(place, name, table[name].combine_chunks()) for name in names}
+
+
+def numbers(place: Path, name: str, column: Any) -> NDArray[Any]:
+    """Return a column as an array [N, *D]: of numbers, or of lists of one length, however deep."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return np.asarray(column.to_numpy_ndarray())
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    shape: list[int] = [len(column)]
+    while isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        lengths = set(column.value_lengths().unique().to_pylist())
+        if column.null_count or len(lengths) > 1:
+            raise ReflowError(f"{place}: column {name!r} must hold lists of one length")
+        shape.append(lengths.pop() if lengths else 0)
+        column = column.flatten()
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ReflowError(
+            f"{place}: column {name!r} holds {kind}, expected numbers, or lists of them of one"
+            " length; name another column"
+        )
+    if column.null_count:
+        raise ReflowError(f"{place}: column {name!r} has empty cells; fill them or remove the rows")
+    return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
