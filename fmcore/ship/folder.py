@@ -7,14 +7,16 @@ scheduler; any other image network comes with `pipeline.py`, as diffusers has no
 import json
 import shutil
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fmcore.network.images import DIFFUSERS, ImageNetwork, UNet
 from fmcore.network.store import Model
 from fmcore.settings import ReflowError
-from fmcore.ship import pipeline as own_pipeline
 
+PIPELINE = Path(__file__).with_name("pipeline.py")
+"""The pipeline that a folder of another network comes with; it needs diffusers alone."""
 THOUSAND = 1000
 """Times of diffusers for t in [0, 1]."""
 TRUSTED = 'trust_remote_code=True, custom_pipeline="{folder}"'
@@ -54,8 +56,8 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
     if why := refusal(model):
         raise ReflowError(f"--to: {why}; ship it with --export or --onnx")
     with warnings.catch_warnings(action="ignore"):
-        import diffusers
-
+        diffusers: Any = import_module("diffusers")  # it ships few types
+        own: Any = import_module("fmcore.ship.pipeline")
         network = model.network
         assert isinstance(network, ImageNetwork)
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**scheduler_config(steps))
@@ -63,7 +65,7 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
             diffusers.DDPMPipeline(network.net, scheduler).save_pretrained(out)
             return True
         settings = network.settings
-        made = own_pipeline.RectifiedFlowPipeline(
+        made = own.RectifiedFlowPipeline(
             network.net,
             scheduler,
             shape=list(model.shape),
@@ -74,7 +76,7 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
             std=list(model.scale.std),
         )
         made.save_pretrained(out)
-    shutil.copyfile(own_pipeline.__file__, out / "pipeline.py")
+    shutil.copyfile(PIPELINE, out / "pipeline.py")
     index = out / "model_index.json"
     said = json.loads(index.read_text())
     said["_class_name"] = ["pipeline", "RectifiedFlowPipeline"]

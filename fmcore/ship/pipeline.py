@@ -1,7 +1,7 @@
 """Samples of a rectified flow by diffusers alone; this file lies beside the weights that it uses.
 
-    pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
-    images = pipe(batch_size=16).images
+pipe = DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
+images = pipe(batch_size=16).images
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ class RectifiedFlowPipeline(DiffusionPipeline):
     itself the null label; a sample in the data's own units is x * std + mean, for each channel.
     """
 
-    def __init__(  # noqa: PLR0913  # what model_index.json keeps
+    def __init__(  # what model_index.json keeps
         self, network: Any, scheduler: Any, shape: list[int] = [], steps: int = 1, patch: int = 1,  # noqa: B006
         classes: int = 0, mean: list[float] = [0.0], std: list[float] = [1.0],  # noqa: B006
     ) -> None:  # fmt: skip
@@ -28,7 +28,7 @@ class RectifiedFlowPipeline(DiffusionPipeline):
         )
 
     @torch.no_grad()
-    def __call__(  # noqa: PLR0913  # as the pipelines of diffusers
+    def __call__(  # as the pipelines of diffusers
         self, batch_size: int = 1, label: Any = None, guidance: float = 1.0, *,
         noise: Any = None, generator: Any = None, output_type: str = "pt",
     ) -> Any:  # fmt: skip

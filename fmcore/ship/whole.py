@@ -18,6 +18,8 @@ from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
 
+SCRIPT = Path(__file__).with_name("sample.py")
+"""The script that samples from an exported graph with torch alone; it runs where it lies."""
 AGREES = 1e-4
 """Largest difference of a written graph from the network itself, relative to the samples' RMS."""
 ROWS = (1, 3)
@@ -29,6 +31,9 @@ class Whole(nn.Module):
 
     `steps` of Euler on the uniform grid from t = 1 to t = 0: x <- x - h v(x, t).
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: Model, steps: int, guidance: float = 1.0) -> None:
         super().__init__()
@@ -85,10 +90,10 @@ def write_onnx(whole: Whole, model: Model, file: Path) -> None:
         )
     import onnxruntime
 
-    names = ["noise", "label"][: 1 + bool(whole.classes)]
+    given = names(whole)
     with _in_one_line("--onnx"):
         program = torch.onnx.export(
-            _program(whole, model), (), input_names=names, output_names=["samples"], dynamo=True,
+            _program(whole, model), (), input_names=given, output_names=["samples"], dynamo=True,
             verbose=False,
         )  # fmt: skip
         assert program is not None
@@ -96,10 +101,15 @@ def write_onnx(whole: Whole, model: Model, file: Path) -> None:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(*inputs: Tensor) -> Tensor:
-        given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, given)[0])
+        named = {name: x.numpy() for name, x in zip(given, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, named)[0])
 
     _compare(model, whole, run, f"{file}")
+
+
+def names(whole: Whole) -> list[str]:
+    """Return the names of the graph's inputs."""
+    return ["noise", "label"][: 1 + bool(whole.classes)]
 
 
 def _program(whole: Whole, model: Model) -> torch.export.ExportedProgram:
@@ -141,9 +151,7 @@ def _compare(model: Model, whole: Whole, call: Callable[..., Tensor], place: str
     flow, solver = Flow.of(model), Solver(name="euler", steps=whole.steps)
     for rows in ROWS:
         noise, *label = example(model, rows, seed=rows)
-        own = flow.sample(
-            noise, solver, label=label[0] if label else None, guidance=whole.guidance
-        )
+        own = flow.sample(noise, solver, label=label[0] if label else None, guidance=whole.guidance)
         wanted, got = model.scale.inverse(own.x), call(noise, *label)
         apart = float((got - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
         if not apart <= AGREES:
