@@ -14,10 +14,10 @@ from flows.cli.demo import demo
 from flows.cli.replicates import replicate, write_replicates
 from flows.cli.sample import sample
 from flows.cli.settings import settings
+from flows.cli.ship import ship
 from flows.cli.verify import verify
 from flows.cli.watch import watch
 from flows.project.environment import check_own_code, configure, find_root
-from fmcore.settings import ReflowError
 
 app = typer.Typer(
     help=(
@@ -108,33 +108,6 @@ def publish(as_json: AsJson = False) -> None:
             f" {len(done.skipped)} not published (chain run {done.parent})"
         )
     raise typer.Exit(1 if done.skipped else 0)
-
-
-@app.command()
-def ship(
-    round_: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[ROUND]", help="The round, such as rf2.", autocompletion=complete.rounds
-        ),
-    ] = None,
-    use: Annotated[
-        list[str] | None,
-        typer.Option("--as", help="one_step, few_step or best; may be repeated. Default: all."),
-    ] = None,
-    rule: Annotated[
-        bool, typer.Option("--rule", help="Let the rule say again who has the aliases.")
-    ] = False,
-) -> None:
-    """Move the aliases of the registered model to ROUND; publishing later leaves them there."""
-    from flows.tracking.promotion import USES
-    from flows.tracking.ship import ship as move
-
-    with one_line_errors():
-        if (round_ is None) != rule:
-            raise ReflowError("name the round to ship, such as rf2, or give --rule, one of both")
-        for line in move(project(), round_, use or USES):
-            out.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -236,6 +209,7 @@ app.command()(library.couple)
 app.command("export")(library.export)
 app.command()(library.estimate)
 app.command()(settings)
+app.command()(ship)
 app.command()(verify)
 app.command()(watch)
 app.command()(servers.ui)

@@ -62,7 +62,7 @@ class FieldVelocity:
         field, label = self.field, self.label
         t = once(t).clamp(*self.between)
         over = self.span(t) if callable(self.span) else torch.full_like(t, self.span)
-        times, over = t.expand(len(x)), over.expand(len(x))
+        times, over = t.expand(x.shape[0]), over.expand(x.shape[0])
         out = field._call(x, times, label, over)
         if label is not None and self.guidance != 1:
             null = torch.full_like(label, field.classes)

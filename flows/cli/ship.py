@@ -1,0 +1,132 @@
+"""`reflow ship`: aliases of the registered model, or a folder that other tools load."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import complete
+from flows.cli.console import one_line_errors, out, project
+from fmcore.settings import ReflowError
+
+if TYPE_CHECKING:
+    from flows.compare.chains import ComparedChain
+    from fmcore.network.store import Model
+
+
+def ship(  # noqa: PLR0913  # each is an option of the command
+    round_: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ROUND]", help="The round, such as rf2.", autocompletion=complete.rounds
+        ),
+    ] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option("--as", help="one_step, few_step or best; may be repeated. Default: all."),
+    ] = None,
+    rule: Annotated[
+        bool, typer.Option("--rule", help="Let the rule say again who has the aliases.")
+    ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Write the round to this new folder, as diffusers loads it; no alias."),
+    ] = None,
+    nfe: Annotated[int, typer.Option(min=1, help="With --to: steps of Euler.")] = 1,
+    export: Annotated[
+        bool, typer.Option("--export", help="With --to: also flow.pt2, which torch alone loads.")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="With --to: also flow.onnx.")] = False,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="With --export, --onnx: guidance that is in the graph.")
+    ] = 1.0,
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", help="With --to: for the card: mit.")
+    ] = None,
+) -> None:
+    """Move the aliases of the registered model to ROUND, or hand ROUND on as a folder (`--to`)."""
+    with one_line_errors():
+        if to is not None:
+            if round_ is None or rule or use:
+                raise ReflowError("--to: expected a round, such as rf2; neither --as nor --rule")
+            lines = HandOn(to, nfe, export, onnx, guidance, licence).write(project(), round_)
+        else:
+            if (round_ is None) != rule:
+                raise ReflowError("name the round to ship, such as rf2, or give --rule: one")
+            if export or onnx:
+                raise ReflowError("--export and --onnx need --to FOLDER")
+            lines = _aliases(round_, use)
+        for line in lines:
+            out.print(line, markup=False, soft_wrap=True)
+
+
+def _aliases(round_: str | None, use: list[str] | None) -> list[str]:
+    from flows.tracking.promotion import USES
+    from flows.tracking.ship import ship as move
+
+    return move(project(), round_, use or USES)
+
+
+@dataclass(frozen=True)
+class HandOn:
+    """What is written for a round: the folder, its steps of Euler, graphs beside it, a licence."""
+
+    to: Path
+    nfe: int = 1
+    export: bool = False
+    onnx: bool = False
+    guidance: float = 1.0
+    licence: str | None = None
+
+    def write(self, root: Path, round_: str) -> list[str]:
+        """Write a round to the new folder, whole or not at all; return what to say."""
+        from flows.compare.chains import workspace_chain
+        from fmcore.network.store import load
+        from fmcore.ship.folder import refusal
+
+        if self.to.exists() and (not self.to.is_dir() or any(self.to.iterdir())):
+            raise ReflowError(f"--to: {self.to} is there already; name a new folder")
+        chain, folder = workspace_chain(root), root / "models" / round_
+        if not folder.is_dir():
+            raise ReflowError(f"no round {round_!r} in models/; run the chain, or `dvc pull`")
+        model = load(folder)
+        if (why := refusal(model)) and not (self.export or self.onnx):
+            raise ReflowError(f"--to: {why}; add --export or --onnx")
+        if self.guidance != 1 and not model.network.settings.classes:
+            raise ReflowError(f"--guidance {self.guidance:g} needs a round with classes")
+        part = self.to.with_name(f".{self.to.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            said = self._fill(part, chain, model, round_)
+            if self.to.is_dir():
+                self.to.rmdir()
+            part.rename(self.to)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return said
+
+    def _fill(self, part: Path, chain: "ComparedChain", model: "Model", round_: str) -> list[str]:
+        from flows.compare.card import card, write
+        from fmcore.ship import folder, whole
+
+        use, tags, said = list[str](), list[str](), list[str]()
+        if folder.refusal(model) is None:
+            plain = folder.write_folder(model, part, self.nfe)
+            lines = folder.lines_to_load(self.to.name, self.nfe, plain=plain)
+            use, tags = ["```python", *lines, "```"], ["diffusers"]
+            said.append(f"{self.to}: diffusers loads it: {lines[1]}")
+        graph = whole.Whole(model, self.nfe, self.guidance)
+        if self.export:
+            whole.write_export(graph, model, part / "flow.pt2")
+            script = shutil.copyfile(whole.SCRIPT, part / whole.SCRIPT.name).name
+            use += ["", "With torch alone:", "", "```sh", f"python {script} 16", "```"]
+            said.append(f"{self.to / script} draws samples with torch alone, from flow.pt2")
+        if self.onnx:
+            whole.write_onnx(graph, model, part / "flow.onnx")
+            use += ["", f"`flow.onnx` has inputs {' and '.join(whole.names(graph))}."]
+            said.append(f"{self.to / 'flow.onnx'}: noise to samples, checked by onnxruntime")
+        write(card(chain, round_, self.nfe, use=use, licence=self.licence, tags=tags), part)
+        return said

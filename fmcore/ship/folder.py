@@ -1,0 +1,105 @@
+"""A round as a folder that diffusers loads: network, scheduler with the steps of the round, index.
+
+An unconditional U-Net in [-1, 1] becomes diffusers' own DDPMPipeline, whose loop is that of any
+scheduler; any other image network comes with `pipeline.py`, as diffusers has no pipeline for it.
+"""
+
+import json
+import shutil
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fmcore.network.images import DIFFUSERS, ImageNetwork, UNet
+from fmcore.network.store import Model
+from fmcore.settings import ReflowError
+
+PIPELINE = Path(__file__).with_name("pipeline.py")
+"""The pipeline that a folder of another network comes with; it needs diffusers alone."""
+THOUSAND = 1000
+"""Times of diffusers for t in [0, 1]."""
+TRUSTED = 'trust_remote_code=True, custom_pipeline="{folder}"'
+
+
+def scheduler_config(steps: int) -> dict[str, Any]:
+    """Return the settings of FlowMatchEulerDiscreteScheduler for the uniform grid of `steps`.
+
+    By itself its last time is 1 / 1000, whatever the number of steps; `shift_terminal` stretches
+    its times to end at 1 / steps, and so makes steps of one length.
+    """
+    return {
+        "num_train_timesteps": THOUSAND,
+        "shift": 1.0,
+        "shift_terminal": None if steps == 1 else 1 / steps,
+    }
+
+
+def refusal(model: Model) -> str | None:
+    """Return why diffusers has no scheduler or network for a model; None if it has."""
+    about = model.config
+    if not isinstance(model.network, ImageNetwork):
+        return f"network {model.network.settings.name} is none of diffusers'"
+    if (objective := about.get("objective", "velocity")) != "velocity":
+        return f"objective {objective}: its scheduler takes a velocity"
+    if (name := about.get("interpolant", {}).get("name", "linear")) != "linear":
+        return f"interpolant {name}: its scheduler takes straight paths"
+    return None
+
+
+def write_folder(model: Model, out: Path, steps: int) -> bool:
+    """Write the network, the scheduler and model_index.json to `out`; say if it is a plain one.
+
+    A plain one is loaded without code of its own. Raises ReflowError for a model that diffusers has
+    no scheduler for.
+    """
+    if why := refusal(model):
+        raise ReflowError(f"--to: {why}; ship it with --export or --onnx")
+    with warnings.catch_warnings(action="ignore"):
+        diffusers: Any = import_module("diffusers")  # it ships few types
+        own: Any = import_module("fmcore.ship.pipeline")
+        network = model.network
+        assert isinstance(network, ImageNetwork)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**scheduler_config(steps))
+        if is_plain(model):
+            diffusers.DDPMPipeline(network.net, scheduler).save_pretrained(out)
+            return True
+        settings = network.settings
+        made = own.RectifiedFlowPipeline(
+            network.net,
+            scheduler,
+            shape=list(model.shape),
+            steps=steps,
+            patch=settings.patch if isinstance(settings, UNet) else 1,
+            classes=settings.classes,
+            mean=list(model.scale.mean),
+            std=list(model.scale.std),
+        )
+        made.save_pretrained(out)
+    shutil.copyfile(PIPELINE, out / "pipeline.py")
+    index = out / "model_index.json"
+    said = json.loads(index.read_text())
+    said["_class_name"] = ["pipeline", "RectifiedFlowPipeline"]
+    index.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+    return False
+
+
+def is_plain(model: Model) -> bool:
+    """Whether diffusers' DDPMPipeline samples a model: a U-Net without labels or patches."""
+    settings = model.network.settings
+    plain = isinstance(settings, UNet) and settings.patch == 1 and not settings.classes
+    return plain and model.scale.identity
+
+
+def lines_to_load(folder: str, steps: int, *, plain: bool) -> list[str]:
+    """Return the lines of Python that load a folder with diffusers and draw 16 images."""
+    given = "" if plain else f", {TRUSTED.format(folder=folder)}"
+    call = f"batch_size=16, num_inference_steps={steps}" if plain else "batch_size=16"
+    return [
+        "from diffusers import DiffusionPipeline",
+        f'pipe = DiffusionPipeline.from_pretrained("{folder}"{given})',
+        f"images = pipe({call}).images",
+    ]
+
+
+__all__ = ["DIFFUSERS", "is_plain", "lines_to_load", "refusal", "scheduler_config", "write_folder"]

@@ -1,0 +1,55 @@
+"""`reflow ship ROUND --to FOLDER`: whole or not at all, with a card of the comparison's numbers."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flows.cli.main import app
+from tests import tiny_chain
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    with tiny_chain.in_this_process(tmp_path_factory.mktemp("ship")) as project:
+        yield project
+
+
+def ship(*words):
+    done = CliRunner().invoke(app, ["ship", *words])
+    return done.exit_code, done.output
+
+
+def test_a_round_is_handed_on_with_its_card(chain):
+    code, said = ship("rf1", "--to", "out", "--nfe", "2", "--export", "--licence", "mit")
+    assert code == 0, said
+    assert sorted(p.name for p in (chain.root / "out").iterdir()) == [
+        "README.md", "flow.pt2", "sample.py",
+    ]  # fmt: skip
+    noise = torch.randn(4, 2)
+    assert torch.export.load(chain.root / "out/flow.pt2").module()(noise).shape == (4, 2)
+    text = (chain.root / "out/README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n") and "python sample.py 16" in text
+    found = json.loads((chain.root / "comparison/rounds.json").read_text())
+    distance = found["rounds"][0]["distances"]["2"]
+    assert "rf1, a rectified flow of gaussian" in text and "| NFE 2 |" in text
+    assert f"`{found['metric']}`" in text and f"{distance:.3g}"[:3] in text
+    assert chain.sh("git", "rev-parse", "HEAD").strip()[:12] in text
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["rf9", "--to", "x", "--export"], "no round 'rf9'"),
+        (["rf1", "--to", "x"], "none of diffusers'; add --export or --onnx"),
+        (["rf1", "--to", "models", "--export"], "is there already; name a new folder"),
+        (["rf1", "--to", "x", "--as", "best"], "neither --as nor --rule"),
+        (["rf1", "--export"], "need --to"),
+        (["rf1", "--to", "x", "--export", "--guidance", "2"], "needs a round with classes"),
+    ],
+)
+def test_what_cannot_be_shipped_is_one_line_and_leaves_nothing(chain, words, why):
+    code, said = ship(*words)
+    assert code == 2 and why in said.replace("\n", " ") and "Traceback" not in said
+    assert not (chain.root / "x").exists() and not list(chain.root.glob(".x.part"))

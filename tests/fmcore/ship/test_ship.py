@@ -1,0 +1,155 @@
+"""A round handed on: other tools draw its own samples, for any number of rows."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fmcore.network.build import build
+from fmcore.network.images import DiT, UNet
+from fmcore.network.mlp import MLP
+from fmcore.network.store import load, save
+from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError
+from fmcore.ship import folder, whole
+from fmcore.solve.solver import Solver
+
+NETWORKS = {
+    "mlp": (MLP(width=8, depth=1, time_features=4), (2,)),
+    "mlp, classes": (MLP(width=8, depth=1, time_features=4, classes=3), (2,)),
+    "unet": (UNet(name="unet", channels=(8, 16)), (1, 8, 8)),
+    "unet, patch, classes": (UNet(name="unet", channels=(8, 8), patch=2, classes=3), (2, 8, 8)),
+    "dit": (DiT(name="dit", heads=1, head=8, depth=1, classes=3), (1, 8, 8)),
+}
+SCALE = {"mean": [0.5], "std": [2.0]}
+
+
+def model(tmp_path, name, **about):
+    settings, shape = NETWORKS[name]
+    network = build(settings, shape, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # or the last layer, which starts at 0, gives no velocity
+        for p in network.parameters():
+            p.add_(torch.randn(p.shape, generator=draw), alpha=0.05)
+    save(tmp_path / "model", network, about={"round": "rf1", **about})
+    return load(tmp_path / "model")
+
+
+def own(model, noise, label=None, steps=3, guidance=1.0):
+    solver = Solver(name="euler", steps=steps)
+    found = Flow.of(model).sample(noise, solver, label=label, guidance=guidance)
+    return model.scale.inverse(found.x)
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet, patch, classes"])
+def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path, name):
+    given = model(tmp_path, name, scale=SCALE)
+    guidance = 2.0 if given.network.settings.classes else 1.0
+    graph = whole.Whole(given, 3, guidance)
+    whole.write_export(graph, given, tmp_path / "flow.pt2")
+    loaded = torch.export.load(tmp_path / "flow.pt2").module()
+    for rows in (1, 2, 70):  # diffusers treats 64 rows and more another way
+        noise, *label = whole.example(given, rows, seed=rows)
+        wanted = own(given, noise, *label, guidance=guidance)
+        torch.testing.assert_close(loaded(noise, *label), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_gives_the_samples_of_the_round(tmp_path):
+    import onnxruntime
+
+    given = model(tmp_path, "mlp, classes", scale=SCALE)
+    graph = whole.Whole(given, 2, 3.0)
+    whole.write_onnx(graph, given, tmp_path / "flow.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "flow.onnx")
+    noise, label = whole.example(given, 70)
+    got = session.run(None, {"noise": noise.numpy(), "label": label.numpy()})[0]
+    wanted = own(given, noise, label, steps=2, guidance=3.0)
+    torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_with_other_samples_is_refused(tmp_path):
+    given = model(tmp_path, "mlp")
+    with pytest.raises(ReflowError, match="do not use it"):
+        whole._compare(given, whole.Whole(given, 3), whole.Whole(given, 4), "flow.pt2")
+
+
+def test_a_network_that_chooses_by_values_is_one_line(tmp_path):
+    class Choosing(nn.Module):
+        def forward(self, x, t, label=None):
+            return x if float(x.sum()) > 0 else -x
+
+    given = model(tmp_path, "mlp")
+    graph = whole.Whole(given, 1)
+    object.__setattr__(graph.field, "network", Choosing())
+    with pytest.raises(ReflowError, match="cannot be written as one graph") as found:
+        whole.write_export(graph, given, tmp_path / "flow.pt2")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_plain_diffusers_draws_the_samples_of_a_unet(tmp_path, steps):
+    from diffusers import DDPMPipeline, DiffusionPipeline
+
+    given = model(tmp_path, "unet")
+    assert folder.write_folder(given, tmp_path / "out", steps)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert isinstance(pipe, DDPMPipeline)
+    pipe.set_progress_bar_config(disable=True)
+    draw = torch.Generator().manual_seed(3)
+    got = pipe(2, draw, steps, output_type="pt").images
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    wanted = (own(given, noise, steps=steps) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["unet, patch, classes", "dit"])
+def test_a_folder_with_its_own_pipeline_draws_the_samples_of_the_round(tmp_path, name):
+    from diffusers import DiffusionPipeline
+
+    given, out = model(tmp_path, name, scale=SCALE), tmp_path / "out"
+    assert not folder.write_folder(given, out, 3)
+    pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise, label = whole.example(given, 3)
+    got = pipe(label=label, guidance=2.0, noise=noise).images
+    torch.testing.assert_close(got, own(given, noise, label, guidance=2.0), rtol=1e-4, atol=1e-5)
+    assert len(pipe(batch_size=2, output_type="pil").images) == 2 if name == "dit" else True
+
+
+def test_the_scheduler_has_steps_of_one_length():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    for steps in (1, 2, 5):
+        scheduler = FlowMatchEulerDiscreteScheduler(**folder.scheduler_config(steps))
+        scheduler.set_timesteps(steps)
+        wanted = Solver(name="euler", steps=steps).grid(1.0, 0.0)
+        torch.testing.assert_close(scheduler.sigmas, wanted.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "why"),
+    [
+        ("mlp", {}, "none of diffusers'"),
+        ("unet", {"objective": "noise"}, "objective noise"),
+        ("unet", {"interpolant": {"name": "cosine"}}, "interpolant cosine"),
+    ],
+)
+def test_what_diffusers_has_no_scheduler_for_is_refused(tmp_path, name, about, why):
+    with pytest.raises(ReflowError, match=why):
+        folder.write_folder(model(tmp_path, name, **about), tmp_path / "out", 1)
+
+
+def test_the_script_needs_torch_alone(tmp_path):
+    given = model(tmp_path, "mlp, classes", scale=SCALE)
+    whole.write_export(whole.Whole(given, 2), given, tmp_path / "flow.pt2")
+    script = tmp_path / "sample.py"
+    script.write_text(whole.SCRIPT.read_text())
+    words = [sys.executable, "-I", str(script), "5", str(tmp_path / "s.pt"), "7", "2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
+    wanted = own(given, noise, torch.full((5,), 2), steps=2)
+    torch.testing.assert_close(torch.load(tmp_path / "s.pt", weights_only=True), wanted)
+    assert len(script.read_text().splitlines()) <= 30 and "import fmcore" not in script.read_text()
