@@ -32,10 +32,12 @@ def test_a_round_is_handed_on_with_its_card(chain):
     text = (chain.root / "out/README.md").read_text()
     assert text.startswith("---\nlicense: mit\n") and "python sample.py 16" in text
     found = json.loads((chain.root / "comparison/rounds.json").read_text())
-    distance = found["rounds"][0]["distances"]["2"]
-    assert "rf1, a rectified flow of gaussian" in text and "| NFE 2 |" in text
-    assert f"`{found['metric']}`" in text and f"{distance:.3g}"[:3] in text
-    assert chain.sh("git", "rev-parse", "HEAD").strip()[:12] in text
+    distances = found["rounds"][0][found["metric"]]
+    row = next(line for line in text.splitlines() if line.startswith("| rf1 |"))
+    shown = [float(cell.split(" ±")[0]) for cell in row.split(" | ")[1:3]]
+    assert shown == pytest.approx([distances["1"], distances["2"]], rel=0.02)
+    assert "rf1, a rectified flow of gaussian" in text and f"`{found['metric']}`" in text
+    assert chain.sh("git", "rev-parse", "HEAD").stdout.strip()[:12] in text
 
 
 @pytest.mark.parametrize(
