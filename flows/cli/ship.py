@@ -55,8 +55,11 @@ def ship(  # noqa: PLR0913  # each is an option of the command
         else:
             if (round_ is None) != rule:
                 raise ReflowError("name the round to ship, such as rf2, or give --rule: one")
-            if export or onnx:
-                raise ReflowError("--export and --onnx need --to FOLDER")
+            if export or onnx or nfe != 1 or guidance != 1 or licence:
+                raise ReflowError(
+                    "--nfe, --export, --onnx, --guidance and --licence say what --to FOLDER writes;"
+                    " add it"
+                )
             lines = _aliases(round_, use)
         for line in lines:
             out.print(line, markup=False, soft_wrap=True)
@@ -83,19 +86,23 @@ class HandOn:
     def write(self, root: Path, round_: str) -> list[str]:
         """Write a round to the new folder, whole or not at all; return what to say."""
         from flows.compare.chains import workspace_chain
+        from flows.library.models import recorded_model
         from fmcore.network.store import load
         from fmcore.ship.folder import refusal
 
         if self.to.exists() and (not self.to.is_dir() or any(self.to.iterdir())):
             raise ReflowError(f"--to: {self.to} is there already; name a new folder")
-        chain, folder = workspace_chain(root), root / "models" / round_
-        if not folder.is_dir():
-            raise ReflowError(f"no round {round_!r} in models/; run the chain, or `dvc pull`")
-        model = load(folder)
-        if (why := refusal(model)) and not (self.export or self.onnx):
+        chain, model = workspace_chain(root), load(recorded_model(root, round_))
+        graph = self.export or self.onnx
+        if (why := refusal(model)) and not graph:
             raise ReflowError(f"--to: {why}; add --export or --onnx")
-        if self.guidance != 1 and not model.network.settings.classes:
-            raise ReflowError(f"--guidance {self.guidance:g} needs a round with classes")
+        if self.guidance != 1 and not (graph and model.network.settings.classes):
+            raise ReflowError(
+                f"--guidance {self.guidance:g} is written into a graph of a round with classes; add"
+                " --export or --onnx, or give guidance to the pipeline when it samples"
+                if model.network.settings.classes
+                else f"--guidance {self.guidance:g} needs a round with classes"
+            )
         part = self.to.with_name(f".{self.to.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:

@@ -19,7 +19,7 @@ def card(
     licence: str | None,
     tags: Sequence[str] = (),
 ) -> str:
-    """Return the card of a round, sampled in `nfe` evaluations: what it is, how good, from what.
+    """Return the card of a round, sampled in `nfe` steps of Euler: what it is, how good, from what.
 
     `use` are blocks of Markdown that say how it is loaded; the front matter is that of a model hub.
     Raises ReflowError if the chain has no such round.
@@ -34,7 +34,11 @@ def card(
     lines += [_what(known[round_], chain, nfe), "", "## Use", "", *use, "", "## Numbers", ""]
     lines += _numbers(chain, nfe)
     lines += ["", "## Gates", ""]
-    lines += [f"- {j.text}" for j in found.unhappy] or ["All gates are ok."]
+    if not found.gates:
+        lines += ["None was measured."]
+    elif not found.unhappy:
+        lines += ["All gates are ok."]
+    lines += [f"- {j.text}" for j in found.unhappy]
     lines += ["", "## Lineage", "", *_lineage(chain), "", "## Licence", ""]
     lines += [licence or "None was stated when it was shipped; that of the data holds as well."]
     return "\n".join(lines) + "\n"
@@ -42,12 +46,14 @@ def card(
 
 def _what(own: RoundResult, chain: ComparedChain, nfe: int) -> str:
     made = f"the coupling `{own.coupling}`"
-    made += f", which {own.parent} generated" if own.parent else ", data and noise paired at random"
+    made += (
+        f", which {own.parent} generated" if own.parent else ", data and source paired at random"
+    )
     steps = "1 step" if nfe == 1 else f"{nfe} steps"
     kind = "A student of" if own.student else "A velocity field trained on"
     return (
-        f"{kind} {made}; it carries noise at t = 1 to data at t = 0 by dx/dt = v(x, t), here in"
-        f" {steps} of Euler. Commit {chain.about.commit[:12]} of the project that trained it."
+        f"{kind} {made}; it carries the source at t = 1 to data at t = 0 by dx/dt = v(x, t), here"
+        f" in {steps} of Euler. Commit {chain.about.commit[:12]} of the project that trained it."
     )
 
 

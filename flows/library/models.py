@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.dag.lineage import lock_entries
 from flows.dag.lock import Entry, read_lock
 from flows.dag.outputs import store
 from flows.library.fetch import fetch, nearest
@@ -37,6 +38,32 @@ def model_at(root: Path, rev: str, round_: str) -> ModelAt:
     if not folder.is_dir() or store.hash_of(root, folder) != md5:
         _bring(root, md5, f"models/{round_} of {commit.short}", folder)
     return ModelAt(folder, commit, _prepared(entries))
+
+
+def recorded_model(root: Path, round_: str) -> Path:
+    """Return the folder of a round's model in the workspace, which is that of dvc.lock.
+
+    Raises ReflowError if dvc.lock has no such round, or the folder is missing or another model: the
+    numbers of the comparison are not those of that one.
+    """
+    trained = {e.key: e for e in lock_entries(root).values() if e.runs("train", "out")}
+    if round_ not in trained:
+        raise ReflowError(
+            f"no round {round_!r} in dvc.lock; it has: {', '.join(trained) or 'none'}"
+        )
+    path = trained[round_].paths["out"]
+    folder = root / path
+    if not folder.is_dir():
+        raise ReflowError(
+            f"{path}: missing; `reflow run` trains it, `dvc checkout` or `dvc pull`"
+            " brings what was trained"
+        )
+    if store.hash_of(root, folder) != trained[round_].md5(path):
+        raise ReflowError(
+            f"{path}: not the model that dvc.lock records, whose numbers the"
+            " comparison has; run `reflow run`, or `dvc checkout` to have that one"
+        )
+    return folder
 
 
 def data_at(root: Path, model: ModelAt) -> Path:

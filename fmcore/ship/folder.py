@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fmcore.network.images import DIFFUSERS, ImageNetwork, UNet
+from fmcore.network.images import ImageNetwork, UNet
 from fmcore.network.store import Model
 from fmcore.settings import ReflowError
 
@@ -100,6 +100,3 @@ def lines_to_load(folder: str, steps: int, *, plain: bool) -> list[str]:
         f'pipe = DiffusionPipeline.from_pretrained("{folder}"{given})',
         f"images = pipe({call}).images",
     ]
-
-
-__all__ = ["DIFFUSERS", "is_plain", "lines_to_load", "refusal", "scheduler_config", "write_folder"]

@@ -47,7 +47,8 @@ def test_a_round_is_handed_on_with_its_card(chain):
         (["rf1", "--to", "x"], "none of diffusers'; add --export or --onnx"),
         (["rf1", "--to", "models", "--export"], "is there already; name a new folder"),
         (["rf1", "--to", "x", "--as", "best"], "neither --as nor --rule"),
-        (["rf1", "--export"], "need --to"),
+        (["rf1", "--export"], "--to FOLDER"),
+        (["rf1", "--as", "best", "--nfe", "4"], "--to FOLDER"),
         (["rf1", "--to", "x", "--export", "--guidance", "2"], "needs a round with classes"),
     ],
 )
@@ -55,3 +56,16 @@ def test_what_cannot_be_shipped_is_one_line_and_leaves_nothing(chain, words, why
     code, said = ship(*words)
     assert code == 2 and why in said.replace("\n", " ") and "Traceback" not in said
     assert not (chain.root / "x").exists() and not list(chain.root.glob(".x.part"))
+
+
+def test_a_model_that_dvc_lock_does_not_record_is_not_handed_on(chain):
+    file = chain.root / "models/rf1/raw.safetensors"
+    content = file.read_bytes()
+    file.unlink()  # a link into DVC's cache
+    file.write_bytes(content + b" ")
+    try:
+        code, said = ship("rf1", "--to", "x", "--export")
+    finally:
+        file.write_bytes(content)
+    assert code == 2 and "not the model that dvc.lock records" in said.replace("\n", " ")
+    assert not (chain.root / "x").exists()
