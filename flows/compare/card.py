@@ -31,7 +31,16 @@ def card(
     said = [f"license: {licence}"] if licence else []
     said += ["tags:", *(f"- {tag}" for tag in ("rectified-flow", *tags))]
     lines = ["---", *said, "---", "", f"# {round_}, a rectified flow of {chain.about.data}", ""]
-    lines += [_what(known[round_], chain, nfe), "", "## Use", "", *use, "", "## Numbers", ""]
+    lines += [
+        _what(known[round_], chain, nfe),
+        "",
+        "## Use",
+        "",
+        "\n".join(use).strip(),
+        "",
+        "## Numbers",
+        "",
+    ]
     lines += _numbers(chain, nfe)
     lines += ["", "## Gates", ""]
     if not found.gates:
@@ -53,8 +62,14 @@ def _what(own: RoundResult, chain: ComparedChain, nfe: int) -> str:
     kind = "A student of" if own.student else "A velocity field trained on"
     return (
         f"{kind} {made}; it carries the source at t = 1 to data at t = 0 by dx/dt = v(x, t), here"
-        f" in {steps} of Euler. Commit {chain.about.commit[:12]} of the project that trained it."
+        f" in {steps} of Euler. Commit {_short(chain.about.commit)} of the project that trained it."
     )
+
+
+def _short(commit: str) -> str:
+    """Return the first digits of a commit, and whether there were edits beside it."""
+    number, edits, _ = commit.partition("+edits")
+    return number[:12] + (" with edits" if edits else "")
 
 
 def _numbers(chain: ComparedChain, nfe: int) -> list[str]:

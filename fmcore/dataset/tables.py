@@ -119,9 +119,19 @@ def _block(path: Path, batch: pa.RecordBatch, columns: list[str]) -> np.ndarray:
 
 def _values(path: Path, name: str, column: Any) -> np.ndarray:
     """Return the numbers of a column [n], or of its lists [n, *D], however deep."""
-    shape: list[int] = [len(column)]
+    found = numbers(path, name, column, "name the columns of numbers in data.columns")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
+        return found if found.dtype == np.uint8 else found.astype(np.float32)
+
+
+def numbers(path: Path, name: str, column: Any, mend: str) -> np.ndarray:
+    """Return a column as an array [n, *D] of its own type: numbers, or lists of one length.
+
+    Raises ReflowError, with how to mend it, for anything else and for empty cells.
+    """
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
+    shape: list[int] = [len(column)]
     while isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         lengths = set(column.value_lengths().unique().to_pylist())
         if column.null_count or len(lengths) > 1:
@@ -132,14 +142,11 @@ def _values(path: Path, name: str, column: Any) -> np.ndarray:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ReflowError(
             f"{path}: column {name!r} holds {kind}, expected numbers or lists of numbers of one"
-            " length; name the columns of numbers in data.columns"
+            f" length; {mend}"
         )
     if column.null_count:
         raise ReflowError(f"{path}: column {name!r} has empty cells; fill them or remove the rows")
-    found = column.to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
-        found = found if found.dtype == np.uint8 else found.astype(np.float32)
-    return np.asarray(found).reshape(shape)
+    return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
 def _no_lists(path: Path, name: str) -> ReflowError:

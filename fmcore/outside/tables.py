@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fmcore.dataset import tables
 from fmcore.dataset.rows import BLOCK_BYTES, parsing
 from fmcore.outside.rows import Arrays, Piece
-from fmcore.settings import ReflowError
 
 FILE = b"ARROW1"
 """How an Arrow file begins; a stream, as `datasets` writes it, has no such mark."""
@@ -112,21 +112,4 @@ def numbers(place: Path, name: str, column: Any) -> NDArray[Any]:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(column, pa.FixedShapeTensorArray):
         return np.asarray(column.to_numpy_ndarray())
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    shape: list[int] = [len(column)]
-    while isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-        lengths = set(column.value_lengths().unique().to_pylist())
-        if column.null_count or len(lengths) > 1:
-            raise ReflowError(f"{place}: column {name!r} must hold lists of one length")
-        shape.append(lengths.pop() if lengths else 0)
-        column = column.flatten()
-    kind = column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise ReflowError(
-            f"{place}: column {name!r} holds {kind}, expected numbers, or lists of them of one"
-            " length; name another column"
-        )
-    if column.null_count:
-        raise ReflowError(f"{place}: column {name!r} has empty cells; fill them or remove the rows")
-    return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
+    return tables.numbers(place, name, column, "name another column")
