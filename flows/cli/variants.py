@@ -13,7 +13,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from flows.cli.estimate import SECONDS, Cost, duration, estimate, model_of, one_step, some_data
+from flows.cli.estimate import (
+    SECONDS,
+    Cost,
+    duration,
+    estimate,
+    model_of,
+    network_of,
+    one_step,
+    some_data,
+)
 from flows.dag import graph
 from flows.params.load import FILE, load
 from fmcore.coupling.noise import gaussian_noise
@@ -122,7 +131,7 @@ def compare(
     """
     params, stages = load(root / FILE), graph.read(root)
     device, plain = params.compute.start(), params.compute.model_copy(update=PLAIN)
-    name, round_ = next(iter(params.rounds.items()))
+    name, train = next((n, r.train) for n, r in params.rounds.items() if r.train)
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
         data = some_data(root, params, graph.prepared(stages), Path(folder) / "data")
         model, trained = model_of(root, params, stages, name, data, Path(folder) / name)
@@ -130,7 +139,8 @@ def compare(
 
         def probe(settings: dict[str, Any]) -> _Probe:
             compute = plain.model_copy(update=settings)
-            step, _ = one_step(params, round_, data, compute)
+            network = network_of(root, params, stages, name, data)
+            step, _ = one_step(network, train, data, compute)
             return _Probe(settings, step, _velocities(loaded, data, compute, device))
 
         probes = [probe(settings) for settings in worth_trying(loaded, device)]

@@ -240,8 +240,8 @@ def _plain(hint: Any) -> Any:
 
 
 def _kind(cls: type[BaseModel]) -> str:
-    """Return the values of a class's `name`: "grid", or "euler, heun"."""
-    info = cls.model_fields.get("name")
+    """Return the values of a class's `name`, or `kind`: "grid", or "euler, heun"."""
+    info = cls.model_fields.get("name") or cls.model_fields.get("kind")
     return ", ".join(str(v) for v in get_args(info.annotation)) if info else ""
 
 
