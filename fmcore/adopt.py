@@ -31,6 +31,9 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "held_out_loss")
 EVALUATIONS = 2048
 """Evaluations of the network, about, by which its losses are measured on each side."""
 
+PLACES = {"path", "scheduler", "condition", "weights", "network", "uri"}
+"""Settings of a model that say where it lies: one that moved is the same model."""
+
 STRAIGHT: dict[str, Any] = {
     "interpolant": {"name": "linear"},
     "objective": "velocity",
@@ -81,7 +84,8 @@ def adopt(
         about["taken_from"] = kept.digest
         snapshots = sorted((folder / POWER).glob("*.safetensors"))
         same_units(kept.scale, opened.about.units, str(coupling))
-    about |= {"round": name, "teacher": settings.model_dump(mode="json", exclude_none=True)}
+    kept_words = settings.model_dump(mode="json", exclude=PLACES, exclude_none=True)
+    about |= {"round": name, "teacher": kept_words}
     network.eval().requires_grad_(False)
     _check(opened, network, about, coupling)
     losses = _losses(opened, Model(network.to(work.device), about, ""), work)

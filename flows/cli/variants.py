@@ -30,6 +30,7 @@ from fmcore.coupling.read import open_coupling
 from fmcore.network.store import Model
 from fmcore.network.store import load as load_model
 from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError
 from fmcore.training.batches import batches
 from fmcore.work.compute import Compute, rows_of_call
 
@@ -131,7 +132,10 @@ def compare(
     """
     params, stages = load(root / FILE), graph.read(root)
     device, plain = params.compute.start(), params.compute.model_copy(update=PLAIN)
-    name, train = next((n, r.train) for n, r in params.rounds.items() if r.train)
+    trainings = [(n, r.train) for n, r in params.rounds.items() if r.train]
+    if not trainings:
+        raise ReflowError("no round of params.yaml is trained, so no training can be measured")
+    name, train = trainings[0]
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
         data = some_data(root, params, graph.prepared(stages), Path(folder) / "data")
         model, trained = model_of(root, params, stages, name, data, Path(folder) / name)

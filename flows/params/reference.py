@@ -93,7 +93,7 @@ def _described(own: list[Section], name: str, shown: dict[type, list[Section]]) 
     for same in dict.fromkeys(shown[group[0].cls][0].place for group in again):
         groups = [g for g in again if shown[g[0].cls][0].place == same]
         fewer = len(groups[0]) < len(shown[groups[0][0].cls])
-        kinds = shown[groups[0][0].cls][0].kind if fewer else ""
+        kinds = (groups[0][0].kind or shown[groups[0][0].cls][0].kind) if fewer else ""
         places = ", ".join(f"`{group[0].place}`" for group in groups)
         only = f", with name {kinds}" if kinds else ""
         yield f"{places}: the keys of [`{same}`](#{_anchor(same)}){only}.\n"
@@ -115,7 +115,7 @@ def _table(settings: list[Setting]) -> str:
     for s in [*own, *{s.place: s for s in shared}.values()]:
         key = s.place.rpartition(".")[2]
         shown = f"`{key}`"
-        if s.kind and key in ("name", "kind"):
+        if s.kind and (key == "name" or (key == "kind" and s.kind == s.holds)):
             shown = f"`{key}: {s.kind}`"
         elif s in shared:
             shown = f"with any name: `{key}`"
