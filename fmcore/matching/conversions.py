@@ -73,17 +73,6 @@ def from_target(interpolant: Schedule, target: Tensor, x: Tensor, t: Tensor) -> 
     return (db * x - (a * db - da * b) * target) / b
 
 
-def from_v_prediction(interpolant: Schedule, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Return the velocity (h' / h) x + (W / h) v [B, *D] with h^2 = alpha^2 + sigma^2.
-
-    v = (alpha source - sigma target) / h is what "v-prediction" means (Salimans & Ho 2022): the
-    derivative by the angle of a path that keeps its variance. It is finite at all times.
-    """
-    a, b, da, db = interpolant.at(t, x)
-    h = (a * a + b * b).sqrt()
-    return ((a * da + b * db) / h * x + (a * db - da * b) * v) / h
-
-
 def drift(interpolant: Schedule, t: Tensor) -> Tensor:
     """Return f(t) = alpha' / alpha [B] of the forward SDE dx = f x dt + g dw."""
     return interpolant.d_alpha(t) / interpolant.alpha(t)

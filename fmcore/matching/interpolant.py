@@ -179,32 +179,6 @@ class VarianceExploding(Schedule):
         return math.log(self.sigma_max / self.sigma_min) * self.sigma(t)
 
 
-class TerminalSignal(Schedule):
-    """alpha = 1 - (1 - signal) t, sigma = noise t: straight, but the target has not gone at t = 1.
-
-    The path of a diffusion model whose last time step has a signal-to-noise ratio above 0 (Lin et
-    al. 2024), with x scaled so that the paths are straight in t. To its ODE it is the linear
-    interpolant from x at t = 1, signal target + noise source, which samplers replace by N(0, I).
-    """
-
-    signal: float = Field(ge=0, lt=1)
-    """Weight of the target at t = 1. 0 is the linear interpolant."""
-    noise: float = Field(default=1.0, gt=0, le=1)
-    """Weight of the source at t = 1."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1 - (1 - self.signal) * t
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return self.noise * t
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, self.signal - 1)
-
-    def d_sigma(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, self.noise)
-
-
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """Reshape t [B] to [B, 1, ...] so that it broadcasts against like [B, *D]."""
     return t.reshape(-1, *(1,) * (like.ndim - 1))

@@ -17,13 +17,43 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fmcore.matching.conversions import from_source, from_target, from_v_prediction
-from fmcore.matching.interpolant import TerminalSignal, expand
+from fmcore.matching.conversions import from_source, from_target
+from fmcore.matching.interpolant import Schedule, expand
 from fmcore.network.images import diffusers
 from fmcore.settings import Length, Settings
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x [B, *D] in the network's own scale, its own time [B]) -> its output [B, *D]."""
+
+
+class TerminalSignal(Schedule):
+    """alpha = 1 - (1 - signal) t, sigma = noise t: straight, but the target has not gone at t = 1.
+
+    The path of a diffusion model whose last time step has a signal-to-noise ratio above 0 (Lin et
+    al. 2024), with x scaled so that the paths are straight in t. To its ODE it is the linear
+    interpolant from x at t = 1, signal target + noise source, which samplers replace by N(0, I).
+    """
+
+    signal: float = Field(ge=0, lt=1)
+    """Weight of the target at t = 1. 0 is the linear interpolant."""
+    noise: float = Field(default=1.0, gt=0, le=1)
+    """Weight of the source at t = 1."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the weight of the target [B]."""
+        return 1 - (1 - self.signal) * t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the weight of the source [B]."""
+        return self.noise * t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """Return d alpha / dt [B]."""
+        return torch.full_like(t, self.signal - 1)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """Return d sigma / dt [B]."""
+        return torch.full_like(t, self.noise)
 
 
 class Prediction(Settings):
@@ -210,6 +240,17 @@ class Edm(Prediction):
     def times(self, own: Iterable[float]) -> tuple[float, ...]:
         """Return the grid of some falling sigmas, from sigma_max, and 0."""
         return (*(self._time(sigma) for sigma in own), 0.0)
+
+
+def from_v_prediction(interpolant: Schedule, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Return the velocity (h' / h) x + (W / h) v [B, *D] with h^2 = alpha^2 + sigma^2.
+
+    v = (alpha source - sigma target) / h is what "v-prediction" means (Salimans & Ho 2022): the
+    derivative by the angle of a path that keeps its variance. It is finite at all times.
+    """
+    a, b, da, db = interpolant.at(t, x)
+    h = (a * a + b * b).sqrt()
+    return ((a * da + b * db) / h * x + (a * db - da * b) * v) / h
 
 
 def between(nodes: Tensor, t: Tensor) -> Tensor:

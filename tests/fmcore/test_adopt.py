@@ -216,12 +216,12 @@ class Exact(OwnNetwork):
 
 
 def test_a_denoiser_of_ones_own(tmp_path):
-    (tmp_path / "mine.py").write_text(OWN)
-    own.trust(tmp_path, ["mine:Exact"])
+    (tmp_path / "denoisers.py").write_text(OWN)
+    own.trust(tmp_path, ["denoisers:Exact"])
     save_file({"scale": torch.tensor(0.5)}, tmp_path / "w.safetensors")
     data = coupling(tmp_path / "data", 0.5 * torch.randn(400, 2))
     out, _ = adopted(
-        tmp_path, data, kind="own", network={"name": "custom", "path": "mine:Exact"},
+        tmp_path, data, kind="own", network={"name": "custom", "path": "denoisers:Exact"},
         weights=str(tmp_path / "w.safetensors"), prediction={"name": "edm", "output": "denoised"},
     )  # fmt: skip
     flow = Flow.of(load(out))
@@ -232,7 +232,7 @@ def test_a_denoiser_of_ones_own(tmp_path):
     save_file({"other": torch.tensor(0.5)}, tmp_path / "w.safetensors")
     with pytest.raises(ReflowError, match="weights of another network"):
         adopted(
-            tmp_path, data, kind="own", network={"name": "custom", "path": "mine:Exact"},
+            tmp_path, data, kind="own", network={"name": "custom", "path": "denoisers:Exact"},
             weights=str(tmp_path / "w.safetensors"),
         )  # fmt: skip
 
