@@ -115,7 +115,7 @@ def _table(settings: list[Setting]) -> str:
     for s in [*own, *{s.place: s for s in shared}.values()]:
         key = s.place.rpartition(".")[2]
         shown = f"`{key}`"
-        if s.kind and (key == "name" or (key == "kind" and s.kind == s.holds)):
+        if s.kind and key in ("name", "kind"):
             shown = f"`{key}: {s.kind}`"
         elif s in shared:
             shown = f"with any name: `{key}`"
