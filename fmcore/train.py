@@ -15,6 +15,7 @@ from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
+from fmcore.network.outside import check_null
 from fmcore.network.store import POWER, Model, load, save, save_snapshot, snapshot_file
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
@@ -23,7 +24,7 @@ from fmcore.training.checkpoint import History, State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.divided import gather, keep, resume, states
 from fmcore.training.fit import Train, fit
-from fmcore.training.held_out import Sides, constant_loss, held_out_losses, held_out_sides
+from fmcore.training.held_out import Sides, beside_constant, held_out_losses, held_out_sides
 from fmcore.training.losses import Perceptual
 from fmcore.training.processes import Group, rank, training_group
 from fmcore.work.work import Work
@@ -73,7 +74,8 @@ def train(
             return
     sides = held_out_sides(opened, limit=16 * settings.batch)
     final = _held_out(state, sides, settings, work=work, limit=16 * settings.batch)
-    final |= _beside_constant(final, sides[0], settings)
+    law = settings.time if settings.student else None
+    final |= beside_constant(final, sides[0], settings.interpolant, settings.objective, law)
     work.accept(final)
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
@@ -222,6 +224,8 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
     check_source(coupling.about.source, settings.interpolant)
     if not rank():  # the others do not read what is not theirs
         check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
+    if settings.label_dropout:
+        check_null(start.network.settings, f"train.label_dropout {settings.label_dropout:g}")
     if settings.pairing.name != "independent" and not coupling.independent:
         raise ReflowError(
             f"train.pairing {settings.pairing.name}: {coupling.path} has pairs of its own, which it"
@@ -256,27 +260,6 @@ def _held_out(
     state.ema.module.to(home)
     state.ema.train()
     return found
-
-
-def _beside_constant(final: dict[str, float], held: Pairs, settings: Train) -> dict[str, float]:
-    """Return the held-out loss relative to that of the best constant velocity, and what it needs.
-
-    Not for the objectives noise and target, whose error is divided by alpha or sigma to become that
-    of the velocity, so that a good network may have a large one next to the ends.
-    """
-    if not final:
-        return {}
-    spread = {"target_rms": float(held.target.double().square().mean().sqrt())}
-    if settings.objective not in ("velocity", "mean_flow"):
-        return spread
-    law = settings.time if settings.student else None
-    least = max(constant_loss(held, settings.interpolant, law), 1e-12)
-    error = final["held_out_loss_se"] / least
-    return {
-        "held_out_rel": final["held_out_loss"] / least,
-        "held_out_rel_se": error,
-        **spread,
-    }
 
 
 def _write(

@@ -33,7 +33,7 @@ couplings:
 
 
 @contextmanager
-def in_this_process(root: Path) -> Iterator[Project]:
+def in_this_process(root: Path, params: str = PARAMS) -> Iterator[Project]:
     """Give the chain, committed in `root`, where this process works meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "MLFLOW_TRACKING_URI"):
@@ -42,13 +42,13 @@ def in_this_process(root: Path) -> Iterator[Project]:
         patch.chdir(root)
         patch.setenv("PYTHONPATH", str(SOURCE))
         environment.configure(root)
-        project = build(root)
+        project = build(root, params)
         for words in (["add", "-A"], ["commit", "-q", "-m", "a chain"]):
             project.sh("git", *words)
         yield project
 
 
-def build(root: Path) -> Project:
+def build(root: Path, params: str = PARAMS) -> Project:
     """Run every stage in this process, in the folder `root`, and let DVC record the outputs."""
     from dvc.repo import Repo
 
@@ -58,7 +58,7 @@ def build(root: Path) -> Project:
     project.sh("git", "init", "-q", "-b", "main")
     project.sh("dvc", "init", "-q")
     shutil.copy2(SOURCE / "dvc.yaml", root / "dvc.yaml")
-    project.write("params.yaml", PARAMS)
+    project.write("params.yaml", params)
     project.write(".gitignore", "/.reflow/\n")
     for name, stage in graph.read(root).items():
         words = stage.cmd.removeprefix("python -m flows.stage ").split()

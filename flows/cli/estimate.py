@@ -14,15 +14,18 @@ from rich.table import Table
 from flows.cli.load import clock
 from flows.dag import graph
 from flows.dag.graph import prepared
+from flows.params.adopted import teacher_of
 from flows.params.load import FILE, Params, Round, load
 from flows.params.seeds import seed_of
+from flows.stage.adopted import adopt_round
 from flows.stage.imports import pairs_of
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.network.build import build, with_spans
+from fmcore.network.build import VelocityNetwork, build, with_spans
+from fmcore.network.store import load as load_model
 from fmcore.outside.imported import Imported, importer_of
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple, sampler_of
@@ -30,7 +33,7 @@ from fmcore.sampling.probe import Auto
 from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
-from fmcore.training.fit import fit, new_state
+from fmcore.training.fit import Train, fit, new_state
 from fmcore.work.compute import Compute, rows_of_call
 from fmcore.work.work import Work
 
@@ -76,8 +79,10 @@ def estimate(
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
         data = some_data(root, params, prepared(stages), Path(folder) / "data")
         for name, round_ in params.rounds.items():
-            begin(f"train@{name}")
-            found.append(_training(params, name, round_, data, seconds))
+            if round_.train:
+                begin(f"train@{name}")
+                network = network_of(root, params, stages, name, data)
+                found.append(_training(network, name, round_.train, data, params.compute, seconds))
             for key, coupling in params.couplings.items():
                 if coupling.round == name and coupling.import_ is None:
                     begin(f"couple@{key}")
@@ -116,8 +121,15 @@ def model_of(
     folder: Path,
 ) -> tuple[Path, bool]:
     """Return the model of a round, and whether it is trained; else one is made in `folder`."""
-    trained = _trained(root, stages, name)
-    return trained or _untrained(params, params.rounds[name], data, folder), trained is not None
+    if trained := _trained(root, stages, name):
+        return trained, True
+    if teacher := teacher_of(params, name):  # its own network, as heavy as it is
+        if lent := _trained(root, stages, teacher):
+            return lent, False
+        paths = {key: folder / key for key in ("out", "curve", "metrics")}
+        adopt_round(root, params, teacher, {**paths, "coupling": data}, folder)
+        return paths["out"], False
+    return _untrained(params, params.rounds[name], data, folder), False
 
 
 def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path | None:
@@ -132,26 +144,43 @@ def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
 
     about = open_coupling(data).about
     network = build(params.network, tuple(about.shape), seed=0)
+    assert round_.train is not None
     interpolant = round_.train.interpolant.model_dump()
     said = {"round": folder.name, "interpolant": interpolant, **about.carried()}
     save(folder, network, about=said)
     return folder
 
 
-def _training(params: Params, name: str, round_: Round, data: Path, seconds: float) -> Cost:
-    settings = round_.train
-    step, share = one_step(params, round_, data, params.compute)
-    rate = share / _seconds_each(step, seconds, params.compute.start())
+def _training(
+    network: VelocityNetwork,
+    name: str,
+    settings: Train,
+    data: Path,
+    compute: Compute,
+    seconds: float,
+) -> Cost:
+    step, share = one_step(network, settings, data, compute)
+    rate = share / _seconds_each(step, seconds, compute.start())
     hours = settings.steps / rate / 3600
     return Cost(f"train@{name}", "steps", settings.steps, None, rate, hours, None)
 
 
+def network_of(
+    root: Path, params: Params, stages: Mapping[str, graph.Stage], name: str, data: Path
+) -> VelocityNetwork:
+    """Return an untrained network for a round, or that of the teacher that it starts from."""
+    if teacher_of(params, name) is None:
+        return build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+    with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
+        model, _ = model_of(root, params, stages, name, data, Path(folder) / name)
+        return load_model(model).network
+
+
 def one_step(
-    params: Params, round_: Round, data: Path, compute: Compute
+    network: VelocityNetwork, settings: Train, data: Path, compute: Compute
 ) -> tuple[Callable[[], float], float]:
     """Return a training step as a function, and the share of the round's batch that it takes."""
-    settings, device = round_.train, compute.start()
-    network = build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+    device = compute.start()
     if settings.objective == "mean_flow":
         network = with_spans(network)
     batch = settings.batch // settings.processes

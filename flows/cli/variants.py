@@ -13,7 +13,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from flows.cli.estimate import SECONDS, Cost, duration, estimate, model_of, one_step, some_data
+from flows.cli.estimate import (
+    SECONDS,
+    Cost,
+    duration,
+    estimate,
+    model_of,
+    network_of,
+    one_step,
+    some_data,
+)
 from flows.dag import graph
 from flows.params.load import FILE, load
 from fmcore.coupling.noise import gaussian_noise
@@ -21,6 +30,7 @@ from fmcore.coupling.read import open_coupling
 from fmcore.network.store import Model
 from fmcore.network.store import load as load_model
 from fmcore.sampling.flow import Flow
+from fmcore.settings import ReflowError
 from fmcore.training.batches import batches
 from fmcore.work.compute import Compute, rows_of_call
 
@@ -122,7 +132,10 @@ def compare(
     """
     params, stages = load(root / FILE), graph.read(root)
     device, plain = params.compute.start(), params.compute.model_copy(update=PLAIN)
-    name, round_ = next(iter(params.rounds.items()))
+    trainings = [(n, r.train) for n, r in params.rounds.items() if r.train]
+    if not trainings:
+        raise ReflowError("no round of params.yaml is trained, so no training can be measured")
+    name, train = trainings[0]
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
         data = some_data(root, params, graph.prepared(stages), Path(folder) / "data")
         model, trained = model_of(root, params, stages, name, data, Path(folder) / name)
@@ -130,7 +143,8 @@ def compare(
 
         def probe(settings: dict[str, Any]) -> _Probe:
             compute = plain.model_copy(update=settings)
-            step, _ = one_step(params, round_, data, compute)
+            network = network_of(root, params, stages, name, data)
+            step, _ = one_step(network, train, data, compute)
             return _Probe(settings, step, _velocities(loaded, data, compute, device))
 
         probes = [probe(settings) for settings in worth_trying(loaded, device)]

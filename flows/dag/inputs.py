@@ -24,6 +24,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.dag import teachers
 from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
@@ -32,7 +33,7 @@ from fmcore.checked import folder_digest, sha256
 from fmcore.own import is_own, named
 from fmcore.settings import ReflowError
 
-STAGE = "inputs"
+STAGE, STAGES = "inputs", {"adopt": "train"}
 FOLDER = "inputs"
 
 
@@ -164,12 +165,8 @@ def _content(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> st
         return "is named no longer" if new is None else "is named now"
     if new.get("missing") or old.get("missing"):
         return "the file is missing" if new.get("missing") else "the file is there now"
-    sizes = [f"{_count(x['files'])}, {x['bytes']:,} bytes" for x in (old, new)]
-    return f"its content changed ({sizes[0]} -> {sizes[1]})"
-
-
-def _count(files: int) -> str:
-    return "1 file" if files == 1 else f"{files:,} files"
+    sizes = (teachers.size(x["files"], x["bytes"]) for x in (old, new))
+    return f"its content changed ({' -> '.join(sizes)})"
 
 
 def _params(root: Path) -> Mapping[str, Any]:
@@ -188,9 +185,10 @@ def _stages(params: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str
     """Yield (path of its file, verb, words to fill into its places) for every stage."""
     rounds, couplings = (_mapping(params.get(k)) for k in ("rounds", "couplings"))
     for verb in READS:
-        if verb in ("train", "evaluate"):
-            for key in rounds:
-                yield f"{FOLDER}/{verb}/{key}.json", verb, {"key": key}
+        if verb in ("train", "adopt", "evaluate"):
+            for key, value in rounds.items():
+                if verb == "evaluate" or ("model" in _mapping(value)) == (verb == "adopt"):
+                    yield f"{FOLDER}/{STAGES.get(verb, verb)}/{key}.json", verb, {"key": key}
         elif verb == "couple":
             for key, value in couplings.items():
                 made_by = str(_mapping(value).get("round", ""))
@@ -203,7 +201,8 @@ def _chosen(params: Mapping[str, Any], verb: str, words: Mapping[str, str]) -> d
     """Return the parameters whose files and own classes a stage reads, by place."""
     test = verb == "calibrate" and _at(params, "yardstick.protocol.reference") == "test"
     places = [*READS[verb], *(["data"] if test else [])]  # its test set
-    return {p: _at(params, p) for p in (place.format_map(words) for place in places)}
+    found = {p: _at(params, p) for p in (place.format_map(words) for place in places)}
+    return found | (teachers.own_classes(params) if "key" in words else {})
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -249,6 +248,7 @@ def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         path = _mapping(_mapping(chosen.get("yardstick")).get("protocol")).get(key)
         if isinstance(path, str):
             yield f"yardstick.protocol.{key}", path
+    yield from teachers.files(chosen) if verb == "adopt" else ()
 
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:

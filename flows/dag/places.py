@@ -37,6 +37,7 @@ READS = {
     "initialise": ("network",),
     "calibrate": ("yardstick",),
     "train": ("network", "rounds.{key}.train"),
+    "adopt": ("rounds.{key}.model",),  # the stage train of a round with `model`
     "couple": (
         "network",
         "couplings.{key}",

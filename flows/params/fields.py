@@ -77,7 +77,8 @@ def _sections(cls: type[BaseModel], place: str, kind: str) -> Iterator[Section]:
         name = cls.model_fields[name].alias or name
         below = _join(place, name, NAMED.get(_join(place, name), ""))
         for one in inner:
-            yield from _sections(one, below, _kind(one) if len(inner) > 1 else "")
+            named = len(inner) > 1 or _must_be_named(one)
+            yield from _sections(one, below, _kind(one) if named else "")
 
 
 @cache
@@ -240,15 +241,22 @@ def _plain(hint: Any) -> Any:
 
 
 def _kind(cls: type[BaseModel]) -> str:
-    """Return the values of a class's `name`: "grid", or "euler, heun"."""
+    """Return the values of a class's `name`: "grid", or "euler, heun"; or its one `kind`."""
     info = cls.model_fields.get("name")
+    if info is None and (kind := cls.model_fields.get("kind")):
+        info = kind if len(get_args(kind.annotation)) == 1 else None
     return ", ".join(str(v) for v in get_args(info.annotation)) if info else ""
 
 
 def _chooser(models: list[type[BaseModel]]) -> str:
-    """Return the key that chooses among classes: `name`, or its alias."""
+    """Return the key that chooses among classes: `name`, or its alias; or `kind`."""
     info = models[0].model_fields.get("name")
-    return (info and info.alias) or "name"
+    return (info and info.alias) or ("name" if info or not _kind(models[0]) else "kind")
+
+
+def _must_be_named(cls: type[BaseModel]) -> bool:
+    info = cls.model_fields.get("name")
+    return info is not None and info.is_required()
 
 
 def _join(*parts: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flows.params import adopted
 from flows.params.couplings import CouplingOf
 from flows.params.possible import impossible
 from flows.params.replicates import mistakes
@@ -17,6 +18,7 @@ from fmcore.dataset.kinds import Dataset, Noise, SourceOf
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import Network
+from fmcore.network.teachers import Teacher
 from fmcore.settings import BatchSize, ReflowError, Seed, Settings
 from fmcore.training.fit import Train
 from fmcore.verdict.gates import Gates
@@ -33,7 +35,10 @@ SECTION_EXPECTED = {"model_type", "model_attributes_type", "dict_type", "datacla
 
 
 class Round(Settings):
-    """A round: the coupling it trains on, the model it starts from, and its training."""
+    """A round: the coupling it trains on, the model it starts from, and its training.
+
+    A round with `model` in place of `train` has a model that others trained (docs/teachers.md).
+    """
 
     coupling: str
     """The coupling that the round trains on: `independent` (data with fresh noise), or a name under
@@ -41,8 +46,11 @@ class Round(Settings):
     init: str
     """The model that the round starts from: `scratch` (untrained weights), or the name of another
     round."""
-    train: Train
-    """How the round is trained."""
+    train: Train | None = None
+    """How the round is trained. Only a round with `model` has none."""
+    model: Teacher | None = None
+    """The model of a round that is not trained here, in place of `train`: a folder of diffusers, a
+    class of one's own with weights, a model of another project or of MLflow's registry."""
     continue_: bool = Field(default=False, alias="continue")
     """Whether a training that was stopped goes on from its last checkpoint although its settings
     were changed, say the learning rate. config.json of the model says from which step. Such a model
@@ -56,6 +64,13 @@ class Round(Settings):
     replicate: int | None = Field(default=None, ge=2, le=1000)
     """Number of the repetition; the round itself is number 1. Weights from scratch, batches and
     noise of the training, and the pairs made from it, are drawn anew for each number."""
+
+    @model_validator(mode="after")
+    def _trained_or_not(self) -> "Round":
+        if (self.train is None) == (self.model is None):
+            both = "both are there" if self.train else "neither is there"
+            raise ValueError(f"needs `train`, or the `model` of a round not trained here; {both}")
+        return self
 
 
 class WithoutGpu(Settings):
@@ -228,6 +243,7 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
             what = f"no round {shown(coupling.round)}; use one of: {', '.join(rounds)}"
             yield ("couplings", name, "round"), what
     yield from mistakes(params)
+    yield from adopted.mistakes(params)
     for name in rounds:
         if cycle := _cycle(params, name):
             what = f"the rounds go in a circle: {' -> '.join(cycle)}; let one start from scratch"

@@ -7,6 +7,7 @@ reads them.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flows.params.adopted import teacher_of
 from fmcore.dataset.kinds import Noise
 from fmcore.dataset.samples import Known
 from fmcore.features.extractor import FeatureSettings
@@ -17,10 +18,11 @@ from fmcore.network.mlp import MLP
 from fmcore.sampling.pairs import SolverOfPairs
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
+from fmcore.training.fit import Train
 from fmcore.training.losses import Perceptual
 
 if TYPE_CHECKING:
-    from flows.params.load import Params, Round
+    from flows.params.load import Params
 
 Mistake = tuple[tuple[str, ...], str]
 """The keys of a setting, and what is wrong with it."""
@@ -89,6 +91,8 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
     round_ = params.rounds[name]
     train, place = round_.train, ("rounds", name, "train")
     independent = round_.coupling not in params.couplings
+    if train is None:
+        return
     if independent and train.drop_longest:
         what = "the independent coupling has no fixed pairs to drop; leave it out"
         yield (*place, "drop_longest"), what
@@ -115,13 +119,15 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
             yield (*place, "loss"), "perceptual compares images, and this data has none; use mse"
         elif why := train.loss.refusal(train.objective, known.shape):
             yield (*place, "loss"), why
-    yield from _mean_flow(params, round_, place)
-    yield from _labels(params, round_, place)
+    yield from _mean_flow(params, name, train, place)
+    yield from _labels(params, name, train, place)
 
 
-def _mean_flow(params: "Params", round_: "Round", place: tuple[str, ...]) -> Iterator[Mistake]:
+def _mean_flow(
+    params: "Params", name: str, train: Train, place: tuple[str, ...]
+) -> Iterator[Mistake]:
     """Objective mean_flow without an input for spans, or without spans."""
-    train, network = round_.train, params.network
+    teacher, network = teacher_of(params, name), params.network
     if train.objective != "mean_flow":
         return
     if train.recompute:
@@ -130,7 +136,12 @@ def _mean_flow(params: "Params", round_: "Round", place: tuple[str, ...]) -> Ite
             " out, and use accumulate to save memory"
         )
         yield (*place, "recompute"), what
-    if not isinstance(network, MLP):
+    if teacher is not None:
+        kind = getattr(params.rounds[teacher].model, "kind", "")
+        if kind in ("diffusers", "own"):
+            what = f"mean_flow needs an input for spans, which the network of {teacher!r} has not"
+            yield (*place, "objective"), what
+    elif not isinstance(network, MLP):
         what = (
             f"mean_flow needs network residual_mlp, got {network.name}: its loss differentiates by"
             " the span, which is an input of that network"
@@ -144,9 +155,8 @@ def _mean_flow(params: "Params", round_: "Round", place: tuple[str, ...]) -> Ite
         yield (*place, "time"), what
 
 
-def _labels(params: "Params", round_: "Round", place: tuple[str, ...]) -> Iterator[Mistake]:
-    train = round_.train
-    if params.network.classes:
+def _labels(params: "Params", name: str, train: Train, place: tuple[str, ...]) -> Iterator[Mistake]:
+    if params.network.classes or teacher_of(params, name):
         return
     if train.label_dropout and "label_dropout" in train.model_fields_set:
         yield (*place, "label_dropout"), "there are no labels; set network.classes, or leave it out"
@@ -157,7 +167,8 @@ def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
     for key, coupling in params.couplings.items():
         if coupling.import_ is not None:
             continue
-        law, solver = params.rounds[coupling.round].train.time, coupling.solver
+        train, solver = params.rounds[coupling.round].train, coupling.solver
+        law = train.time if train else None
         if not isinstance(law, Point | Grid) or (isinstance(law, Point) and law.at < 1):
             continue
         steps = law.steps if isinstance(law, Grid) else 1
@@ -180,8 +191,8 @@ def _scores(params: "Params") -> Iterator[Mistake]:
     """Reverse SDEs where no round has a score."""
     having = (
         r.coupling not in params.couplings
-        and r.train.pairing.name == "independent"
-        and r.train.loss.learns_mean
+        and (r.train is None or r.train.pairing.name == "independent")
+        and (r.train is None or r.train.loss.learns_mean)
         for r in params.rounds.values()
     )
     if params.evaluate.sde and not any(having):
@@ -223,7 +234,8 @@ def _guidance(params: "Params") -> Iterator[Mistake]:
     for place, guidance, rounds in used:
         if guidance == 1:
             continue
-        if not params.network.classes:
+        known = [r for r in rounds if not teacher_of(params, r)]  # not the network of a teacher
+        if not params.network.classes and (known or not rounds):
             yield place, "guidance needs classes; set network.classes, or guidance 1"
             continue
         for name in rounds:
@@ -234,7 +246,7 @@ def _guidance(params: "Params") -> Iterator[Mistake]:
                     f" couplings.{made}.guidance, and would be guided twice; leave it out"
                 )
                 yield place, what
-            elif not params.rounds[name].train.label_dropout:
+            elif (train := params.rounds[name].train) and not train.label_dropout:
                 what = f"guidance needs rounds.{name}.train.label_dropout above 0, got 0"
                 yield place, what
 
@@ -256,8 +268,9 @@ def _averages(params: "Params") -> Iterator[Mistake]:
     for key, coupling in params.couplings.items():
         wanted.append((("couplings", key, "weights"), coupling.round, coupling.weights))
     for key, own in params.rounds.items():
-        wanted.append((("rounds", key, "train", "start_from"), own.init, own.train.start_from))
-    keeps = any(own.train.power_ema for own in params.rounds.values())
+        if own.train:
+            wanted.append((("rounds", key, "train", "start_from"), own.init, own.train.start_from))
+    keeps = any(own.train is None or own.train.power_ema for own in params.rounds.values())
     if not keeps and (lengths := [w for w in params.evaluate.weights if isinstance(w, float)]):
         what = (
             f"{lengths[0]:g} is a power average, and no round keeps any; set train.power_ema of one"
@@ -265,7 +278,8 @@ def _averages(params: "Params") -> Iterator[Mistake]:
         yield ("evaluate", "weights"), what
     for place, name, weights in wanted:
         maker = params.rounds.get(name)
-        if isinstance(weights, float) and (maker is None or maker.train.power_ema is None):
+        kept_none = maker is None or (maker.train is not None and maker.train.power_ema is None)
+        if isinstance(weights, float) and kept_none:
             kept = f"set rounds.{name}.train.power_ema, or " if maker else ""
             what = f"{weights:g} is a power average, and {name} keeps none; {kept}take ema or raw"
             yield place, what

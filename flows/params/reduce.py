@@ -56,6 +56,8 @@ def reductions(params: Params, cut: WithoutGpu) -> dict[str, Any]:
         changes["network"] = cut.network.model_dump(mode="json", exclude_unset=True)
     for name, round_ in params.rounds.items():
         train, place = round_.train, f"rounds.{name}.train"
+        if train is None:
+            continue
         changes[f"{place}.steps"] = _part(train.steps, share)
         changes[f"{place}.warmup"] = _part(train.warmup, share, 0)  # the same share of the steps,
         batch = changes[f"{place}.batch"] = min(train.batch, cut.batch or train.batch)

@@ -93,7 +93,7 @@ def _described(own: list[Section], name: str, shown: dict[type, list[Section]]) 
     for same in dict.fromkeys(shown[group[0].cls][0].place for group in again):
         groups = [g for g in again if shown[g[0].cls][0].place == same]
         fewer = len(groups[0]) < len(shown[groups[0][0].cls])
-        kinds = shown[groups[0][0].cls][0].kind if fewer else ""
+        kinds = (groups[0][0].kind or shown[groups[0][0].cls][0].kind) if fewer else ""
         places = ", ".join(f"`{group[0].place}`" for group in groups)
         only = f", with name {kinds}" if kinds else ""
         yield f"{places}: the keys of [`{same}`](#{_anchor(same)}){only}.\n"

@@ -61,7 +61,10 @@ def replicated(text: str, count: int, only: Collection[str] = ()) -> str:
     _remove(rounds, couplings)
     if unknown := [name for name in only if name not in rounds]:
         raise ReflowError(f"no round {unknown[0]!r} to repeat; there are: {', '.join(rounds)}")
-    wanted = [name for name in rounds if not only or name in only]
+    trained = [name for name, round_ in rounds.items() if not round_.get("model")]
+    if fixed := [name for name in only if name not in trained]:
+        raise ReflowError(f"round {fixed[0]!r} is not trained here, so there is nothing to repeat")
+    wanted = [name for name in trained if not only or name in only]
     made = [
         name
         for name, coupling in couplings.items()

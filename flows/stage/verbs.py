@@ -64,6 +64,11 @@ def _train(params: Params, key: str, paths: Paths, scratch: Path) -> None:
     from fmcore.train import train
 
     settings, seed = params.rounds[key].train, seed_of(params, "train", key)
+    if settings is None:
+        from flows.stage.adopted import adopt_round
+
+        adopt_round(find_root(Path.cwd()), params, key, paths, scratch)
+        return
     if params.rounds[key].replicate and params.rounds[key].init == SCRATCH:
         fresh = derive_seed(seed, "initialise")
         paths = {**paths, "init": redrawn(paths["init"], scratch / f"init-{rank()}", seed=fresh)}
@@ -109,7 +114,7 @@ def round_names(params: Params) -> "list[RoundName]":
             name=name,
             coupling=round_.coupling,
             parent=maker(params, name),
-            student=round_.train.student,
+            student=round_.train is not None and round_.train.student,
             replicate_of=round_.replicate_of,
             replicate=round_.replicate,
             needs=tuple(parents(params, name)),
@@ -180,7 +185,8 @@ def _run(arguments: list[str]) -> int | None:
         raise ReflowError(f"stage {name}: no {KEYED[verb]} {key!r}; params.yaml has: {has}")
     if not started() and taken.take(root, name):
         return 0
-    count = params.rounds[key].train.processes if verb == "train" else 1
+    training = params.rounds[key].train if verb == "train" else None
+    count = training.processes if training else 1
     if count > 1 and not started():
         return launch(count, arguments, params.compute.threads)
     if rank():  # only the process of rank 0 holds the guard

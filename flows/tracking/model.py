@@ -11,7 +11,7 @@ from fmcore.checked import FILES, read_checked
 from fmcore.network.store import read_config
 
 REQUIREMENTS = ("torch", "numpy", "pydantic", "safetensors", "pyarrow", "mlflow")
-OF_NETWORK = {"unet": ("diffusers",), "dit": ("diffusers",)}
+OF_NETWORK = {"unet": ("diffusers",), "dit": ("diffusers",), "outside": ("diffusers",)}
 """What a network needs beside these, by its name."""
 PARAMS = (
     ("nfe", "long", 1),

@@ -27,6 +27,8 @@ def named(weights: Weights) -> str:
 def there(wanted: Iterable[Weights], config: dict[str, Any]) -> list[Weights]:
     """Return those of the wanted weights that a model has and that are not its average."""
     kept = bool(config.get("power_ema"))
+    if "teacher" in config and "taken_from" not in config:
+        return []  # one set of weights, whatever it is called
     return [w for w in dict.fromkeys(wanted) if w == "raw" or (isinstance(w, float) and kept)]
 
 

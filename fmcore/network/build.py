@@ -7,10 +7,11 @@ from pydantic import BeforeValidator, Field
 
 from fmcore.network.images import DiT, ImageNetwork, UNet
 from fmcore.network.mlp import MLP, ResidualMLP
+from fmcore.network.outside import Outside, OutsideNetwork
 from fmcore.network.own import Custom, OwnNetwork
 from fmcore.settings import ReflowError
 
-VelocityNetwork = ResidualMLP | ImageNetwork | OwnNetwork
+VelocityNetwork = ResidualMLP | ImageNetwork | OwnNetwork | OutsideNetwork
 """Called as (x [B, *D], t [B], label [B] or None) -> [B, *D]; has `settings`, `shape`, `tile`."""
 
 
@@ -25,7 +26,15 @@ Network = Annotated[
 ]
 
 
-def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> VelocityNetwork:
+AnyNetwork = Annotated[
+    MLP | UNet | DiT | Custom | Outside,
+    Field(discriminator="name"),
+    BeforeValidator(_mlp_unless_named),
+]
+"""The network of a model on disk: those of params.yaml, and one that others trained."""
+
+
+def build(settings: AnyNetwork, shape: tuple[int, ...], *, seed: int) -> VelocityNetwork:
     """Make an untrained network for samples of `shape`; the weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -174,7 +174,7 @@ def _check_images(settings: UNet | DiT, shape: tuple[int, ...]) -> None:
         )
 
 
-def _diffusers() -> Any:
+def diffusers() -> Any:
     """Import diffusers, only where needed: it takes ten times as long as the rest of fmcore."""
     with warnings.catch_warnings(action="ignore"):
         import diffusers
@@ -187,7 +187,7 @@ def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
     down = ["AttnDownBlock2D" if i in settings.attend else "DownBlock2D" for i in range(levels)]
     up = [name.replace("Down", "Up") for name in reversed(down)]
-    return _diffusers().UNet2DModel(
+    return diffusers().UNet2DModel(
         sample_size=tuple(side // settings.patch for side in shape[1:]),
         in_channels=shape[0] * settings.patch**2,
         out_channels=shape[0] * settings.patch**2,
@@ -203,7 +203,7 @@ def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
 
 
 def _dit(settings: DiT, shape: tuple[int, ...]) -> Any:
-    net = _diffusers().DiTTransformer2DModel(
+    net = diffusers().DiTTransformer2DModel(
         num_attention_heads=settings.heads,
         attention_head_dim=settings.head,
         in_channels=shape[0],

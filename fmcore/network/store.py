@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
 from fmcore.matching.interpolant import Objective
-from fmcore.network.build import Network, VelocityNetwork, build
+from fmcore.network.build import AnyNetwork, VelocityNetwork, build
 from fmcore.network.images import DIFFUSERS, ImageNetwork
 from fmcore.network.power import SigmaRel, factors
 from fmcore.own import read
@@ -181,7 +181,7 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
     try:
         config = read_config(path)
         place = f"{path}: not a model that can be read: config.json: network"
-        settings: Network = read(Network, config["network"], place)
+        settings: AnyNetwork = read(AnyNetwork, config["network"], place)
         network = build(settings, tuple(config["shape"]), seed=0)
         whole: nn.Module = network
         if isinstance(network, ImageNetwork) and weights == "ema":

@@ -12,6 +12,7 @@ from torch import Tensor
 from fmcore.choices.solvers import OdeSolver
 from fmcore.matching.conversions import Velocity, usable_times
 from fmcore.network.field import Field, interpolant_of
+from fmcore.network.outside import check_null
 from fmcore.network.store import Model
 from fmcore.scale import Scale
 from fmcore.settings import ReflowError
@@ -68,6 +69,8 @@ class Flow(Field):
                 f"guidance {guidance:g}: guidance {self.guided:g} is in the pairs that this flow"
                 " learned, and would be applied twice; leave guidance at 1"
             )
+        if guidance != 1 and self.made_of is not None:
+            check_null(self.made_of[0].network.settings, f"guidance {guidance:g}")
         return super().velocity(label, guidance=guidance, span=span)
 
     @property
@@ -174,6 +177,11 @@ def no_score(about: Mapping[str, Any]) -> str | None:
         )
     if about.get("source") is not None:
         return "its source is data, not noise; use a round of a chain without `source`"
+    if signal := about.get("terminal_signal"):
+        return (
+            f"its teacher's last time step leaves {signal:.2g} of the target in x, so that x at"
+            " t = 1 is not independent of it; use a round that is trained here"
+        )
     if not about.get("learns_mean", True):
         return (
             f"its loss ({_named(about.get('loss'))}) does not learn the mean of the paths through a"

@@ -8,7 +8,7 @@ from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, read
 from fmcore.matching.conversions import usable_times
-from fmcore.matching.interpolant import Schedule
+from fmcore.matching.interpolant import Objective, Schedule
 from fmcore.matching.loss import Batch, flow_matching_loss
 from fmcore.matching.times import Uniform
 from fmcore.network.field import Field
@@ -56,6 +56,32 @@ def held_out_losses(
         "held_out_loss_se": error,
         "held_out_ratio_se": ratio * relative,
         "held_out_pairs": len(sides[0]),
+    }
+
+
+def beside_constant(
+    found: dict[str, float],
+    held: Pairs,
+    interpolant: Schedule,
+    objective: Objective,
+    law: LawOfTime | None = None,
+) -> dict[str, float]:
+    """Return the held-out loss relative to that of the best constant velocity, and what it needs.
+
+    Not for the objectives noise and target, whose error is divided by alpha or sigma to become that
+    of the velocity, so that a good network may have a large one next to the ends.
+    """
+    if not found:
+        return {}
+    spread = {"target_rms": float(held.target.double().square().mean().sqrt())}
+    if objective not in ("velocity", "mean_flow"):
+        return spread
+    least = max(constant_loss(held, interpolant, law), 1e-12)
+    error = found["held_out_loss_se"] / least
+    return {
+        "held_out_rel": found["held_out_loss"] / least,
+        "held_out_rel_se": error,
+        **spread,
     }
 
 

@@ -6,7 +6,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fmcore.network.build import VelocityNetwork
+from fmcore.network.diffusers_class import DiffusersNetwork
 from fmcore.network.images import ImageNetwork
+from fmcore.network.outside import OutsideNetwork
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -26,8 +28,9 @@ def recompute_blocks(network: VelocityNetwork) -> None:
 
     Random draws inside a block (dropout) are repeated. diffusers knows where to cut its networks.
     """
-    if isinstance(network, ImageNetwork):
-        network.net.enable_gradient_checkpointing()
+    inner = network.net if isinstance(network, OutsideNetwork) else network
+    if isinstance(inner, ImageNetwork | DiffusersNetwork):
+        inner.net.enable_gradient_checkpointing()
         return
     for block in blocks_of(network):
         if "forward" not in vars(block):

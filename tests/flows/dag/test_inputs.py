@@ -105,7 +105,8 @@ def stages_that_change(
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_function_edited_changes_exactly_the_stages_that_reach_it(code, before, module):
-    reach = {verb for verb in inputs.READS if module in closure(f"fmcore.{verb}")}
+    verbs = {*inputs.READS} - {"adopt"}  # of a round with a model of others: test_teachers.py
+    reach = {verb for verb in verbs if module in closure(f"fmcore.{verb}")}
     assert stages_that_change(code, before, module) == reach
 
 
