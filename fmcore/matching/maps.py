@@ -37,11 +37,6 @@ class Batch:
         """Return the spans [B], 0 for a batch without."""
         return torch.zeros_like(self.t) if self.span is None else self.span
 
-    def rows(self, chosen: Tensor) -> "Batch":
-        """Return the rows `chosen` [C]."""
-        given = (self.target, self.source, self.t, self.label, self.span)
-        return Batch(*(None if a is None else a[chosen] for a in given))  # type: ignore[arg-type]
-
 
 class FlowMap(Settings):
     """The base of every rule."""
@@ -86,13 +81,12 @@ class Aimed(FlowMap):
 
     @abstractmethod
     def aim(self, network: Network, batch: Batch, x: Tensor, path: Schedule) -> Tensor:
-        """Return what u should be [B, *D] at x and batch.t over batch.span, all above 0."""
+        """Return what u should be [B, *D] at x and batch.t over a batch.span above 0."""
 
     def gap(self, network: Network, batch: Batch, x: Tensor, v: Tensor, path: Schedule) -> Tensor:
-        span, aim = batch.spans(), v.clone()
+        span = batch.spans()
         with torch.no_grad():
-            if len(rows := span.nonzero()[:, 0]):
-                aim[rows] = self.aim(network, batch.rows(rows), x[rows], path)
+            aim = torch.where(expand(span, x) > 0, self.aim(network, batch, x, path), v)
         return network(x, batch.t, batch.label, span) - aim
 
 
