@@ -110,7 +110,8 @@ class Consistency(Aimed):
     """All of a path has one end, f(x, t) = X(x, t, t) (Song et al. 2023, algorithm 3).
 
     f(x_t, t) is that of x_s, next to it on the path of the pair at s = t - 1 / steps. Each span
-    reaches to t = 0, so a step of length h goes that part of the way to f.
+    reaches to t = 0, so a step of length h goes that part of the way to f: the path itself where it
+    is straight, as on a coupling that a flow made. One step is right on any coupling.
     """
 
     name: Literal["consistency"]
