@@ -163,6 +163,8 @@ def test_a_network_of_the_users_own_says_by_its_arguments_that_it_takes_spans(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(own, "_trusted", {})
+    monkeypatch.setattr(own, "_used", set())
+    monkeypatch.setattr(own, "_imported", {})
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "spanned_networks.py").write_text(OWN)
     names = [f"spanned_networks:{name}" for name in ("Spanned", "Plain")]
