@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
 from fmcore.matching.conversions import Velocity, usable_times
-from fmcore.network.field import Field, interpolant_of
+from fmcore.network.field import Field, interpolant_of, maps_to_end
 from fmcore.network.store import Model
 from fmcore.scale import Scale
 from fmcore.settings import ReflowError
@@ -52,7 +52,7 @@ class Flow(Field):
             model.network.tile,
             (model, compute),
             about.get("guided", 1.0),
-            about.get("map", {}).get("name") == "consistency",
+            maps_to_end(about),
         )
 
     def velocity(
