@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from fmcore.matching.interpolant import VarianceExploding as VarianceExploding
     from fmcore.matching.interpolant import VariancePreserving as VariancePreserving
     from fmcore.matching.interpolant import interpolate as interpolate
-    from fmcore.matching.loss import Batch as Batch
     from fmcore.matching.loss import Loss as Loss
     from fmcore.matching.loss import flow_matching_loss as flow_matching_loss
+    from fmcore.matching.maps import Batch as Batch
     from fmcore.matching.times import Grid as Grid
     from fmcore.matching.times import Point as Point
     from fmcore.matching.times import Uniform as Uniform
@@ -65,7 +65,8 @@ _HOMES = {
         "Cosine", "Linear", "Polynomial", "Schedule", "VarianceExploding", "VariancePreserving",
         "interpolate",
     ),
-    "fmcore.matching.loss": ("Batch", "Loss", "flow_matching_loss"),
+    "fmcore.matching.loss": ("Loss", "flow_matching_loss"),
+    "fmcore.matching.maps": ("Batch",),
     "fmcore.matching.times": ("Grid", "Point", "UShaped", "Uniform"),
     "fmcore.measure.straightness": ("straightness", "straightness_rel"),
     "fmcore.measure.transport": ("transport_cost",),

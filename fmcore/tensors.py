@@ -32,7 +32,7 @@ from fmcore.settings import Log, ReflowError, derive_seed
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
-from fmcore.training.fit import Step, Train, fit, new_state
+from fmcore.training.fit import Step, Train, fit, map_of, new_state
 from fmcore.training.losses import Perceptual
 from fmcore.work.compute import Compute
 
@@ -114,6 +114,7 @@ def _about(pairs: Pairs, settings: Train, init: Flow | None) -> dict[str, Any]:
     about: dict[str, Any] = {
         "interpolant": settings.interpolant.model_dump(),
         "objective": settings.objective,
+        **map_of(settings),
         "coupling": "independent" if pairs.independent else "imported",
         "pairing": settings.pairing.name,
         "source": None if pairs.pool is None else {"name": "tensor"},

@@ -23,7 +23,7 @@ from fmcore.training.batches import batches, longest
 from fmcore.training.checkpoint import History, State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.divided import gather, keep, resume, states
-from fmcore.training.fit import Train, fit
+from fmcore.training.fit import Train, fit, map_of
 from fmcore.training.held_out import Sides, beside_constant, held_out_losses, held_out_sides
 from fmcore.training.losses import Perceptual
 from fmcore.training.processes import Group, rank, training_group
@@ -110,6 +110,7 @@ def _about(
     return {
         "interpolant": settings.interpolant.model_dump(),
         "objective": settings.objective,
+        **map_of(settings),
         "time": settings.time.model_dump(),
         "pairing": settings.pairing.name,
         "loss": settings.loss.model_dump(mode="json", exclude_none=True),

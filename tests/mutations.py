@@ -197,7 +197,7 @@ MUTATIONS = [
     ),
     Mutation(
         "MeanFlow with the wrong sign",
-        "fmcore/matching/loss.py",
+        "fmcore/matching/maps.py",
         "(v - expand(span, x) * change)",
         "(v + expand(span, x) * change)",
         "tests/fmcore/matching/test_loss.py::test_the_exact_average_velocity_has_no_mean_flow_gap",

@@ -14,7 +14,6 @@ from fmcore.features.extractor import FeatureSettings
 from fmcore.matching.times import Grid, Point
 from fmcore.network.build import Network
 from fmcore.network.images import DiT, UNet
-from fmcore.network.mlp import MLP
 from fmcore.sampling.pairs import SolverOfPairs
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 Mistake = tuple[tuple[str, ...], str]
 """The keys of a setting, and what is wrong with it."""
 
+OWN_VELOCITY = ("improved", "shortcut", "lagrangian")
+"""Rules of flow maps whose aim on a span is made of the network's own velocity."""
 FEWEST = 4
 """Samples of a data set: the yardstick compares two halves, and a half needs a variance."""
 
@@ -126,26 +127,27 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
 def _mean_flow(
     params: "Params", name: str, train: Train, place: tuple[str, ...]
 ) -> Iterator[Mistake]:
-    """Objective mean_flow without an input for spans, or without spans."""
-    teacher, network = teacher_of(params, name), params.network
+    """A flow map without spans or an input for them, or a rule of one where none is learned."""
+    rule = train.map.name
     if train.objective != "mean_flow":
+        if "map" in train.model_fields_set:
+            what = f"{rule} is a rule of objective mean_flow, got {train.objective}; leave map out"
+            yield (*place, "map"), what
         return
+    if rule in OWN_VELOCITY and train.spans == 1:
+        what = f"1 leaves no rows without a span, of which {rule} learns the velocity; lower it"
+        yield (*place, "spans"), what
+    if rule != "mean_flow" and train.spans == 0:
+        yield (*place, "spans"), f"0 leaves {rule} no span to learn; raise it"
     if train.recompute:
         what = (
             "mean_flow differentiates forward, which torch.utils.checkpoint does not pass; leave it"
             " out, and use accumulate to save memory"
         )
         yield (*place, "recompute"), what
-    if teacher is not None:
-        kind = getattr(params.rounds[teacher].model, "kind", "")
-        if kind in ("diffusers", "own"):
-            what = f"mean_flow needs an input for spans, which the network of {teacher!r} has not"
-            yield (*place, "objective"), what
-    elif not isinstance(network, MLP):
-        what = (
-            f"mean_flow needs network residual_mlp, got {network.name}: its loss differentiates by"
-            " the span, which is an input of that network"
-        )
+    teacher = teacher_of(params, name)
+    if teacher and getattr(params.rounds[teacher].model, "kind", "") == "diffusers":
+        what = f"mean_flow needs an input for spans, which the network of {teacher!r} has not"
         yield (*place, "objective"), what
     if train.student:
         what = (

@@ -5,35 +5,21 @@
 Das 2024; Liu et al. 2022, equation 1. A network may predict the source or the target instead of
 the velocity: the same regression in other coordinates.
 
-MeanFlow (Geng et al. 2025, equation 6, whose t = 1 is the source too) learns the velocity averaged
-over a span, so that one step may be long: u(x, t, span) is the mean of v over [t - span, t], and
-u = v - span d/dt u along the path, with d/dt u = v du/dx + du/dt where t - span is held fixed. One
-step of length h is x - h u(x, t, h).
+Objective mean_flow learns a velocity averaged over a span, by a rule of `maps`.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from dataclasses import replace
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from fmcore.matching.conversions import usable_times
-from fmcore.matching.interpolant import EDGE, Linear, Objective, Schedule, expand, interpolate
+from fmcore.matching.interpolant import EDGE, Linear, Objective, Schedule, interpolate
+from fmcore.matching.maps import MEAN_FLOW, Batch, FlowMap
 from fmcore.settings import Settings
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pairs at times: target and source [B, *D], t [B], label [B] and span [B] or None."""
-
-    target: Tensor
-    source: Tensor
-    t: Tensor
-    label: Tensor | None = None
-    span: Tensor | None = None
 
 
 class SampleLoss(Settings):
@@ -111,6 +97,7 @@ def flow_matching_loss(
     interpolant: Schedule = Linear(),
     objective: Objective = "velocity",
     loss: SampleLoss = Loss(),
+    rule: FlowMap = MEAN_FLOW,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of each sample [B], whose mean is minimised, and the mean square error [].
 
@@ -120,21 +107,8 @@ def flow_matching_loss(
     t = batch.t.clamp(*usable_times(interpolant, objective))
     x, u = interpolate(interpolant, batch.target, batch.source, t)
     if objective == "mean_flow":
-        gap = mean_flow_gap(network, batch, x, u, t)
+        gap = rule.gap(network, replace(batch, t=t), x, u, interpolant)
     else:
         aim = {"velocity": u, "noise": batch.source, "target": batch.target}[objective]
         gap = (network(x, t) if batch.label is None else network(x, t, batch.label)) - aim
     return loss.of_batch(gap, batch, t, interpolant, objective), gap.detach().square().mean()
-
-
-def mean_flow_gap(
-    network: Callable[..., Tensor], batch: Batch, x: Tensor, v: Tensor, t: Tensor
-) -> Tensor:
-    """Return u - (v - span d/dt u) [B, *D] at x and t [B], where the path has the velocity v.
-
-    The network is called as (x, t, label, span); no gradient flows through v - span d/dt u.
-    """
-    ones, span = torch.ones_like(t), torch.zeros_like(t) if batch.span is None else batch.span
-    average = lambda x, t, span: network(x, t, batch.label, span)  # noqa: E731
-    u, change = torch.func.jvp(average, (x, t, span), (v, ones, ones))  # type: ignore[misc]
-    return cast(Tensor, u - (v - expand(span, x) * change).detach())

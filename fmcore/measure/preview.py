@@ -93,7 +93,8 @@ class Preview:
         field = Field(state.ema, settings.interpolant, settings.objective, classes)
         state.ema.eval()
         try:
-            velocity = field.velocity(label, span=span_of(solver, 1.0, 0.0))
+            to_end = settings.map.name == "consistency"
+            velocity = field.velocity(label, span=span_of(solver, 1.0, 0.0, to_end=to_end))
             return solve(velocity, source, solver, start=1.0, end=0.0).x.cpu()
         finally:
             state.ema.train()

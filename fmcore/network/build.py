@@ -1,5 +1,6 @@
 """Velocity networks built from their settings."""
 
+from inspect import signature
 from typing import Annotated, Any
 
 import torch
@@ -41,15 +42,26 @@ def build(settings: AnyNetwork, shape: tuple[int, ...], *, seed: int) -> Velocit
         return settings.build(shape)
 
 
-def with_spans(network: VelocityNetwork) -> ResidualMLP:
-    """Return the network with an added input for spans, which has no effect before training."""
-    if not isinstance(network, ResidualMLP):
+def with_spans(network: VelocityNetwork) -> VelocityNetwork:
+    """Return the network with an added input for spans, which has no effect before training.
+
+    One of the user's own has it already if its `forward` takes a `span`. Raises ReflowError if it
+    does not.
+    """
+    if isinstance(network, OwnNetwork):
+        if "span" in signature(network.forward).parameters:
+            return network
         raise ReflowError(
-            f"objective mean_flow needs network residual_mlp, got {network.settings.name}: its loss"
-            " differentiates by the span, which is an input of that network"
+            "objective mean_flow needs the span of an average velocity: network"
+            f" {network.settings.path} takes none; let its forward take (x, t, label, span)"
+        )
+    if isinstance(network, OutsideNetwork):
+        raise ReflowError(
+            "objective mean_flow needs an input for spans, which a network that others trained has"
+            " not; use another objective or init: scratch"
         )
     if network.settings.spans:
         return network
-    wider = ResidualMLP(network.settings.model_copy(update={"spans": True}), network.shape)
+    wider = build(network.settings.model_copy(update={"spans": True}), network.shape, seed=0)
     wider.load_state_dict({**wider.state_dict(), **network.state_dict()})
     return wider

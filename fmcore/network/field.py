@@ -84,6 +84,11 @@ def once(t: Tensor) -> Tensor:
     return t[:1] if t.stride(0) == 0 else t
 
 
+def maps_to_end(about: dict[str, Any]) -> bool:
+    """Return whether the spans of a model all reach t = 0, from its config: rule consistency."""
+    return bool(about.get("map", {}).get("name") == "consistency")
+
+
 def interpolant_of(about: dict[str, Any]) -> Schedule:
     """Return the interpolant that a model's config names; the straight one where it names none."""
     given = about.get("interpolant", {"name": "linear"})

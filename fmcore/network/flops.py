@@ -5,6 +5,7 @@ convolutions and attention; the rest of a network is left out, as is usual. The 
 network and the shape of its input alone, not on the machine.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,7 +70,13 @@ def flops_per_evaluation(model: Model) -> int:
     parameter = next(model.network.parameters())
     x = torch.zeros(1, *model.shape, device=parameter.device)
     label = torch.zeros(1, dtype=torch.int64, device=x.device) if field.classes else None
+    velocity = field.velocity(label)
+    return flops_of(lambda: velocity(x, torch.full((1,), 0.5, device=x.device)))
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Return the floating-point operations of a call, derivatives in it included."""
     # Fused attention has other names on other devices, which the counter does not all know.
     with sdpa_kernel(SDPBackend.MATH), _Operations() as counted:
-        field.velocity(label)(x, torch.full((1,), 0.5, device=x.device))
+        call()
     return int(counted.total)

@@ -1,7 +1,8 @@
-"""Image networks of diffusers: UNet2DModel and DiT, conditioned on time and class."""
+"""Image networks of diffusers: UNet2DModel and DiT, conditioned on time, class and span."""
 
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -9,10 +10,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fmcore.network.spans import SpanInput
 from fmcore.settings import ClassCount, Depth, ReflowError, Settings, Width, check_weights
 
 DIFFUSERS = "diffusers"
 """The subfolder of a model that diffusers can load."""
+THOUSANDTHS = 1000.0
+"""Time as diffusers counts it: in thousandths."""
+
+TimeScale = Annotated[float, Field(gt=0, le=1e6, exclude_if=lambda scale: scale == THOUSANDTHS)]
+Spans = Annotated[bool, Field(exclude_if=lambda spans: not spans)]
 
 
 class UNet(Settings):
@@ -46,6 +53,13 @@ class UNet(Settings):
     classes: ClassCount = 0
     """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
     must be below it. Guidance needs it."""
+    time_scale: TimeScale = THOUSANDTHS
+    """Factor of t before its sines and cosines, the fastest of which turns one radian a unit. 1000
+    is that of diffusers' schedulers; lower it to about 10 for objective mean_flow, whose loss
+    differentiates by t."""
+    spans: Spans = False
+    """Whether the untrained network has an input for spans. A round with objective mean_flow adds
+    it by itself, so leave it out."""
 
     @model_validator(mode="after")
     def _can_be_built(self) -> "UNet":
@@ -101,6 +115,13 @@ class DiT(Settings):
     classes: ClassCount = 0
     """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
     must be below it. Guidance needs it."""
+    time_scale: TimeScale = THOUSANDTHS
+    """Factor of t before its sines and cosines, the fastest of which turns one radian a unit. 1000
+    is that of diffusers' schedulers; lower it to about 10 for objective mean_flow, whose loss
+    differentiates by t."""
+    spans: Spans = False
+    """Whether the untrained network has an input for spans. A round with objective mean_flow adds
+    it by itself, so leave it out."""
 
     @model_validator(mode="after")
     def _can_be_built(self) -> "DiT":
@@ -128,7 +149,11 @@ class DiT(Settings):
 
 
 class ImageNetwork(nn.Module):
-    """v(x, t): images x [B, C, H, W], t [B] in [0, 1], label [B] or None -> [B, C, H, W]."""
+    """v(x, t): images x [B, C, H, W], t [B] in [0, 1], label [B] or None -> [B, C, H, W].
+
+    With `settings.spans` also of the span [B] of an average velocity, whose embedding is added to
+    every embedding of the time; its weights are 0 before training.
+    """
 
     tile: int
     """Rows of a network call on the CPU; fewer for images beyond 32 x 32, whose rows are larger."""
@@ -139,21 +164,24 @@ class ImageNetwork(nn.Module):
         self.tile = min(32, max(1, 32**3 // (shape[1] * shape[2])))
         self.settings, self.shape = settings, shape
         self.net = _unet(settings, shape) if isinstance(settings, UNet) else _dit(settings, shape)
+        if settings.spans:
+            self.span = SpanInput(self.net)
 
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
     ) -> Tensor:
         """Return dx/dt at x and t; without a label, for the null class."""
-        if span is not None:
-            raise ValueError("an image network has no input for spans")
         if label is None:
             label = torch.full_like(t, self.settings.classes, dtype=torch.int64)
         if isinstance(self.settings, UNet) and not self.settings.classes:
             label = None
         patch = self.settings.patch if isinstance(self.settings, UNet) else 1
         h = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
-        # Time in thousandths, as diffusers' embeddings expect.
-        h = self.net(h, 1000 * t, class_labels=label, return_dict=False)[0]
+        if span is not None and not self.settings.spans:
+            raise ValueError("this network has no input for spans; use with_spans")
+        with nullcontext() if span is None else self.span.added(span):
+            time = self.settings.time_scale * t
+            h = self.net(h, time, class_labels=label, return_dict=False)[0]
         return cast(Tensor, nn.functional.pixel_shuffle(h, patch) if patch > 1 else h)
 
     def save_weights(self, path: Path) -> None:

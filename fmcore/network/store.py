@@ -2,7 +2,8 @@
 
 A model is a directory: `config.json`, `model.safetensors` (EMA weights) and `raw.safetensors` (the
 optimiser's own weights). A network of diffusers keeps its EMA weights in `diffusers/` instead, as
-`from_pretrained` of diffusers reads them; `power/` has snapshots of power averages, if the training
+`from_pretrained` of diffusers reads them, and those of its input for spans in `span.safetensors`;
+`power/` has snapshots of power averages, if the training
 kept any. Nothing is ever unpickled. config.json has the sha256 of
 each of these files and its own, so that a model with a flipped bit is refused.
 """
@@ -33,6 +34,8 @@ from fmcore.settings import CONVENTION, ReflowError
 
 CONFIG = "config.json"
 """The file of a model's folder that describes it."""
+SPAN = "span.safetensors"
+"""The file of a model's folder that has the input for spans of a network of diffusers."""
 POWER = "power"
 """The folder of a model's folder that has snapshots of its power averages."""
 
@@ -122,6 +125,8 @@ def save(
     }
     if isinstance(inner, ImageNetwork):
         inner.save_weights(path)
+        if inner.settings.spans:
+            write_tensors(path / SPAN, _weights(inner.span))
     else:
         write_tensors(path / "model.safetensors", _weights(inner))
     write_tensors(path / "raw.safetensors", _weights(raw or inner))
@@ -193,6 +198,10 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
             content = read_checked(path, name, config)
             tensors = tensors_in(content)
         whole.load_state_dict(tensors)
+        if isinstance(network, ImageNetwork) and weights == "ema" and network.settings.spans:
+            beside = read_checked(path, SPAN, config)
+            network.span.load_state_dict(tensors_in(beside))
+            content += beside
     except FileNotFoundError as error:
         raise ReflowError(
             f"{path}: expected a model (config.json and {name}), {error.filename} is missing;"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
 from fmcore.matching.conversions import Velocity, usable_times
-from fmcore.network.field import Field, interpolant_of
+from fmcore.network.field import Field, interpolant_of, maps_to_end
 from fmcore.network.outside import check_null
 from fmcore.network.store import Model
 from fmcore.scale import Scale
@@ -30,13 +30,15 @@ class Flow(Field):
 
     `score` says whether the velocity is also a score, `refusal` why not. `guided` is the guidance
     in the pairs that it was trained on, its own or one further up the chain; 1 is none. It is in
-    the velocity already, so such a flow is not guided again.
+    the velocity already, so such a flow is not guided again. `to_end` says that its spans all reach
+    t = 0 (rule consistency).
     """
 
     score: bool = False
     tile: int = TILE
     made_of: tuple[Model, Compute] | None = field(default=None, repr=False, compare=False)
     guided: float = 1.0
+    to_end: bool = False
 
     @classmethod
     def of(cls, model: Model, compute: Compute | None = None) -> "Flow":
@@ -51,6 +53,7 @@ class Flow(Field):
             model.network.tile,
             (model, compute),
             about.get("guided", 1.0),
+            maps_to_end(about),
         )
 
     def velocity(
@@ -163,7 +166,8 @@ class Flow(Field):
             start, end = ends
             if start == 1:
                 rows = self.interpolant.noise_scale * rows
-            v = tiled.velocity(own, guidance=guidance, span=span_of(solver, start, end))
+            span = span_of(solver, start, end, to_end=self.to_end)
+            v = tiled.velocity(own, guidance=guidance, span=span)
             parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
         return concatenated(parts, 1 if label is None or guidance == 1 else 2)
 
@@ -219,14 +223,19 @@ def _named(loss: Any) -> str:
     return "normalised" if given.get("normalised") else str(given.get("path") or given.get("name"))
 
 
-def span_of(solver: OdeSolver, start: float, end: float) -> float | Callable[[Tensor], Tensor]:
+def span_of(
+    solver: OdeSolver, start: float, end: float, *, to_end: bool = False
+) -> float | Callable[[Tensor], Tensor]:
     """Return the span that a step of Euler from time t [B] covers; 0 for any other solver.
 
     It is the length of the step of the grid that begins next to t, below 0 from target to source:
-    x_(t + h) = x_t + h u(x_t, t, -h), as u(x, t, span) averages over [t - span, t].
+    x_(t + h) = x_t + h u(x_t, t, -h), as u(x, t, span) averages over [t - span, t]. With `to_end`
+    it is t, down to the target, of which the step goes a part; such a network learned no other.
     """
     if not isinstance(solver, Solver) or solver.name != "euler":
         return 0.0
+    if to_end:
+        return (lambda t: t) if end < start else 0.0
     grid = solver.grid(start, end)
 
     def span(t: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ def refusal(model: Model) -> str | None:
         return f"network {model.network.settings.name} is none of diffusers'"
     if (objective := about.get("objective", "velocity")) != "velocity":
         return f"objective {objective}: its scheduler takes a velocity"
+    if (scale := model.network.settings.time_scale) != THOUSAND:
+        return f"time_scale {scale:g}: its scheduler counts time in thousandths"
     if (name := about.get("interpolant", {}).get("name", "linear")) != "linear":
         return f"interpolant {name}: its scheduler takes straight paths"
     return None

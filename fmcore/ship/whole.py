@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fmcore.network.field import Field, interpolant_of
+from fmcore.network.field import Field, interpolant_of, maps_to_end
 from fmcore.network.store import Model
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
@@ -42,6 +42,7 @@ class Whole(nn.Module):
         interpolant = interpolant_of(about)
         self.field = Field(self.network, interpolant, about.get("objective", "velocity"), classes)
         self.steps, self.guidance, self.classes = steps, guidance, classes
+        self.to_end = maps_to_end(about)
         self.noise_scale = interpolant.noise_scale
         wide = (-1, *[1] * (len(model.shape) - 1))
         self.register_buffer("mean", torch.tensor(model.scale.mean).reshape(wide))
@@ -50,7 +51,8 @@ class Whole(nn.Module):
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the samples [B, *D]."""
         length = 1 / self.steps
-        v = self.field.velocity(label, guidance=self.guidance, span=length)
+        span = (lambda t: t) if self.to_end else length
+        v = self.field.velocity(label, guidance=self.guidance, span=span)
         x = self.noise_scale * noise
         for step in range(self.steps):
             t = torch.full((1,), 1 - step * length, device=x.device).expand(x.shape[0])

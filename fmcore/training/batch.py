@@ -10,7 +10,7 @@ from torch import Tensor
 from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.pairs import Pairs
 from fmcore.matching.interpolant import expand
-from fmcore.matching.loss import Batch
+from fmcore.matching.maps import Batch
 from fmcore.matching.times import Uniform
 from fmcore.settings import ReflowError, Settings, by_name, derive_seed
 

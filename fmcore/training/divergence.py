@@ -73,7 +73,7 @@ def watch_of(state: State, pairs: Pairs, settings: Train, *, seed: int) -> Watch
     batch = draw_batch(pairs, rules, seed=seed, step=0, device=device)
     interpolant, objective = settings.interpolant, settings.objective
     network.eval()  # dropout would draw from the global generator
-    _, first = flow_matching_loss(network, batch, interpolant, objective)
+    _, first = flow_matching_loss(network, batch, interpolant, objective, rule=settings.map)
     network.train()
     aim = "velocity" if objective == "mean_flow" else objective  # its aim has the velocity's size
     _, nothing = flow_matching_loss(_nothing, batch, interpolant, aim)

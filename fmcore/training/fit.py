@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.pairs import Pairs
 from fmcore.matching.interpolant import Linear, Objective
 from fmcore.matching.loss import Loss
+from fmcore.matching.maps import MEAN_FLOW
 from fmcore.matching.times import Grid, Point, Uniform
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import Ema, averaged, decay_of, half_life_of, ramped
@@ -34,7 +35,7 @@ from fmcore.settings import (
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
 from fmcore.training.checkpoint import State
 from fmcore.training.gradient import network_of
-from fmcore.training.losses import LossOfRound
+from fmcore.training.losses import LossOfRound, RuleOfMap
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
 
@@ -81,6 +82,9 @@ class Train(Settings):
     time: LawOfTime = Uniform()
     """The law by which training times t are drawn. `beta` with a 1.5 and b 0.5, mostly near the
     source, suits round 2; `point` and `grid` make a student for one or k steps."""
+    map: RuleOfMap = Field(default=MEAN_FLOW, exclude_if=lambda rule: rule == MEAN_FLOW)
+    """The rule by which objective mean_flow learns the average over a span: `mean_flow`,
+    `improved`, `shortcut`, `consistency` (all spans reach t = 0) or `lagrangian`."""
     spans: float = Field(default=0.25, ge=0, le=1)
     """Share of a batch that trains on a span above 0, with objective mean_flow; other objectives
     ignore it."""
@@ -272,3 +276,10 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
         classes=classes,
         label_dropout=settings.label_dropout,
     )
+
+
+def map_of(settings: Train) -> dict[str, Any]:
+    """Return what a model's config says of the rule of its flow map; nothing of MeanFlow's."""
+    if settings.map == MEAN_FLOW:
+        return {}
+    return {"map": settings.map.model_dump(mode="json")}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fmcore.matching.loss import Batch, Loss, flow_matching_loss
+from fmcore.matching.loss import Loss, flow_matching_loss
+from fmcore.matching.maps import Batch
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import here
 from fmcore.settings import ReflowError
@@ -78,7 +79,7 @@ class Shared:
         """Add the gradient of `share` times the mean loss; return as much of the error []."""
         given = self.settings
         per_sample, error = flow_matching_loss(
-            self.call, piece, given.interpolant, given.objective, given.loss
+            self.call, piece, given.interpolant, given.objective, given.loss, given.map
         )
         if share == 1:
             per_sample.mean().backward()

@@ -9,7 +9,8 @@ from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, read
 from fmcore.matching.conversions import usable_times
 from fmcore.matching.interpolant import Objective, Schedule
-from fmcore.matching.loss import Batch, flow_matching_loss
+from fmcore.matching.loss import flow_matching_loss
+from fmcore.matching.maps import Batch
 from fmcore.matching.times import Uniform
 from fmcore.network.field import Field
 from fmcore.settings import derive_seed

@@ -1,4 +1,4 @@
-"""Losses by their name in params.yaml; the perceptual one, which needs a pretrained network."""
+"""Losses and rules of flow maps by their name; the perceptual loss, of a pretrained network."""
 
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -10,9 +10,10 @@ from torch import Tensor
 from fmcore.features.layers import Layers, distance, layers_of
 from fmcore.matching.conversions import to_target
 from fmcore.matching.interpolant import Linear, Objective, Schedule
-from fmcore.matching.loss import Batch, Loss, SampleLoss
+from fmcore.matching.loss import Loss, SampleLoss
+from fmcore.matching.maps import Batch, FlowMaps
 from fmcore.own import Own
-from fmcore.settings import ReflowError, Share
+from fmcore.settings import ReflowError, Share, by_name
 
 
 class Perceptual(SampleLoss):
@@ -113,3 +114,4 @@ def _mse_unless_named(value: Any) -> Any:
 LossOfRound = Annotated[
     Loss | Perceptual | Custom, Field(discriminator="name"), BeforeValidator(_mse_unless_named)
 ]
+RuleOfMap = Annotated[FlowMaps, Field(discriminator="name"), BeforeValidator(by_name)]

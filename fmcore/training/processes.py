@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fmcore.matching.loss import Batch
+from fmcore.matching.maps import Batch
 from fmcore.settings import ReflowError
 
 T = TypeVar("T")

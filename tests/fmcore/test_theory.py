@@ -24,8 +24,8 @@ def lines(path):
     return len(path.read_text().splitlines()) - shown
 
 
-def test_the_theory_is_under_800_lines():
-    assert sum(lines(path) for path in THEORY) < 800
+def test_the_theory_is_under_1000_lines():
+    assert sum(lines(path) for path in THEORY) < 1000
 
 
 def calls(name, folders):
@@ -43,8 +43,9 @@ def calls(name, folders):
 
 def test_one_function_trains_and_measures():
     everywhere = ("*.py", "*/*.py")
-    assert calls("interpolate", everywhere) == {("loss.py", "flow_matching_loss")}
-    assert calls("mean_flow_gap", everywhere) == {("loss.py", "flow_matching_loss")}
+    a_step_nearer = ("maps.py", "aim")  # where consistency has its aim
+    assert calls("interpolate", everywhere) == {("loss.py", "flow_matching_loss"), a_step_nearer}
+    assert calls("mean_flow_gap", everywhere) == {("maps.py", "gap")}
     used = {("divergence.py", "watch_of"), ("gradient.py", "_backward"), ("held_out.py", "_loss")}
     assert calls("flow_matching_loss", everywhere) == used
 

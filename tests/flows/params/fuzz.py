@@ -156,7 +156,7 @@ def _train(network: Network, shape: tuple[int, ...], train: Train, known: Known)
     batch = draw_batch(independent(rows, label), rules, seed=0, step=0, device=CPU)
     assert bool(((batch.t >= 0) & (batch.t <= 1)).all()), train.time
     each, loss = flow_matching_loss(
-        state.network, batch, train.interpolant, train.objective, train.loss
+        state.network, batch, train.interpolant, train.objective, train.loss, train.map
     )
     assert bool(each.isfinite().all()) and bool(loss.isfinite()), train
     field = Field(state.network, train.interpolant, train.objective, network.classes)

@@ -215,7 +215,15 @@ IMPOSSIBLE = [
     ([(MLP, "network: {name: unet, attend: [2]}")], "attend: no level 2, channels has 2"),
     ([(MLP, "network: {classes: 4}")], "network.classes: 4 is below the 10 classes"),
     ([*VECTORS, (MLP, "network: {classes: 4}")], "network.classes: this data has no labels"),
-    ([UNET, ("steps: 4000", "steps: 4000, objective: mean_flow")], "objective: mean_flow needs"),
+    ([("steps: 4000", "steps: 4000, map: shortcut")], "train.map: shortcut is a rule of objective"),
+    (
+        [("steps: 4000", "steps: 4000, objective: mean_flow, map: lagrangian, spans: 1")],
+        "rf2.train.spans: 1 leaves no rows without a span",
+    ),
+    (
+        [("steps: 4000", "steps: 4000, objective: mean_flow, map: consistency, spans: 0")],
+        "rf2.train.spans: 0 leaves consistency no span",
+    ),
     (
         [("steps: 4000", "steps: 4000, objective: mean_flow"), ("u_shaped", "point")],
         "rf2.train.time: point leaves no spans",

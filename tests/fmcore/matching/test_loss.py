@@ -7,7 +7,8 @@ import torch
 
 from fmcore.matching.conversions import to_velocity
 from fmcore.matching.interpolant import Cosine, Linear, VariancePreserving, interpolate
-from fmcore.matching.loss import Batch, Loss, flow_matching_loss, mean_flow_gap
+from fmcore.matching.loss import Loss, flow_matching_loss
+from fmcore.matching.maps import Batch, MeanFlow
 from tests.oracles import gaussian_velocity
 
 GAP = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.3, 0.4]])
@@ -79,9 +80,10 @@ def test_the_exact_average_velocity_has_no_mean_flow_gap():
     span = t * torch.tensor([0.1, 0.9, 0.5, 0.2, 1.0, 0.5], dtype=torch.float64)
     v = gaussian_velocity(mu, s)(x, t)
     network = average_velocity(mu, s)
-    gap = mean_flow_gap(network, Batch(x, x, t, span=span), x, v, t)
+    batch = Batch(x, x, t, span=span)
+    gap = MeanFlow().gap(network, batch, x, v, Linear())
     torch.testing.assert_close(gap, torch.zeros_like(gap), atol=1e-9, rtol=0)
-    wrong = mean_flow_gap(lambda *a: 1.1 * network(*a), Batch(x, x, t, span=span), x, v, t)
+    wrong = MeanFlow().gap(lambda *a: 1.1 * network(*a), batch, x, v, Linear())
     assert float(wrong.abs().min(1).values.max()) > 0.01
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from fmcore.network.build import Network, build, with_spans
+from fmcore.network.build import Network, build
 from fmcore.network.ema import averaged
 from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
@@ -144,11 +144,6 @@ def test_a_compiled_network_is_the_network():
 def test_a_network_that_does_not_fit_the_data_is_refused(settings, shape, says):
     with pytest.raises(ReflowError, match=says):
         build(settings, shape, seed=0)
-
-
-def test_spans_need_the_mlp():
-    with pytest.raises(ReflowError, match="mean_flow needs network residual_mlp, got unet"):
-        with_spans(made("unet"))
 
 
 def test_a_network_without_a_name_is_the_mlp():

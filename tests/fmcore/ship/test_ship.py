@@ -21,6 +21,8 @@ NETWORKS = {
     "mlp, classes": (MLP(width=8, depth=1, time_features=4, classes=3), (2,)),
     "unet": (UNet(name="unet", channels=(8, 16)), (1, 8, 8)),
     "unet, patch, classes": (UNet(name="unet", channels=(8, 8), patch=2, classes=3), (2, 8, 8)),
+    "unet, slow": (UNet(name="unet", channels=(8, 16), time_scale=10.0), (1, 8, 8)),
+    "unet, spans": (UNet(name="unet", channels=(8, 16), spans=True), (1, 8, 8)),
     "dit": (DiT(name="dit", heads=1, head=8, depth=1, classes=3), (1, 8, 8)),
 }
 SCALE = {"mean": [0.5], "std": [2.0]}
@@ -54,6 +56,19 @@ def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path,
         noise, *label = whole.example(given, rows, seed=rows)
         wanted = own(given, noise, *label, guidance=guidance)
         torch.testing.assert_close(loaded(noise, *label), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_graph_of_a_flow_map_asks_for_the_spans_of_its_rule(tmp_path):
+    told = {"objective": "mean_flow", "map": {"name": "consistency"}}
+    given = model(tmp_path, "unet, spans", **told)
+    graph = whole.Whole(given, 3)
+    whole.write_export(graph, given, tmp_path / "flow.pt2")
+    noise, *_ = whole.example(given, 5)
+    wanted = own(given, noise)
+    found = torch.export.load(tmp_path / "flow.pt2").module()(noise)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    other = model(tmp_path, "unet, spans", objective="mean_flow")
+    assert not torch.allclose(own(other, noise), wanted)
 
 
 def test_onnx_gives_the_samples_of_the_round(tmp_path):
@@ -136,6 +151,7 @@ def test_the_scheduler_has_steps_of_one_length():
         ("mlp", {}, "none of diffusers'"),
         ("unet", {"objective": "noise"}, "objective noise"),
         ("unet", {"interpolant": {"name": "cosine"}}, "interpolant cosine"),
+        ("unet, slow", {}, "time_scale 10: its scheduler"),
     ],
 )
 def test_what_diffusers_has_no_scheduler_for_is_refused(tmp_path, name, about, why):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from fmcore.matching.loss import Batch
+from fmcore.matching.maps import Batch
 from fmcore.network.build import build, with_spans
 from fmcore.network.images import DiT, UNet
 from fmcore.network.power import PowerEma

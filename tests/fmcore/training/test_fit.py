@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from fmcore.matching.loss import Batch
+from fmcore.matching.maps import Batch
 from fmcore.network.build import build
 from fmcore.tensors import independent
 from fmcore.training.batches import shuffled_batches

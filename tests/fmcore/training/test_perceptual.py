@@ -10,7 +10,8 @@ from sklearn.datasets import load_digits
 
 from fmcore.features.layers import distance, layers_of
 from fmcore.matching.interpolant import Cosine, Linear, Polynomial, interpolate
-from fmcore.matching.loss import Batch, flow_matching_loss
+from fmcore.matching.loss import flow_matching_loss
+from fmcore.matching.maps import Batch
 from fmcore.settings import ReflowError
 from fmcore.tensors import coupled, fit_flow
 from fmcore.training.fit import Train

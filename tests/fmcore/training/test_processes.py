@@ -8,7 +8,8 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from fmcore.coupling.read import open_coupling
-from fmcore.matching.loss import Batch, flow_matching_loss
+from fmcore.matching.loss import flow_matching_loss
+from fmcore.matching.maps import Batch
 from fmcore.network.build import build
 from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP

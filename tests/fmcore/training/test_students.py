@@ -11,7 +11,7 @@ import torch
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.matching.interpolant import Cosine, VariancePreserving
+from fmcore.matching.interpolant import Cosine, Linear, VariancePreserving
 from fmcore.matching.loss import Loss
 from fmcore.matching.times import Grid, Point
 from fmcore.network.build import build
@@ -102,6 +102,51 @@ def test_mean_flow_takes_one_step_where_the_velocity_collapses(start):
     assert gap(plain) > 0.9 and gap(flow) < 0.35
     assert load(start / "mean").network.settings.spans
     assert metrics["held_out_loss"] == pytest.approx(math.pi / 4 * float(S.sum()), rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def crossing():
+    """Independent pairs, whose paths cross, and some noise."""
+    torch.set_num_threads(1)
+    pairs = independent_pairs(MU + S * gaussian_noise(1, np.arange(4000), (2,)))
+    x = gaussian_noise(9, np.arange(400), (2,))
+    return pairs, x
+
+
+@pytest.mark.parametrize("rule", ["improved", "shortcut", "consistency", "lagrangian"])
+def test_each_rule_learns_the_map_of_curved_paths(crossing, rule):
+    """One step of v would land on the mean, 1.1 from where the flow ends, as S says."""
+    pairs, x = crossing
+    network = MLP(width=32, depth=2, time_features=8, norm="none", time_frequency=4.0)
+    told = {"objective": "mean_flow", "map": rule, "spans": 0.5}
+    settings = Train.model_validate({**BASE, **told, "steps": 150, "batch": 128})
+    flow = fit_flow(pairs, settings, network=network, log=lambda *_: None)
+    assert flow.made_of[0].config["map"]["name"] == rule
+
+    def gap(steps):
+        found = flow.sample(x, Solver(name="euler", steps=steps), device=CPU).x
+        return float((found - MU - S * x).square().mean().sqrt())
+
+    assert float((S * x).square().mean().sqrt()) > 1
+    assert gap(1) < 0.4
+    assert rule == "consistency" or gap(4) < 0.4  # whose further steps need straight paths
+
+
+def test_a_step_of_a_consistency_model_goes_a_part_of_the_way_to_its_end():
+    """Its spans all reach t = 0; an inversion asks for none, which is the velocity."""
+    asked = []
+
+    def network(x, t, label, span):
+        asked.append((float(t[0]), float(span[0])))
+        return x
+
+    x = torch.ones(3, 2)
+    flow = Flow(network, Linear(), "mean_flow", to_end=True)
+    flow.sample(x, Solver(name="euler", steps=4), device=CPU)
+    assert asked == [(t, t) for t in (1.0, 0.75, 0.5, 0.25)]
+    asked.clear()
+    flow.invert(x, Solver(name="euler", steps=2), device=CPU)
+    assert [span for _, span in asked] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 
 from fmcore.coupling.read import open_coupling, read
 from fmcore.matching.interpolant import Linear
-from fmcore.matching.loss import Batch, flow_matching_loss
+from fmcore.matching.loss import flow_matching_loss
+from fmcore.matching.maps import Batch
 from fmcore.network.field import Field
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load
