@@ -12,10 +12,18 @@ from torch import Tensor
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
-from fmcore.network.build import with_spans
+from fmcore.network.build import take, with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
-from fmcore.network.store import POWER, Model, load, save, save_snapshot, snapshot_file
+from fmcore.network.store import (
+    POWER,
+    Model,
+    load,
+    same_conditions,
+    save,
+    save_snapshot,
+    snapshot_file,
+)
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
@@ -219,6 +227,8 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
             " start the round from a model of the same shape, or from scratch"
         )
     same_units(start.scale, coupling.about.units, str(coupling.path))
+    same_conditions(start, coupling.about.conditions, str(coupling.path))
+    take(start.network, coupling.conditions)
     check_source(coupling.about.source, settings.interpolant)
     if not rank():  # the others do not read what is not theirs
         check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))

@@ -23,8 +23,9 @@ from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.build import build, with_spans
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.pairs import Couple, sampler_of
+from fmcore.sampling.pairs import Couple
 from fmcore.sampling.probe import Auto
+from fmcore.sampling.sampler import sampler_of
 from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches

@@ -10,6 +10,7 @@ DATA_FILES: dict[str, tuple[str, str | None]] = {
 
 NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
+    ("data.conditions", "folder"): ("path", None),
     ("yardstick.features", "inception"): ("weights", None),
     ("yardstick.features", "dinov2"): ("weights", None),
     ("train.loss", "perceptual"): ("weights", None),
@@ -19,6 +20,7 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
 READER = {
     "data": "prepare",
     "source": "prepare",
+    "data.conditions": "prepare",
     "yardstick.features": "calibrate",
     "train.loss": "train",
 }

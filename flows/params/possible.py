@@ -12,10 +12,10 @@ from fmcore.dataset.samples import Known
 from fmcore.features.extractor import FeatureSettings
 from fmcore.matching.times import Grid, Point
 from fmcore.network.build import Network
-from fmcore.network.images import DiT, UNet
+from fmcore.network.images import DiT, MMDiT, UNet
 from fmcore.network.mlp import MLP
 from fmcore.sampling.pairs import SolverOfPairs
-from fmcore.settings import ReflowError
+from fmcore.settings import GuidanceWithin, ReflowError, strength
 from fmcore.solve.solver import Solver
 from fmcore.training.losses import Perceptual
 
@@ -34,9 +34,9 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     known = params.data.known()
     if known.samples is not None and known.samples < FEWEST:
         yield ("data", "samples"), f"{known.samples} cannot be cut in two halves; at least {FEWEST}"
-    yield from _network(("network",), params.network, known)
+    yield from _network(params, ("network",), params.network, known)
     if params.without_gpu and params.without_gpu.network:
-        yield from _network(("without_gpu", "network"), params.without_gpu.network, known)
+        yield from _network(params, ("without_gpu", "network"), params.without_gpu.network, known)
     yield from _features(params, known)
     for name in params.rounds:
         yield from _round(params, name, known)
@@ -48,14 +48,18 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     yield from _store(params, known)
 
 
-def _network(place: tuple[str, ...], network: Network, known: Known) -> Iterator[Mistake]:
+def _network(
+    params: "Params", place: tuple[str, ...], network: Network, known: Known
+) -> Iterator[Mistake]:
     """A network that cannot be built for the samples, or whose labels the data does not have."""
-    if known.shape is not None and isinstance(network, UNet | DiT):
+    if known.shape is not None and isinstance(network, UNet | DiT | MMDiT):
         try:
             network.check_shape(known.shape)
         except ReflowError as error:
             yield place, str(error)
-    if known.classes is None or not network.classes:
+    if takes_conditions(network) and params.data.conditions is None:
+        yield (*place, "conditions"), "the data has none; set data.conditions, or leave it out"
+    if known.classes is None or not network.classes or params.data.conditions:
         return
     if not known.classes:
         yield (*place, "classes"), "this data has no labels; set it to 0"
@@ -65,6 +69,11 @@ def _network(place: tuple[str, ...], network: Network, known: Known) -> Iterator
             f"{network.classes} is below the {known.classes} classes of this data; raise it, or set"
             " it to 0 to ignore labels",
         )
+
+
+def takes_conditions(network: Network) -> bool:
+    """Say whether a network takes the conditions of the data."""
+    return getattr(network, "conditions", None) is not None
 
 
 def _features(params: "Params", known: Known) -> Iterator[Mistake]:
@@ -146,10 +155,13 @@ def _mean_flow(params: "Params", round_: "Round", place: tuple[str, ...]) -> Ite
 
 def _labels(params: "Params", round_: "Round", place: tuple[str, ...]) -> Iterator[Mistake]:
     train = round_.train
-    if params.network.classes:
+    if params.network.classes or takes_conditions(params.network):
         return
     if train.label_dropout and "label_dropout" in train.model_fields_set:
-        yield (*place, "label_dropout"), "there are no labels; set network.classes, or leave it out"
+        yield (
+            (*place, "label_dropout"),
+            "there are no labels; set network.classes or network.conditions, or leave it out",
+        )
 
 
 def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
@@ -212,7 +224,7 @@ def _source(params: "Params", known: Known) -> Iterator[Mistake]:
 def _guidance(params: "Params") -> Iterator[Mistake]:
     """Guidance of a network that has no labels, that never learned to go without, or twice."""
     plain = [name for name in params.rounds if guided(params, name) is None]
-    used: list[tuple[tuple[str, ...], float, list[str]]] = [
+    used: list[tuple[tuple[str, ...], float | GuidanceWithin, list[str]]] = [
         (("couplings", name, "guidance"), coupling.guidance, [coupling.round])
         for name, coupling in params.couplings.items()
     ]
@@ -220,14 +232,16 @@ def _guidance(params: "Params") -> Iterator[Mistake]:
     for place, guidance, rounds in used:
         if guidance == 1:
             continue
-        if not params.network.classes:
-            yield place, "guidance needs classes; set network.classes, or guidance 1"
+        if not params.network.classes and not takes_conditions(params.network):
+            what = (
+                "guidance needs classes; set network.classes or network.conditions, or guidance 1"
+            )
+            yield place, what
             continue
         for name in rounds:
             if made := guided(params, name):
-                strength = params.couplings[made].guidance
                 what = (
-                    f"round {name!r} has guidance {strength:g} in its velocity, by"
+                    f"round {name!r} has guidance {strength(params.couplings[made].guidance):g} in its velocity, by"
                     f" couplings.{made}.guidance, and would be guided twice; leave it out"
                 )
                 yield place, what

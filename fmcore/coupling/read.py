@@ -19,6 +19,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fmcore.checked import MEND, opened, sha256
+from fmcore.conditions import table as conditions
+from fmcore.conditions.table import Table
 from fmcore.coupling.manifest import MANIFEST, check
 from fmcore.coupling.noise import NOT_REAL
 from fmcore.coupling.pairs import Pairs, joined
@@ -55,6 +57,16 @@ class Coupling:
         samples = _opened(self.path / SAMPLES, self.remote and self.remote.below(SAMPLES))
         pairs = read(samples, sources=False)
         return Source(shape, pairs.target, pairs.real_id)
+
+    @cached_property
+    def conditions(self) -> Table | None:
+        """The table of conditions, of which a label is a row; None for plain labels."""
+        about, file = self.about.conditions, self.path / conditions.FILE
+        if about is None:
+            return None
+        if self.remote is not None and not file.exists():
+            return conditions.parse(self.remote.read(conditions.FILE), about, file)
+        return conditions.read(self.path, about)
 
     @cached_property
     def train_source(self) -> Source:
@@ -270,6 +282,8 @@ def verify(path: Path) -> Coupling:
     if coupling.independent and coupling.about.source is not None:
         verify(path / SAMPLES)
         listed |= {SAMPLES}
+    if coupling.conditions is not None:
+        listed |= {conditions.FILE}
     for file in sorted(path.iterdir()):
         if file.name not in listed | {MANIFEST}:
             raise ReflowError(f"{file}: foreign file, the manifest does not list it; remove it")

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore.checked import sealed, sha256
+from fmcore.conditions.table import FILE as CONDITIONS
 from fmcore.coupling.compact import Form, Store, record
 from fmcore.coupling.manifest import MANIFEST, SCHEMA_VERSION
 from fmcore.coupling.noise import NOT_REAL, identities, is_held_out
@@ -59,6 +60,10 @@ class About(Settings):
     """The data set of the source; None for N(0, I)."""
     store: dict[str, Any] | None = None
     """What of a pair is on disk, as `Store`; None where both sides are whole."""
+    conditions: dict[str, Any] | None = None
+    """The table of conditions by id: its hash, sizes and text encoder; None for plain labels."""
+    guidance_within: list[float] | None = None
+    """The times between which there was guidance; None for all."""
 
     @property
     def units(self) -> Scale:
@@ -72,8 +77,9 @@ class About(Settings):
         return Form(store, self.units, self.seed, shape, self.kind == "mixed")
 
     def carried(self) -> dict[str, Any]:
-        """Return what a model made from this one keeps: class names, scale, guidance, source."""
-        kept = {"classes", "scale", "guided", "source"}
+        """Return what a model made from this one keeps: class names, scale, guidance, source,
+        conditions."""
+        kept = {"classes", "scale", "guided", "source", "conditions"}
         return self.model_dump(include=kept, exclude_none=True)
 
     @property
@@ -266,7 +272,7 @@ def finish(folder: Path, about: About, shards: int, *, keep_hashes: bool = False
                 "sha256": sha256(path),
             }
         )
-    wanted = {str(f["file"]) for f in files}
+    wanted = {str(f["file"]) for f in files} | ({CONDITIONS} if about.conditions else set())
     if keep_hashes:
         wanted |= {_record(folder / name).name for name in wanted}
     for path in folder.iterdir():

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import BeforeValidator, Field
 
-from fmcore.network.images import DiT, ImageNetwork, UNet
+from fmcore.conditions.table import Table
+from fmcore.network.images import DiT, ImageNetwork, MMDiT, UNet
 from fmcore.network.mlp import MLP, ResidualMLP
 from fmcore.network.own import Custom, OwnNetwork
 from fmcore.settings import ReflowError
@@ -21,7 +22,9 @@ def _mlp_unless_named(value: Any) -> Any:
 
 
 Network = Annotated[
-    MLP | UNet | DiT | Custom, Field(discriminator="name"), BeforeValidator(_mlp_unless_named)
+    MLP | UNet | DiT | MMDiT | Custom,
+    Field(discriminator="name"),
+    BeforeValidator(_mlp_unless_named),
 ]
 
 
@@ -30,6 +33,20 @@ def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> VelocityNe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return settings.build(shape)
+
+
+def take(network: VelocityNetwork, table: Table | None) -> VelocityNetwork:
+    """Give a network that takes conditions their table, if it has none; return the network."""
+    given = getattr(network, "given", None)
+    if given is not None and given.table is None and table is not None:
+        given.take(table)
+    return network
+
+
+def table_of(network: VelocityNetwork) -> Table | None:
+    """Return the table of conditions that a network was given; None if it takes none."""
+    given = getattr(network, "given", None)
+    return None if given is None else given.table
 
 
 def with_spans(network: VelocityNetwork) -> ResidualMLP:
@@ -43,4 +60,5 @@ def with_spans(network: VelocityNetwork) -> ResidualMLP:
         return network
     wider = ResidualMLP(network.settings.model_copy(update={"spans": True}), network.shape)
     wider.load_state_dict({**wider.state_dict(), **network.state_dict()})
+    take(wider, table_of(network))
     return wider

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
+from fmcore.conditions import table as conditions
 from fmcore.matching.interpolant import Objective
-from fmcore.network.build import Network, VelocityNetwork, build
+from fmcore.network.build import Network, VelocityNetwork, build, table_of, take
 from fmcore.network.images import DIFFUSERS, ImageNetwork
 from fmcore.network.power import SigmaRel, factors
 from fmcore.own import read
@@ -90,6 +91,9 @@ class Model:
         names = self.config.get("classes") or []
         if given in names:
             return int(names.index(given))
+        table = table_of(self.network)
+        if table is not None and (row := table.row(str(given))) is not None:
+            return row
         count = self.network.settings.classes
         number = int(given) if str(given).isdecimal() else -1
         if 0 <= number < count:
@@ -120,7 +124,7 @@ def save(
         "convention": CONVENTION,
         **about,
     }
-    if isinstance(inner, ImageNetwork):
+    if isinstance(inner, ImageNetwork) and inner.of_diffusers:
         inner.save_weights(path)
     else:
         write_tensors(path / "model.safetensors", _weights(inner))
@@ -128,6 +132,9 @@ def save(
     for file in snapshots:
         (path / POWER).mkdir(exist_ok=True)
         shutil.copyfile(file, path / POWER / file.name)
+    table = table_of(inner)
+    if table is not None and len(table.content) <= conditions.KEPT:
+        conditions.write(path, table)
     config[FILES] = hashes(path, besides=CONFIG)
     (path / CONFIG).write_text(_text(sealed(config)))
 
@@ -184,7 +191,9 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
         settings: Network = read(Network, config["network"], place)
         network = build(settings, tuple(config["shape"]), seed=0)
         whole: nn.Module = network
-        if isinstance(network, ImageNetwork) and weights == "ema":
+        if config.get("conditions") and conditions.FILE in config.get(FILES, {}):
+            take(network, conditions.read(path, config["conditions"]))
+        if isinstance(network, ImageNetwork) and network.of_diffusers and weights == "ema":
             name, whole = f"{DIFFUSERS}/diffusion_pytorch_model.safetensors", network.net
         if isinstance(weights, float):
             name = POWER
@@ -209,10 +218,21 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
     return Model(network.to(device), rest, digest)
 
 
+def same_conditions(model: Model, data: Mapping[str, Any] | None, place: str) -> None:
+    """Raise ReflowError if a model takes other conditions than those of the data at `place`."""
+    own = model.config.get("conditions")
+    if getattr(model.network, "given", None) is not None and own != data:
+        raise ReflowError(
+            f"{place}: its conditions are others than those that the model was made with (another"
+            " text encoder, other texts or none); initialise and train on this data"
+        )
+
+
 def redrawn(path: Path, out: Path, *, seed: int) -> Path:
     """Write the untrained model `path` to `out` with weights drawn from `seed`; return `out`."""
     model = load(path)
     network = build(model.network.settings, model.shape, seed=seed)
+    take(network, table_of(model.network))
     save(out, network, about={**model.config, "seed": seed})
     return out
 
