@@ -240,8 +240,9 @@ def _guidance(params: "Params") -> Iterator[Mistake]:
             continue
         for name in rounds:
             if made := guided(params, name):
+                had = strength(params.couplings[made].guidance)
                 what = (
-                    f"round {name!r} has guidance {strength(params.couplings[made].guidance):g} in its velocity, by"
+                    f"round {name!r} has guidance {had:g} in its velocity, by"
                     f" couplings.{made}.guidance, and would be guided twice; leave it out"
                 )
                 yield place, what
