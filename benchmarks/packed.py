@@ -19,10 +19,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -161,15 +161,12 @@ def measured(chain: Chain, name: str) -> None:
 
 def drawn(chain: Chain, name: str, model: Path) -> None:
     """Draw the sheet of the packed prompts."""
-    from dataclasses import replace
-
     about = json.loads((chain.packed / "prompts" / "about.json").read_text())
     prompts = conditions.read(chain.packed / "prompts", about)
     loaded = load(model, device=str(chain.compute.start()))
-    known = table_of(loaded.network)
+    known, given = table_of(loaded.network), cast(Any, loaded.network)
     assert known is not None
-    given: Any = loaded.network
-    given.given.take(prompts)
+    given.given.take(prompts)  # embedded when they were packed: no encoder is needed here
     flow = replace(Flow.of(loaded, chain.compute), classes=len(prompts))
     noise = gaussian_noise(derive_seed(0, "sample"), np.arange(len(prompts)), loaded.shape)
     label, columns = torch.arange(len(prompts)), {}

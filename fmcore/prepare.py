@@ -71,7 +71,7 @@ def prepare(
     data's own units.
     """
     samples = settings.read(derive_seed(seed, "target"))
-    samples, known = _conditioned(samples, settings.conditions)
+    samples, known = conditioned(samples, settings.conditions)
     found = summary(samples)
     for line in lines(samples, found):
         say(line)
@@ -102,7 +102,7 @@ def prepare(
         metrics.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Table | None]:
+def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Table | None]:
     """Return the samples with the number of its condition as the label of each, and the table.
 
     Where a data set has no captions, the names of its classes are the texts.

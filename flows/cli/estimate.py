@@ -17,11 +17,13 @@ from flows.dag.graph import prepared
 from flows.params.load import FILE, Params, Round, load
 from flows.params.seeds import seed_of
 from fmcore.choices.multistep import AdamsBashforth
+from fmcore.conditions import table as conditions
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.network.build import build, with_spans
+from fmcore.network.build import fitting, with_spans
+from fmcore.prepare import conditioned
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple
 from fmcore.sampling.probe import Auto
@@ -93,9 +95,17 @@ def some_data(root: Path, params: Params, path: str | None, folder: Path) -> Pat
     samples = params.data.read(derive_seed(seed_of(params, "prepare"), "target"))
     shape = tuple(samples.target.shape[1:])
     ids = np.arange(min(1024, len(samples.target)))
+    samples, known = conditioned(samples, params.data.conditions)
     about = About(
-        kind="independent", shape=list(shape), image=samples.image, pairs=len(ids), seed=0
+        kind="independent",
+        shape=list(shape),
+        image=samples.image,
+        pairs=len(ids),
+        seed=0,
+        conditions=None if known is None else known.about,
     )
+    if known is not None:
+        conditions.write(folder, known)
     label = None if samples.label is None else samples.label[: len(ids)]
     write_shard(folder, 0, table(about, ids, gaussian_noise(0, ids, shape), label=label))
     finish(folder, about, 1)
@@ -125,8 +135,9 @@ def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path |
 def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
     from fmcore.network.store import save
 
-    about = open_coupling(data).about
-    network = build(params.network, tuple(about.shape), seed=0)
+    given = open_coupling(data)
+    about = given.about
+    network = fitting(params.network, given.conditions, tuple(about.shape), seed=0)
     interpolant = round_.train.interpolant.model_dump()
     said = {"round": folder.name, "interpolant": interpolant, **about.carried()}
     save(folder, network, about=said)
@@ -146,7 +157,8 @@ def one_step(
 ) -> tuple[Callable[[], float], float]:
     """Return a training step as a function, and the share of the round's batch that it takes."""
     settings, device = round_.train, compute.start()
-    network = build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+    given = open_coupling(data)
+    network = fitting(params.network, given.conditions, tuple(given.about.shape), seed=0)
     if settings.objective == "mean_flow":
         network = with_spans(network)
     batch = settings.batch // settings.processes

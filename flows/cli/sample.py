@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fmcore.choices.solvers import OdeSolver
     from fmcore.network.store import Model
+    from fmcore.settings import GuidanceWithin
     from fmcore.solve.solver import Solution
 
 FILMS = (".gif", ".mp4")
@@ -30,7 +31,8 @@ FRAMES = 32
 class Draw:
     """What to draw: by a solver within `nfe` evaluations or, with churn, by the reverse SDE.
 
-    `label` is a class, `guidance` the pull towards it; `weights` are ema, raw, or the relative
+    `label` is a class, `prompt` a text in its place, `guidance` the pull towards it, at the times
+    `within`; `weights` are ema, raw, or the relative
     length of a power average; `rev` names the commit that has the model.
     """
 
@@ -43,6 +45,17 @@ class Draw:
     weights: str = "ema"
     solver: str = "euler"
     rev: str | None = None
+    prompt: str | None = None
+    within: tuple[float, float] | None = None
+
+    @property
+    def pull(self) -> "float | GuidanceWithin":
+        """Return the guidance, at all times or within some."""
+        from fmcore.settings import GuidanceWithin
+
+        if self.within is None:
+            return self.guidance
+        return GuidanceWithin(strength=self.guidance, within=self.within)
 
     def chosen(self, *, film: bool = False) -> "OdeSolver":
         """Return the solver: Euler takes one step unless a number is given, a film 32."""
@@ -98,6 +111,16 @@ def sample(  # noqa: PLR0913  # each is an option of the command
         str | None, typer.Option("--label", "--class", help="The class, by its name or number.")
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
+    within: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Times between which there is guidance: 0 is data, 1 noise."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The text, for a round with texts as conditions.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File of texts, one a line: a sheet, a row for each.")
+    ] = None,
     weights: Annotated[
         str, typer.Option(help="ema, raw, or the relative length of a power average.")
     ] = "ema",
@@ -107,8 +130,15 @@ def sample(  # noqa: PLR0913  # each is an option of the command
 ) -> None:
     """Draw samples from a round: a picture (.png), an array (.npy), a film (.gif, .mp4)."""
     with one_line_errors("stopped; nothing was written"):
-        wanted = Draw(nfe, count, seed, churn, label, guidance, weights, solver, rev)
-        drawn, spent = draw(project(), round_, file, wanted)
+        wanted = Draw(
+            nfe, count, seed, churn, label, guidance, weights, solver, rev, prompt, within
+        )
+        if prompts is not None:
+            from flows.cli.prompts import sheet
+
+            drawn, spent = sheet(project(), round_, file, wanted, prompts)
+        else:
+            drawn, spent = draw(project(), round_, file, wanted)
     at = f" at {rev}" if rev else ""
     out.print(f"{drawn:,} samples of {round_}{at} at NFE {spent}: {file}", markup=False)
 
@@ -140,8 +170,17 @@ def _check(file: Path, wanted: Draw) -> None:
     """Check what was asked for before anything is loaded. Raises ReflowError if it cannot be."""
     if file.suffix not in SUFFIXES:
         raise ReflowError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if wanted.guidance != 1 and wanted.label is None:
-        raise ReflowError("--guidance pulls towards a class; say which by --label")
+    if wanted.guidance != 1 and wanted.label is None and wanted.prompt is None:
+        raise ReflowError("--guidance pulls towards a class or a text; give --label or --prompt")
+    if wanted.label is not None and wanted.prompt is not None:
+        raise ReflowError("--label and --prompt both say what is drawn; give one")
+    if wanted.within is not None:
+        low, high = wanted.within
+        if wanted.guidance == 1 or not 0 <= low < high <= 1:
+            raise ReflowError(
+                "--within: expected --guidance other than 1 and two times from 0 to 1, the smaller"
+                f" first; got guidance {wanted.guidance:g} and {low:g} {high:g}"
+            )
     if wanted.churn and wanted.solver != "euler":
         raise ReflowError("--churn is the reverse SDE, which takes steps of its own; no --solver")
     wanted.chosen()
@@ -188,12 +227,15 @@ def _solved(
 
     from fmcore.coupling.read import open_coupling
     from fmcore.coupling.source import Source
+    from fmcore.network.build import take
     from fmcore.network.store import load, weights_of
-    from fmcore.sampling.flow import Flow, concatenated
+    from fmcore.sampling.flow import Flow, concatenated, prompted
     from fmcore.sampling.reverse_sde import Sde, diffusions
 
     loaded = load(model, weights=weights_of(wanted.weights))
     count = wanted.count or (IMAGES if len(loaded.shape) > 1 else POINTS)
+    if data is not None and data.exists():
+        take(loaded.network, open_coupling(data).conditions)
     flow, ids, cpu = Flow.of(loaded), np.arange(count), torch.device("cpu")
     source = Source(loaded.shape)
     if loaded.config.get("source") is not None:
@@ -204,16 +246,18 @@ def _solved(
     label = None
     if wanted.label is not None:
         label = torch.full((count,), loaded.label(wanted.label))
+    if wanted.prompt is not None:
+        flow, label = prompted(flow, [wanted.prompt]), torch.zeros(count, dtype=torch.int64)
     if wanted.churn:
         sde = Sde(steps=wanted.nfe or 1, churn=wanted.churn)
         parts = diffusions(
             flow, noise, sde, seed=wanted.seed, device=cpu, label=label,
-            guidance=wanted.guidance,
+            guidance=wanted.pull,
         )  # fmt: skip
         return concatenated(list(parts)), loaded, count
     try:
         found = flow.sample(
-            noise, wanted.chosen(film=film), device=cpu, label=label, guidance=wanted.guidance,
+            noise, wanted.chosen(film=film), device=cpu, label=label, guidance=wanted.pull,
             keep_trajectory=film,
         )  # fmt: skip
     except ReflowError as error:
@@ -244,6 +288,7 @@ def _picture(
             real = opened.about.units.inverse(pairs.target)
     by = "reverse SDE" if wanted.churn else wanted.solver
     class_ = "" if wanted.label is None else f", class {wanted.label}"
+    class_ = class_ if wanted.prompt is None else f": {wanted.prompt}"
     title = titled(f"Samples at NFE {found.nfe} ({by}){class_}", called, place.name)
     solver = wanted.chosen(film=True)
     if found.trajectory is not None and isinstance(solver, Solver):

@@ -6,6 +6,7 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from fmcore.conditions.table import Table
+from fmcore.network.given import Labelled
 from fmcore.network.images import DiT, ImageNetwork, MMDiT, UNet
 from fmcore.network.mlp import MLP, ResidualMLP
 from fmcore.network.own import Custom, OwnNetwork
@@ -33,6 +34,17 @@ def build(settings: Network, shape: tuple[int, ...], *, seed: int) -> VelocityNe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return settings.build(shape)
+
+
+def fitting(
+    settings: Network, table: Table | None, shape: tuple[int, ...], *, seed: int
+) -> VelocityNetwork:
+    """Make an untrained network for data of `shape` and, if it takes them, its conditions.
+
+    Raises ReflowError if the data has none, or others than the network can take.
+    """
+    sized = settings.sized(table) if isinstance(settings, Labelled) else settings
+    return take(build(sized, shape, seed=seed), table)  # type: ignore[arg-type]
 
 
 def take(network: VelocityNetwork, table: Table | None) -> VelocityNetwork:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
+from fmcore.conditions.encoders import beside
 from fmcore.conditions.table import Table
 from fmcore.matching.conversions import usable_times
 from fmcore.network.build import table_of
@@ -172,6 +173,23 @@ class Flow(Field):
             found = solve(v, rows, solver, start=start, end=end, keep_trajectory=keep)
             parts.append(with_nulls(found, v))
         return concatenated(parts)
+
+
+def prompted(flow: Flow, texts: Sequence[str]) -> Flow:
+    """Return a flow whose conditions are these texts, numbered from 0: any texts, once embedded.
+
+    Raises ReflowError for a flow that was not made with texts.
+    """
+    if flow.made_of is None or flow.table is None:
+        raise ReflowError(
+            "--prompt: this round has no texts as conditions, or its table is too large for the"
+            " model's folder and not at hand; use --label"
+        )
+    model, compute = flow.made_of
+    network: Any = deepcopy(model.network)
+    known = beside(texts, flow.table)
+    network.given.take(known)
+    return replace(Flow.of(replace(model, network=network), compute), classes=len(known))
 
 
 def no_score(about: Mapping[str, Any]) -> str | None:
