@@ -29,7 +29,6 @@ import torch
 from pydantic import TypeAdapter
 
 from fmcore.calibrate import calibrate
-from fmcore.choices.solvers import Solver
 from fmcore.conditions import encoders
 from fmcore.conditions import table as conditions
 from fmcore.couple import Couple, couple
@@ -42,6 +41,7 @@ from fmcore.network.build import table_of
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import derive_seed
+from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
 from fmcore.verdict.pictures import sheet_of_prompts
 from fmcore.work.compute import Compute

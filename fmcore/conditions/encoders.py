@@ -221,9 +221,9 @@ def beside(texts: Sequence[str], known: Table) -> Table:
     rows = [known.row(text) for text in texts]
     if all(row is not None for row in rows):  # no encoder is needed
         kept = torch.tensor([*rows, len(known)])
-        given = (known.vectors, known.mask, known.pooled)
-        parts = [None if x is None else x[kept] for x in given]
-        return Table(*parts, tuple(texts), known.encoder)  # type: ignore[arg-type]
+        mask = None if known.mask is None else known.mask[kept]
+        pooled = None if known.pooled is None else known.pooled[kept]
+        return Table(known.vectors[kept], mask, pooled, tuple(texts), known.encoder)
     said = {key: value for key, value in known.encoder.items() if key != "sha256"}
     encoder: TextEncoder = read(Encoder, said, "the encoder of this model's conditions")
     if (digest := encoder.digest()) != known.encoder["sha256"]:

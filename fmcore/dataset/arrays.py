@@ -120,7 +120,7 @@ def _open(settings: Array, path: Path) -> Raw:
         if kind == ".parquet":
             return parquet(path, settings.columns, settings.label)
         if kind == ".csv":
-            beside = settings.conditions and settings.conditions.column
+            beside = settings.conditions.column if settings.conditions else None
             return table_of_text(path, settings.columns, settings.label, beside)
         if kind == ".npz":
             return npz(path, settings.key, settings.label)

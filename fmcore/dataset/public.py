@@ -181,7 +181,7 @@ def _idx(folder: Path, name: str) -> np.ndarray:
     """Read an idx file, compressed or not, and check its hash."""
     plain, packed = folder / name, folder / f"{name}.gz"
     try:
-        data = plain.readin_bytes() if plain.exists() else gzip.decompress(packed.readin_bytes())
+        data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise ReflowError(f"{packed}: cannot be read ({error}); install the files again") from None
     if hashlib.sha256(data).hexdigest() != FASHION_SHA256[name]:

@@ -77,12 +77,11 @@ class FieldVelocity:
         out = field._call(x, times, label, over)
         if label is not None and self.nulls is not None:
             kept = self._guided(given)
-            if kept is None:
+            if kept is None or (len(kept) == 1 and bool(kept)):
                 out = self._pulled(out, x, times, label, over)
-            elif bool(kept.any()):
-                rows = kept.expand(len(x))
-                some = (a[rows] for a in (out, x, times, label, over))
-                out = out.masked_scatter(expand(rows, out), self._pulled(*some))
+            elif len(kept) > 1 and bool(kept.any()):  # an adaptive solver: each row has its time
+                some = (a[kept] for a in (out, x, times, label, over))
+                out = out.masked_scatter(expand(kept, out), self._pulled(*some))
             self._count(kept, len(x))
         return to_velocity(field.interpolant, field.objective, out, x, t)
 
