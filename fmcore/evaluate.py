@@ -34,9 +34,8 @@ from fmcore.measure.scores import Scores, load_protocol
 from fmcore.measure.transport import cost_rise, costs_per_pair, transport_cost
 from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
-from fmcore.network.build import take
 from fmcore.network.flops import flops_per_evaluation
-from fmcore.network.store import load, same_conditions
+from fmcore.network.store import condition, load
 from fmcore.sampling.flow import Flow
 from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.verdict import cuts, keys, pictures
@@ -75,8 +74,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     """
     loaded = load(paths.model, device=str(work.device))
     real = open_coupling(paths.data)
-    same_conditions(loaded, real.about.conditions, str(paths.data))
-    take(loaded.network, real.conditions)
+    condition(loaded, real.about.conditions, real.conditions, str(paths.data))
     measure = load_yardstick(paths.yardstick)
     flow = Flow.of(loaded, work.compute)
     scores = Scores(measure, load_protocol(paths.yardstick, work.device))

@@ -12,14 +12,14 @@ from torch import Tensor
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
-from fmcore.network.build import take, with_spans
+from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
 from fmcore.network.store import (
     POWER,
     Model,
+    condition,
     load,
-    same_conditions,
     save,
     save_snapshot,
     snapshot_file,
@@ -81,13 +81,14 @@ def train(
             return
     sides = held_out_sides(opened, limit=16 * settings.batch)
     final = _held_out(state, sides, settings, work=work, limit=16 * settings.batch)
-    final |= _beside_constant(final, sides[0], settings)
-    work.accept(final)
+    work.accept(final := final | _beside_constant(final, sides[0], settings))
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
     save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    rest = {**_lengths(settings), "learns_mean": int(settings.loss.learns_mean)}
+    ends = settings.average()  # the length of the average at the end
+    rest = {"ema_decay": ends["last_decay"], "ema_half_life": ends["last_half_life"]}
+    rest["learns_mean"] = int(settings.loss.learns_mean)
     _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
 
 
@@ -136,12 +137,6 @@ def _snapshot_steps(state: State, settings: Train) -> list[int]:
         return []
     first = max((told["step"] for told in state.continued), default=0)
     return [step for step in settings.power_ema.steps(settings.steps) if step > first]
-
-
-def _lengths(settings: Train) -> dict[str, float]:
-    """Return the length of the average at the end, as a decay and as a half-life in samples."""
-    found = settings.average()
-    return {"ema_decay": found["last_decay"], "ema_half_life": found["last_half_life"]}
 
 
 def _run(
@@ -227,8 +222,7 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
             " start the round from a model of the same shape, or from scratch"
         )
     same_units(start.scale, coupling.about.units, str(coupling.path))
-    same_conditions(start, coupling.about.conditions, str(coupling.path))
-    take(start.network, coupling.conditions)
+    condition(start, coupling.about.conditions, coupling.conditions, str(coupling.path))
     check_source(coupling.about.source, settings.interpolant)
     if not rank():  # the others do not read what is not theirs
         check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))

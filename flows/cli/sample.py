@@ -174,13 +174,12 @@ def _check(file: Path, wanted: Draw) -> None:
         raise ReflowError("--guidance pulls towards a class or a text; give --label or --prompt")
     if wanted.label is not None and wanted.prompt is not None:
         raise ReflowError("--label and --prompt both say what is drawn; give one")
-    if wanted.within is not None:
-        low, high = wanted.within
-        if wanted.guidance == 1 or not 0 <= low < high <= 1:
-            raise ReflowError(
-                "--within: expected --guidance other than 1 and two times from 0 to 1, the smaller"
-                f" first; got guidance {wanted.guidance:g} and {low:g} {high:g}"
-            )
+    low, high = wanted.within or (0.0, 1.0)
+    if not 0 <= low < high <= 1 or (wanted.within and wanted.guidance == 1):
+        raise ReflowError(
+            "--within: expected --guidance other than 1 and two times from 0 to 1, the smaller"
+            f" first; got guidance {wanted.guidance:g} and {low:g} {high:g}"
+        )
     if wanted.churn and wanted.solver != "euler":
         raise ReflowError("--churn is the reverse SDE, which takes steps of its own; no --solver")
     wanted.chosen()
@@ -288,7 +287,7 @@ def _picture(
             real = opened.about.units.inverse(pairs.target)
     by = "reverse SDE" if wanted.churn else wanted.solver
     class_ = "" if wanted.label is None else f", class {wanted.label}"
-    class_ = class_ if wanted.prompt is None else f": {wanted.prompt}"
+    class_ += f": {wanted.prompt}" if wanted.prompt else ""
     title = titled(f"Samples at NFE {found.nfe} ({by}){class_}", called, place.name)
     solver = wanted.chosen(film=True)
     if found.trajectory is not None and isinstance(solver, Solver):

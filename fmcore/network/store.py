@@ -218,14 +218,20 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
     return Model(network.to(device), rest, digest)
 
 
-def same_conditions(model: Model, data: Mapping[str, Any] | None, place: str) -> None:
-    """Raise ReflowError if a model takes other conditions than those of the data at `place`."""
+def condition(
+    model: Model, data: Mapping[str, Any] | None, table: conditions.Table | None, place: str
+) -> None:
+    """Give a model the table of conditions of the data at `place`, if it takes conditions.
+
+    `data` is what the data says of its table. Raises ReflowError if it is not that of the model.
+    """
     own = model.config.get("conditions")
     if getattr(model.network, "given", None) is not None and own != data:
         raise ReflowError(
             f"{place}: its conditions are others than those that the model was made with (another"
             " text encoder, other texts or none); initialise and train on this data"
         )
+    take(model.network, table)
 
 
 def redrawn(path: Path, out: Path, *, seed: int) -> Path:

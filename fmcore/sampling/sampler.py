@@ -1,13 +1,13 @@
 """The sampler of a coupling, made of a model's folder, prepared data and settings, and checked."""
 
 from pathlib import Path
+from typing import Any
 
 from fmcore.choices.solvers import solver_of_pairs
 from fmcore.coupling.checks import check_labels
-from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.coupling.write import About
-from fmcore.network.build import take
-from fmcore.network.store import load, same_conditions
+from fmcore.network.store import Model, condition, load
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple, PairSampler, nfe_of, recorded
 from fmcore.sampling.probe import RECEIPT, Auto
@@ -21,18 +21,9 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     """Return the sampler of the coupling that the folder `model` makes from `data`."""
     velocity = load(model, weights=settings.weights, device=str(work.device))
     real = open_coupling(data)
-    same_conditions(velocity, real.about.conditions, str(data))
-    take(velocity.network, real.conditions)
+    condition(velocity, real.about.conditions, real.conditions, str(data))
     flow = Flow.of(velocity, work.compute)
-    if settings.guidance != 1 and not flow.classes:
-        raise ReflowError(
-            f"couplings: guidance {strength(settings.guidance):g} needs a flow with classes; set"
-            " network.classes or network.conditions, or guidance 1"
-        )
-    if settings.guidance != 1:
-        flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
-    if why := settings.store.refusal(noise=real.about.source is None, mix=settings.mix):
-        raise ReflowError(f"couplings: store.source {why}")
+    _check(flow, real, settings)
     same_units(velocity.scale, real.about.units, str(data))
     named = settings.solver or solver_of_pairs(flow.interpolant)
     solver = None if isinstance(named, Auto) else named
@@ -48,14 +39,8 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         nfe=None if solver is None else nfe_of(solver, flow, settings),
         audit_every=settings.audit_every,
         numerics=numerics(work.device, work.compute, flow.tile),
-        guidance=strength(settings.guidance) if flow.classes else None,
-        guidance_within=(
-            [*settings.guidance.within] if isinstance(settings.guidance, GuidanceWithin) else None
-        ),
         mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
-        guided=(
-            strength(settings.guidance) if settings.guidance != 1 else velocity.config.get("guided")
-        ),
+        **_guidance(flow, settings, velocity),
         classes=real.about.classes,
         scale=real.about.scale,
         source=real.about.source,
@@ -73,3 +58,27 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         check_labels(known.label, flow.classes, str(data))
     sampler = PairSampler(flow, real.source, known, about, settings, work.device, real.conditions)
     return sampler.settled(named, work.scratch / RECEIPT) if isinstance(named, Auto) else sampler
+
+
+def _check(flow: Flow, real: Coupling, settings: Couple) -> None:
+    """Raise ReflowError for guidance or a form of the pairs that cannot be."""
+    if settings.guidance != 1 and not flow.classes:
+        raise ReflowError(
+            f"couplings: guidance {strength(settings.guidance):g} needs a flow with classes; set"
+            " network.classes or network.conditions, or guidance 1"
+        )
+    if settings.guidance != 1:
+        flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
+    if why := settings.store.refusal(noise=real.about.source is None, mix=settings.mix):
+        raise ReflowError(f"couplings: store.source {why}")
+
+
+def _guidance(flow: Flow, settings: Couple, model: Model) -> dict[str, Any]:
+    """Return what a coupling records of its guidance, and of that further up the chain."""
+    given = settings.guidance
+    within = [*given.within] if isinstance(given, GuidanceWithin) else None
+    return {
+        "guidance": strength(given) if flow.classes else None,
+        "guidance_within": within,
+        "guided": strength(given) if given != 1 else model.config.get("guided"),
+    }

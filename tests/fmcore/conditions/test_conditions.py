@@ -12,7 +12,8 @@ from fmcore.conditions import table as conditions
 from fmcore.conditions.encoders import Conditions, EncoderFolder, WordLlama
 from fmcore.conditions.table import Table
 from fmcore.couple import Couple, couple
-from fmcore.coupling.read import open_coupling, verify
+from fmcore.coupling.read import open_coupling
+from fmcore.coupling.verify import verify
 from fmcore.dataset.arrays import Array
 from fmcore.dataset.images import Images
 from fmcore.initialise import initialise
