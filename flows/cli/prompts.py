@@ -2,13 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:
     from flows.cli.sample import Draw
 
+Within = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Times between which there is guidance: 0 is data, 1 noise."),
+]
+Prompt = Annotated[str | None, typer.Option(help="The text, for a round with texts as conditions.")]
+Prompts = Annotated[
+    Path | None, typer.Option(help="File of texts, one a line: a sheet, a row for each.")
+]
 STEPS = (1, 4, 16)
 """Steps of the columns, where no number of evaluations is given."""
 MOST = 200

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from flows.cli import complete
 from flows.cli.console import one_line_errors, out, project
+from flows.cli.prompts import Prompt, Prompts, Within, sheet
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from fmcore.choices.solvers import OdeSolver
     from fmcore.network.store import Model
+    from fmcore.sampling.flow import Flow
     from fmcore.settings import GuidanceWithin
     from fmcore.solve.solver import Solution
 
@@ -104,23 +107,14 @@ def sample(  # noqa: PLR0913  # each is an option of the command
         int | None, typer.Option("-n", min=1, help="How many samples: 64 images, 1,000 points.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    churn: Annotated[
-        float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
-    ] = 0.0,
+    churn: Annotated[float, typer.Option(min=0, max=1, help="0: ODE; 1: reverse SDE.")] = 0.0,
     label: Annotated[
         str | None, typer.Option("--label", "--class", help="The class, by its name or number.")
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
-    within: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Times between which there is guidance: 0 is data, 1 noise."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The text, for a round with texts as conditions.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File of texts, one a line: a sheet, a row for each.")
-    ] = None,
+    within: Within = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     weights: Annotated[
         str, typer.Option(help="ema, raw, or the relative length of a power average.")
     ] = "ema",
@@ -133,14 +127,10 @@ def sample(  # noqa: PLR0913  # each is an option of the command
         wanted = Draw(
             nfe, count, seed, churn, label, guidance, weights, solver, rev, prompt, within
         )
-        if prompts is not None:
-            from flows.cli.prompts import sheet
-
-            drawn, spent = sheet(project(), round_, file, wanted, prompts)
-        else:
-            drawn, spent = draw(project(), round_, file, wanted)
-    at = f" at {rev}" if rev else ""
-    out.print(f"{drawn:,} samples of {round_}{at} at NFE {spent}: {file}", markup=False)
+        make = partial(sheet, prompts=prompts) if prompts else draw
+        drawn, spent = make(project(), round_, file, wanted)
+    of = f"{round_} at {rev}" if rev else round_
+    out.print(f"{drawn:,} samples of {of} at NFE {spent}: {file}", markup=False)
 
 
 def draw(root: Path, round_: str, file: Path, wanted: Draw) -> tuple[int, int]:
@@ -171,7 +161,9 @@ def _check(file: Path, wanted: Draw) -> None:
     if file.suffix not in SUFFIXES:
         raise ReflowError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
     if wanted.guidance != 1 and wanted.label is None and wanted.prompt is None:
-        raise ReflowError("--guidance pulls towards a class or a text; give --label or --prompt")
+        raise ReflowError(
+            "--guidance pulls towards a class or a text; say which by --label or --prompt"
+        )
     if wanted.label is not None and wanted.prompt is not None:
         raise ReflowError("--label and --prompt both say what is drawn; give one")
     low, high = wanted.within or (0.0, 1.0)
@@ -254,9 +246,17 @@ def _solved(
             guidance=wanted.pull,
         )  # fmt: skip
         return concatenated(list(parts)), loaded, count
+    found = _ode(flow, noise, label, wanted, film=film)
+    return found, loaded, count
+
+
+def _ode(
+    flow: "Flow", noise: "Tensor", label: "Tensor | None", wanted: Draw, *, film: bool
+) -> "Solution":
+    """Return the solution of the ODE, with its trajectory for a film."""
     try:
-        found = flow.sample(
-            noise, wanted.chosen(film=film), device=cpu, label=label, guidance=wanted.pull,
+        return flow.sample(
+            noise, wanted.chosen(film=film), device=noise.device, label=label, guidance=wanted.pull,
             keep_trajectory=film,
         )  # fmt: skip
     except ReflowError as error:
@@ -266,7 +266,6 @@ def _solved(
             f"{wanted.solver}: a sample needs more than {wanted.nfe} evaluations; raise --nfe, or"
             " leave it out"
         ) from error
-    return found, loaded, count
 
 
 def _picture(
