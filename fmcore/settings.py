@@ -53,8 +53,8 @@ Width = Annotated[int, Field(gt=0, le=10**5)]
 """Features of a layer: a square matrix of this size is 40 GB."""
 Depth = Annotated[int, Field(gt=0, le=10**3)]
 """Layers or blocks in a row."""
-ClassCount = Annotated[int, Field(ge=0, le=10**5)]
-"""Classes of a label: ImageNet-21k has 21,843."""
+ClassCount = Annotated[int, Field(ge=0, le=10**7)]
+"""Classes of a label, or conditions: ImageNet-21k has 21,843 classes, CC3M 3 million captions."""
 WorkerCount = Annotated[int, Field(gt=0, le=1024)]
 """Threads or processes of a stage."""
 LearningRate = Annotated[float, Field(gt=0, le=1e4)]

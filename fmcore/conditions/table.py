@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import ClassCount, ReflowError, Settings
 
 FILE = "_conditions.safetensors"
 """The table's file, in a coupling's folder and in a model's."""
@@ -34,14 +35,14 @@ class ConditionInput(Settings):
     The numbers are those of the data's table, which `initialise` fills in.
     """
 
-    count: int = 0
+    count: ClassCount = 0
     """Number of conditions without the null one. Leave it out: `initialise` fills it in."""
-    features: int = 0
+    features: int = Field(default=0, ge=0, le=10**5)
     """Numbers of a vector, or of each token of a sequence. Leave it out: `initialise` fills it
     in."""
-    length: int = 0
+    length: int = Field(default=0, ge=0, le=10**5)
     """Tokens of a sequence, 0 for vectors. Leave it out: `initialise` fills it in."""
-    pooled: int = 0
+    pooled: int = Field(default=0, ge=0, le=10**5)
     """Numbers of the vector that sums up a sequence, 0 for vectors. Leave it out: `initialise`
     fills it in."""
 

@@ -64,7 +64,7 @@ class Couple(Settings):
     guidance: GuidanceOf = 1.0
     """Strength of guidance in making the pairs: v_null + guidance (v - v_null), or `{strength,
     within}` for some times. 1 is none; others need network.classes or conditions and cost twice.
-    Rounds that learn such pairs, and those after, are not guided again."""
+    Rounds that learn such pairs, or come after, are not guided again."""
     weights: Weights = "ema"
     """Which weights of the round make the pairs: the average (`ema`), the optimiser's own (`raw`),
     or the power average of a relative length (0.1), if the round has `power_ema`."""
