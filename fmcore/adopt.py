@@ -12,7 +12,8 @@ from fmcore.coupling.read import Coupling, labels, open_coupling
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.outside import check_null
-from fmcore.network.store import POWER, Model, load, save
+from fmcore.network.snapshots import POWER
+from fmcore.network.store import Model, load, save
 from fmcore.network.teachers import (
     DiffusersFolder,
     OwnModel,

@@ -107,3 +107,32 @@ def folder_digest(path: Path, of: Callable[[Path], str] = sha256) -> dict[str, A
             whole.update(name + b"\0" + of(file).encode() + b"\n")
             size, count = size + file.stat().st_size, count + 1
     return {"sha256": whole.hexdigest(), "files": count, "bytes": size}
+
+
+def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
+    """Run `write`, which fills `temporary`, and rename it to `path`; remove it on failure.
+
+    Raises ReflowError naming the file when the disk is full or cannot be written.
+    """
+    try:
+        write()
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ReflowError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or fix the"
+            " permissions and start again: finished shards are kept"
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -15,12 +15,14 @@ from pathlib import Path
 import pyarrow.ipc
 
 from fmcore.checked import sha256
+from fmcore.conditions import table as conditions
 from fmcore.coupling.checks import Measured, measure, measured
 from fmcore.coupling.manifest import MANIFEST, recorded
 from fmcore.coupling.write import adopt, finish, holds, is_whole, shard_name, write_shard
 from fmcore.network.flops import flops_per_evaluation
 from fmcore.outside.imported import Imported, Importer, importer_of
-from fmcore.sampling.pairs import Couple, PairSampler, sampler_of
+from fmcore.sampling.pairs import Couple, PairSampler
+from fmcore.sampling.sampler import sampler_of
 from fmcore.work.work import Work
 from fmcore.work.workers import start_workers
 
@@ -70,6 +72,8 @@ def couple(
     count = shard_count(settings)
     known: dict[str, Measured] = {}
     _fill(sampler, folder, range(count), work, earlier, known)
+    if sampler.table is not None:
+        conditions.write(folder, sampler.table)
     manifest = finish(folder, about, count, keep_hashes=True)
     size = sum(s["bytes"] for s in manifest["shards"])
     found = {"pairs": about.pairs, **measure(folder, data, about, known), "bytes": size}

@@ -28,13 +28,14 @@ from fmcore.measure.harness import (
     likelihood,
     reconstruction,
 )
+from fmcore.measure.retrieval import retrieval
 from fmcore.measure.samplers import by_churn, by_solver, other_weights, shown_of
 from fmcore.measure.scores import Scores, load_protocol
 from fmcore.measure.transport import cost_rise, costs_per_pair, transport_cost
 from fmcore.measure.yardstick import Yardstick
 from fmcore.measure.yardstick import load as load_yardstick
 from fmcore.network.flops import flops_per_evaluation
-from fmcore.network.store import load
+from fmcore.network.store import condition, load
 from fmcore.sampling.flow import Flow
 from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.verdict import cuts, keys, pictures
@@ -72,6 +73,8 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     The noise depends on the seed alone: rounds and NFE are compared on the same draws.
     """
     loaded = load(paths.model, device=str(work.device))
+    real = open_coupling(paths.data)
+    condition(loaded, real.about.conditions, real.conditions, str(paths.data))
     measure = load_yardstick(paths.yardstick)
     flow = Flow.of(loaded, work.compute)
     scores = Scores(measure, load_protocol(paths.yardstick, work.device))
@@ -94,12 +97,13 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
         **likelihood(harness, paths.data),
         **_budget(harness, loaded.config, paths.coupling, path),
         **guidance(harness),
+        **retrieval(harness, paths.data, measure.extractor),
     }
     t, gap = bend.straightness_curve(path, settings.solver.grid(1.0, 0.0))
     cuts.write(paths.fd, [*rows, *others])
     gaps = [{"t": a, "gap": b} for a, b in zip(t.tolist(), gap.tolist(), strict=True)]
     _csv(paths.straightness, gaps)
-    of = (data_name(open_coupling(paths.data).about.data), str(loaded.config.get("round", "")))
+    of = (data_name(real.about.data), str(loaded.config.get("round", "")))
     _draw(paths, shown, path, settings, of)
     scan = titled("Distance by the length of the average", *of)
     pictures.scan_of_weights(paths.out / "weights.png", result, measure.name, scan)

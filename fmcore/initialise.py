@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.read import labels, open_coupling
-from fmcore.network.build import Network, build
+from fmcore.network.build import Network, fitting
 from fmcore.network.store import save
 
 __all__ = ["Network", "initialise"]
@@ -17,6 +17,6 @@ def initialise(data: Path, out: Path, settings: Network, *, seed: int) -> None:
     With it every round is a warm start: the first from `scratch`, the next from the one before.
     """
     coupling = open_coupling(data)
-    check_labels(labels(coupling), settings.classes, str(data))
-    network = build(settings, tuple(coupling.about.shape), seed=seed)
+    network = fitting(settings, coupling.conditions, tuple(coupling.about.shape), seed=seed)
+    check_labels(labels(coupling), network.settings.classes, str(data))
     save(out, network, about={"round": "scratch", "seed": seed, **coupling.about.carried()})

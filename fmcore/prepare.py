@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmcore.conditions import table as conditions
+from fmcore.conditions.encoders import Conditions, table_of
+from fmcore.conditions.table import Table
 from fmcore.coupling.noise import identities
 from fmcore.coupling.source import SAMPLES
 from fmcore.coupling.write import About, finish, table, write_shard
@@ -68,6 +71,7 @@ def prepare(
     data's own units.
     """
     samples = settings.read(derive_seed(seed, "target"))
+    samples, known = conditioned(samples, settings.conditions)
     found = summary(samples)
     for line in lines(samples, found):
         say(line)
@@ -84,7 +88,11 @@ def prepare(
         classes=None if samples.names is None else list(samples.names),
         scale=recorded.record,
         source=None if isinstance(source, Noise) else _described(source),
+        conditions=None if known is None else known.about,
     )
+    if known is not None:
+        conditions.write(out, known)
+        say(f"data: {len(known)} conditions, {known.vectors[0].numel()} numbers each")
     if not isinstance(source, Noise):
         _write_source(out / SAMPLES, source, about, scale, seed, say)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
@@ -92,6 +100,36 @@ def prepare(
     if metrics is not None:
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Table | None]:
+    """Return the samples with the number of its condition as the label of each, and the table.
+
+    Where a data set has no captions, the names of its classes are the texts.
+    """
+    if given is None:
+        return samples, None
+    captions, label = samples.captions, samples.label
+    if captions is None and samples.names is not None and label is not None:
+        captions = tuple(samples.names[i] for i in label.tolist())
+    if captions is None:
+        raise ReflowError(
+            "data.conditions: this data has no texts, vectors or names of classes; name their"
+            " column in data.conditions.column, add captions, or remove data.conditions"
+        )
+    if isinstance(captions, Tensor):
+        if given.encoder is not None:
+            raise ReflowError("data.conditions.encoder: the conditions are vectors; remove it")
+        known, label = conditions.of_vectors(captions)
+    elif given.encoder is None:
+        raise ReflowError(
+            "data.conditions.encoder: is missing, and the conditions are texts; set it to {name:"
+            " wordllama}, or to another encoder"
+        )
+    else:
+        texts, label = conditions.unique_texts(captions)
+        known = table_of(texts, given.encoder)
+    return replace(samples, label=label, names=None, captions=None), known
 
 
 def _described(settings: Dataset) -> dict[str, Any]:
@@ -122,6 +160,7 @@ def _write_source(
             "data": target.source,
             "source": None,
             "classes": None,
+            "conditions": None,
         }
     )
     unlabelled = replace(samples, label=None)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CONVENTION = "t=0 target (data), t=1 source (noise), v=dx/dt"
 """Written into every model and coupling, because half of the public code has t reversed."""
@@ -53,18 +53,52 @@ Width = Annotated[int, Field(gt=0, le=10**5)]
 """Features of a layer: a square matrix of this size is 40 GB."""
 Depth = Annotated[int, Field(gt=0, le=10**3)]
 """Layers or blocks in a row."""
-ClassCount = Annotated[int, Field(ge=0, le=10**5)]
-"""Classes of a label: ImageNet-21k has 21,843."""
+ClassCount = Annotated[int, Field(ge=0, le=10**7)]
+"""Classes of a label, or conditions: ImageNet-21k has 21,843 classes, CC3M 3 million captions."""
 WorkerCount = Annotated[int, Field(gt=0, le=1024)]
 """Threads or processes of a stage."""
 LearningRate = Annotated[float, Field(gt=0, le=1e4)]
 """Learning rate of AdamW, whose steps are about as long as it is."""
 Guidance = Annotated[float, Field(ge=0, le=1e3)]
 """Strength of guidance."""
+Time = Annotated[float, Field(ge=0, le=1)]
+"""A time: 0 is data, 1 the source."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share, or a time."""
 Length = Annotated[float, Field(ge=1e-6, le=1e6)]
 """A length in units of the data: float32 has seven digits."""
+
+
+class GuidanceWithin(Settings):
+    """Guidance at some times only: it costs less and keeps variety (Kynkäänniemi et al. 2024)."""
+
+    strength: Guidance
+    """Strength of guidance between the two times; other times are not guided."""
+    within: Annotated[tuple[Time, Time], Field(strict=False)]
+    """The two times, the smaller first: 0 is data, 1 noise. Outside of them the null condition is
+    not evaluated, so a step costs one evaluation, not two."""
+
+    @model_validator(mode="after")
+    def _some_times(self) -> "GuidanceWithin":
+        if self.within[0] >= self.within[1]:
+            raise ValueError(f"within: expected two times, the smaller first, got {self.within}")
+        if self.strength == 1:
+            raise ValueError("strength: 1 is no guidance; give `guidance: 1` without times")
+        return self
+
+    def at(self, t: Any) -> Any:
+        """Say whether there is guidance at a time, or at each of the times t [B]."""
+        return (t >= self.within[0]) & (t <= self.within[1])
+
+
+GuidanceOf = Guidance | GuidanceWithin
+"""A strength at all times, or `{strength: 3, within: [0.2, 0.8]}`."""
+
+
+def strength(guidance: float | GuidanceWithin) -> float:
+    """Return the strength of guidance at the times where there is some."""
+    return guidance.strength if isinstance(guidance, GuidanceWithin) else guidance
+
 
 MOST_WEIGHTS = 10**11
 """Weights of a network: with AdamW they take 1.6 TB, more than the GPUs of one machine have."""

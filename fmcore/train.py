@@ -16,7 +16,8 @@ from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
 from fmcore.network.outside import check_null
-from fmcore.network.store import POWER, Model, load, save, save_snapshot, snapshot_file
+from fmcore.network.snapshots import POWER, save_snapshot, snapshot_file
+from fmcore.network.store import Model, condition, load, save
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
@@ -81,7 +82,9 @@ def train(
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
     save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    rest = {**_lengths(settings), "learns_mean": int(settings.loss.learns_mean)}
+    ends = settings.average()  # the length of the average at the end
+    rest = {"ema_decay": ends["last_decay"], "ema_half_life": ends["last_half_life"]}
+    rest["learns_mean"] = int(settings.loss.learns_mean)
     _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
 
 
@@ -131,12 +134,6 @@ def _snapshot_steps(state: State, settings: Train) -> list[int]:
         return []
     first = max((told["step"] for told in state.continued), default=0)
     return [step for step in settings.power_ema.steps(settings.steps) if step > first]
-
-
-def _lengths(settings: Train) -> dict[str, float]:
-    """Return the length of the average at the end, as a decay and as a half-life in samples."""
-    found = settings.average()
-    return {"ema_decay": found["last_decay"], "ema_half_life": found["last_half_life"]}
 
 
 def _run(
@@ -222,6 +219,7 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
             " start the round from a model of the same shape, or from scratch"
         )
     same_units(start.scale, coupling.about.units, str(coupling.path))
+    condition(start, coupling.about.conditions, coupling.conditions, str(coupling.path))
     check_source(coupling.about.source, settings.interpolant)
     if not rank():  # the others do not read what is not theirs
         check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))

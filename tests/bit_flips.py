@@ -27,7 +27,7 @@ from flows.dag.receipts import curve, metrics, note_timings, timings
 from flows.project.events import Reader, Writer
 from flows.tracking import marker
 from fmcore.coupling.read import open_coupling, read
-from fmcore.coupling.read import verify as verify_coupling
+from fmcore.coupling.verify import verify as verify_coupling
 from fmcore.coupling.write import finish, is_whole, shard_name, table, write_shard
 from fmcore.features.extractor import Extractor
 from fmcore.measure import yardstick

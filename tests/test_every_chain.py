@@ -10,7 +10,8 @@ from PIL import Image
 from flows.params.load import SCRATCH, Params, load
 from fmcore.calibrate import calibrate
 from fmcore.couple import couple
-from fmcore.dataset.public import EMOJI_FONT, FASHION_FOLDERS
+from fmcore.dataset.emoji import FONT as EMOJI_FONT
+from fmcore.dataset.public import FASHION_FOLDERS
 from fmcore.evaluate import EvaluatePaths, evaluate
 from fmcore.initialise import initialise
 from fmcore.prepare import prepare

@@ -20,16 +20,19 @@ from flows.params.seeds import seed_of
 from flows.stage.adopted import adopt_round
 from flows.stage.imports import pairs_of
 from fmcore.choices.multistep import AdamsBashforth
+from fmcore.conditions import table as conditions
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.network.build import VelocityNetwork, build, with_spans
+from fmcore.network.build import VelocityNetwork, fitting, with_spans
 from fmcore.network.store import load as load_model
 from fmcore.outside.imported import Imported, importer_of
+from fmcore.prepare import conditioned
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.pairs import Couple, sampler_of
+from fmcore.sampling.pairs import Couple
 from fmcore.sampling.probe import Auto
+from fmcore.sampling.sampler import sampler_of
 from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
@@ -103,9 +106,17 @@ def some_data(root: Path, params: Params, path: str | None, folder: Path) -> Pat
     samples = params.data.read(derive_seed(seed_of(params, "prepare"), "target"))
     shape = tuple(samples.target.shape[1:])
     ids = np.arange(min(1024, len(samples.target)))
+    samples, known = conditioned(samples, params.data.conditions)
     about = About(
-        kind="independent", shape=list(shape), image=samples.image, pairs=len(ids), seed=0
+        kind="independent",
+        shape=list(shape),
+        image=samples.image,
+        pairs=len(ids),
+        seed=0,
+        conditions=None if known is None else known.about,
     )
+    if known is not None:
+        conditions.write(folder, known)
     label = None if samples.label is None else samples.label[: len(ids)]
     write_shard(folder, 0, table(about, ids, gaussian_noise(0, ids, shape), label=label))
     finish(folder, about, 1)
@@ -142,8 +153,9 @@ def _trained(root: Path, stages: Mapping[str, graph.Stage], name: str) -> Path |
 def _untrained(params: Params, round_: Round, data: Path, folder: Path) -> Path:
     from fmcore.network.store import save
 
-    about = open_coupling(data).about
-    network = build(params.network, tuple(about.shape), seed=0)
+    given = open_coupling(data)
+    about = given.about
+    network = fitting(params.network, given.conditions, tuple(about.shape), seed=0)
     assert round_.train is not None
     interpolant = round_.train.interpolant.model_dump()
     said = {"round": folder.name, "interpolant": interpolant, **about.carried()}
@@ -170,7 +182,8 @@ def network_of(
 ) -> VelocityNetwork:
     """Return an untrained network for a round, or that of the teacher that it starts from."""
     if teacher_of(params, name) is None:
-        return build(params.network, tuple(open_coupling(data).about.shape), seed=0)
+        given = open_coupling(data)
+        return fitting(params.network, given.conditions, tuple(given.about.shape), seed=0)
     with tempfile.TemporaryDirectory(prefix="reflow-") as folder:
         model, _ = model_of(root, params, stages, name, data, Path(folder) / name)
         return load_model(model).network

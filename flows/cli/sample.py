@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from flows.cli import complete
 from flows.cli.console import one_line_errors, out, project
+from flows.cli.prompts import Prompt, Prompts, Within, sheet
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from fmcore.choices.solvers import OdeSolver
     from fmcore.network.store import Model
+    from fmcore.sampling.flow import Flow
+    from fmcore.settings import GuidanceWithin
     from fmcore.solve.solver import Solution
 
 FILMS = (".gif", ".mp4")
@@ -30,7 +34,8 @@ FRAMES = 32
 class Draw:
     """What to draw: by a solver within `nfe` evaluations or, with churn, by the reverse SDE.
 
-    `label` is a class, `guidance` the pull towards it; `weights` are ema, raw, or the relative
+    `label` is a class, `prompt` a text in its place, `guidance` the pull towards it, at the times
+    `within`; `weights` are ema, raw, or the relative
     length of a power average; `rev` names the commit that has the model.
     """
 
@@ -43,6 +48,17 @@ class Draw:
     weights: str = "ema"
     solver: str = "euler"
     rev: str | None = None
+    prompt: str | None = None
+    within: tuple[float, float] | None = None
+
+    @property
+    def pull(self) -> "float | GuidanceWithin":
+        """Return the guidance, at all times or within some."""
+        from fmcore.settings import GuidanceWithin
+
+        if self.within is None:
+            return self.guidance
+        return GuidanceWithin(strength=self.guidance, within=self.within)
 
     def chosen(self, *, film: bool = False) -> "OdeSolver":
         """Return the solver: Euler takes one step unless a number is given, a film 32."""
@@ -91,13 +107,14 @@ def sample(  # noqa: PLR0913  # each is an option of the command
         int | None, typer.Option("-n", min=1, help="How many samples: 64 images, 1,000 points.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    churn: Annotated[
-        float, typer.Option(min=0, max=1, help="0: the ODE; up to 1: the reverse SDE.")
-    ] = 0.0,
+    churn: Annotated[float, typer.Option(min=0, max=1, help="0: ODE; 1: reverse SDE.")] = 0.0,
     label: Annotated[
         str | None, typer.Option("--label", "--class", help="The class, by its name or number.")
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Strength of guidance.")] = 1.0,
+    within: Within = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     weights: Annotated[
         str, typer.Option(help="ema, raw, or the relative length of a power average.")
     ] = "ema",
@@ -107,10 +124,13 @@ def sample(  # noqa: PLR0913  # each is an option of the command
 ) -> None:
     """Draw samples from a round: a picture (.png), an array (.npy), a film (.gif, .mp4)."""
     with one_line_errors("stopped; nothing was written"):
-        wanted = Draw(nfe, count, seed, churn, label, guidance, weights, solver, rev)
-        drawn, spent = draw(project(), round_, file, wanted)
-    at = f" at {rev}" if rev else ""
-    out.print(f"{drawn:,} samples of {round_}{at} at NFE {spent}: {file}", markup=False)
+        wanted = Draw(
+            nfe, count, seed, churn, label, guidance, weights, solver, rev, prompt, within
+        )
+        make = partial(sheet, prompts=prompts) if prompts else draw
+        drawn, spent = make(project(), round_, file, wanted)
+    of = f"{round_} at {rev}" if rev else round_
+    out.print(f"{drawn:,} samples of {of} at NFE {spent}: {file}", markup=False)
 
 
 def draw(root: Path, round_: str, file: Path, wanted: Draw) -> tuple[int, int]:
@@ -140,8 +160,18 @@ def _check(file: Path, wanted: Draw) -> None:
     """Check what was asked for before anything is loaded. Raises ReflowError if it cannot be."""
     if file.suffix not in SUFFIXES:
         raise ReflowError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if wanted.guidance != 1 and wanted.label is None:
-        raise ReflowError("--guidance pulls towards a class; say which by --label")
+    if wanted.guidance != 1 and wanted.label is None and wanted.prompt is None:
+        raise ReflowError(
+            "--guidance pulls towards a class or a text; say which by --label or --prompt"
+        )
+    if wanted.label is not None and wanted.prompt is not None:
+        raise ReflowError("--label and --prompt both say what is drawn; give one")
+    low, high = wanted.within or (0.0, 1.0)
+    if not 0 <= low < high <= 1 or (wanted.within and wanted.guidance == 1):
+        raise ReflowError(
+            "--within: expected --guidance other than 1 and two times from 0 to 1, the smaller"
+            f" first; got guidance {wanted.guidance:g} and {low:g} {high:g}"
+        )
     if wanted.churn and wanted.solver != "euler":
         raise ReflowError("--churn is the reverse SDE, which takes steps of its own; no --solver")
     wanted.chosen()
@@ -188,12 +218,16 @@ def _solved(
 
     from fmcore.coupling.read import open_coupling
     from fmcore.coupling.source import Source
+    from fmcore.network.build import take
     from fmcore.network.store import load, weights_of
     from fmcore.sampling.flow import Flow, concatenated
+    from fmcore.sampling.prompts import prompted
     from fmcore.sampling.reverse_sde import Sde, diffusions
 
     loaded = load(model, weights=weights_of(wanted.weights))
     count = wanted.count or (IMAGES if len(loaded.shape) > 1 else POINTS)
+    if data is not None and data.exists():
+        take(loaded.network, open_coupling(data).conditions)
     flow, ids, cpu = Flow.of(loaded), np.arange(count), torch.device("cpu")
     source = Source(loaded.shape)
     if loaded.config.get("source") is not None:
@@ -204,16 +238,26 @@ def _solved(
     label = None
     if wanted.label is not None:
         label = torch.full((count,), loaded.label(wanted.label))
+    if wanted.prompt is not None:
+        flow, label = prompted(flow, [wanted.prompt]), torch.zeros(count, dtype=torch.int64)
     if wanted.churn:
         sde = Sde(steps=wanted.nfe or 1, churn=wanted.churn)
         parts = diffusions(
             flow, noise, sde, seed=wanted.seed, device=cpu, label=label,
-            guidance=wanted.guidance,
+            guidance=wanted.pull,
         )  # fmt: skip
         return concatenated(list(parts)), loaded, count
+    found = _ode(flow, noise, label, wanted, film=film)
+    return found, loaded, count
+
+
+def _ode(
+    flow: "Flow", noise: "Tensor", label: "Tensor | None", wanted: Draw, *, film: bool
+) -> "Solution":
+    """Return the solution of the ODE, with its trajectory for a film."""
     try:
-        found = flow.sample(
-            noise, wanted.chosen(film=film), device=cpu, label=label, guidance=wanted.guidance,
+        return flow.sample(
+            noise, wanted.chosen(film=film), device=noise.device, label=label, guidance=wanted.pull,
             keep_trajectory=film,
         )  # fmt: skip
     except ReflowError as error:
@@ -223,7 +267,6 @@ def _solved(
             f"{wanted.solver}: a sample needs more than {wanted.nfe} evaluations; raise --nfe, or"
             " leave it out"
         ) from error
-    return found, loaded, count
 
 
 def _picture(
@@ -244,6 +287,7 @@ def _picture(
             real = opened.about.units.inverse(pairs.target)
     by = "reverse SDE" if wanted.churn else wanted.solver
     class_ = "" if wanted.label is None else f", class {wanted.label}"
+    class_ += f": {wanted.prompt}" if wanted.prompt else ""
     title = titled(f"Samples at NFE {found.nfe} ({by}){class_}", called, place.name)
     solver = wanted.chosen(film=True)
     if found.trajectory is not None and isinstance(solver, Solver):

@@ -48,7 +48,7 @@ def verify(
 
 
 def _coupling(folder: Path, as_json: bool) -> None:
-    from fmcore.coupling.read import verify as check
+    from fmcore.coupling.verify import verify as check
 
     about = check(folder).about
     if as_json:

@@ -13,6 +13,7 @@ IMPORTS = ("parquet", "datasets", "npy", "npz", "safetensors", "pt", "webdataset
 
 NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
+    ("data.conditions", "folder"): ("path", None),
     ("yardstick.features", "inception"): ("weights", None),
     ("yardstick.features", "dinov2"): ("weights", None),
     ("train.loss", "perceptual"): ("weights", None),
@@ -23,6 +24,7 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
 READER = {
     "data": "prepare",
     "source": "prepare",
+    "data.conditions": "prepare",
     "yardstick.features": "calibrate",
     "train.loss": "train",
     "import": "couple",

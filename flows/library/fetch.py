@@ -8,7 +8,8 @@ from pathlib import Path
 
 from flows.dag.outputs import store
 from flows.library.history import Version, lock_at, resolve, versions, versions_in
-from fmcore.coupling.read import open_coupling, verify
+from fmcore.coupling.read import open_coupling
+from fmcore.coupling.verify import verify
 from fmcore.settings import ReflowError
 
 HASH = re.compile(r"[0-9a-f]{6,32}(\.dir)?")

@@ -5,7 +5,7 @@ from pydantic import Field, model_validator
 from fmcore.outside.imported import Imported
 from fmcore.outside.kinds import Import
 from fmcore.sampling.pairs import Couple
-from fmcore.settings import Seed
+from fmcore.settings import GuidanceWithin, Seed, strength
 
 BESIDE_IMPORT = {"import_", "round", "pairs", "shard", "store", "guidance"}
 """The settings that a coupling may have beside an import."""
@@ -35,6 +35,8 @@ class CouplingOf(Couple):
             return self
         if idle := sorted(self.model_fields_set - BESIDE_IMPORT):
             raise ValueError(f"{idle[0]} has no effect on imported pairs; leave it out")
+        if isinstance(self.guidance, GuidanceWithin):
+            raise ValueError("guidance of imported pairs is one number, the strength in them")
         if not self.store.source:
             raise ValueError(
                 "store.source false draws noise again from a seed, which imported pairs do not"
@@ -48,7 +50,7 @@ class CouplingOf(Couple):
         return Imported(
             of=self.import_,
             pairs=self.pairs or None,
-            guidance=self.guidance,
+            guidance=strength(self.guidance),
             shard=self.shard,
             store=self.store,
             place=place,

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flows.params.adopted import teacher_of
+from flows.params.guidance import impossible_guidance, takes_conditions
 from fmcore.dataset.kinds import Noise
 from fmcore.dataset.samples import Known
 from fmcore.features.extractor import FeatureSettings
 from fmcore.matching.times import Grid, Point
 from fmcore.network.build import Network
-from fmcore.network.images import DiT, UNet
+from fmcore.network.images import DiT, MMDiT, UNet
 from fmcore.sampling.pairs import SolverOfPairs
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
@@ -37,28 +38,32 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     known = params.data.known()
     if known.samples is not None and known.samples < FEWEST:
         yield ("data", "samples"), f"{known.samples} cannot be cut in two halves; at least {FEWEST}"
-    yield from _network(("network",), params.network, known)
+    yield from _network(params, ("network",), params.network, known)
     if params.without_gpu and params.without_gpu.network:
-        yield from _network(("without_gpu", "network"), params.without_gpu.network, known)
+        yield from _network(params, ("without_gpu", "network"), params.without_gpu.network, known)
     yield from _features(params, known)
     for name in params.rounds:
         yield from _round(params, name, known)
     yield from _pairs_of_students(params)
     yield from _scores(params)
     yield from _source(params, known)
-    yield from _guidance(params)
+    yield from impossible_guidance(params)
     yield from _averages(params)
     yield from _store(params, known)
 
 
-def _network(place: tuple[str, ...], network: Network, known: Known) -> Iterator[Mistake]:
+def _network(
+    params: "Params", place: tuple[str, ...], network: Network, known: Known
+) -> Iterator[Mistake]:
     """A network that cannot be built for the samples, or whose labels the data does not have."""
-    if known.shape is not None and isinstance(network, UNet | DiT):
+    if known.shape is not None and isinstance(network, UNet | DiT | MMDiT):
         try:
             network.check_shape(known.shape)
         except ReflowError as error:
             yield place, str(error)
-    if known.classes is None or not network.classes:
+    if takes_conditions(network) and params.data.conditions is None:
+        yield (*place, "conditions"), "the data has none; set data.conditions, or leave it out"
+    if known.classes is None or not network.classes or params.data.conditions:
         return
     if not known.classes:
         yield (*place, "classes"), "this data has no labels; set it to 0"
@@ -158,10 +163,14 @@ def _mean_flow(
 
 
 def _labels(params: "Params", name: str, train: Train, place: tuple[str, ...]) -> Iterator[Mistake]:
-    if params.network.classes or teacher_of(params, name):
+    network = params.network
+    if network.classes or takes_conditions(network) or teacher_of(params, name):
         return
     if train.label_dropout and "label_dropout" in train.model_fields_set:
-        yield (*place, "label_dropout"), "there are no labels; set network.classes, or leave it out"
+        yield (
+            (*place, "label_dropout"),
+            "there are no labels; set network.classes or network.conditions, or leave it out",
+        )
 
 
 def _pairs_of_students(params: "Params") -> Iterator[Mistake]:
@@ -222,46 +231,6 @@ def _source(params: "Params", known: Known) -> Iterator[Mistake]:
     if params.evaluate.sde:
         what = "needs the score, which a flow from noise has alone; leave it out, or the source"
         yield ("evaluate", "sde"), what
-
-
-def _guidance(params: "Params") -> Iterator[Mistake]:
-    """Guidance of a network that has no labels, that never learned to go without, or twice."""
-    plain = [name for name in params.rounds if guided(params, name) is None]
-    used: list[tuple[tuple[str, ...], float, list[str]]] = [
-        (("couplings", name, "guidance"), coupling.guidance, [coupling.round])
-        for name, coupling in params.couplings.items()
-        if coupling.import_ is None
-    ]
-    used.append((("evaluate", "guidance"), params.evaluate.guidance, plain))
-    for place, guidance, rounds in used:
-        if guidance == 1:
-            continue
-        known = [r for r in rounds if not teacher_of(params, r)]  # not the network of a teacher
-        if not params.network.classes and (known or not rounds):
-            yield place, "guidance needs classes; set network.classes, or guidance 1"
-            continue
-        for name in rounds:
-            if made := guided(params, name):
-                strength = params.couplings[made].guidance
-                what = (
-                    f"round {name!r} has guidance {strength:g} in its velocity, by"
-                    f" couplings.{made}.guidance, and would be guided twice; leave it out"
-                )
-                yield place, what
-            elif (train := params.rounds[name].train) and not train.label_dropout:
-                what = f"guidance needs rounds.{name}.train.label_dropout above 0, got 0"
-                yield place, what
-
-
-def guided(params: "Params", round_: str) -> str | None:
-    """Return the coupling whose guidance a round has in its pairs: its own, or one before it."""
-    name = params.rounds[round_].coupling
-    coupling = params.couplings.get(name)
-    if coupling is None:
-        return None
-    if coupling.guidance != 1 or coupling.round not in params.rounds:
-        return name if coupling.guidance != 1 else None
-    return guided(params, coupling.round)
 
 
 def _averages(params: "Params") -> Iterator[Mistake]:

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from fmcore.checked import MEND, opened, sha256
+from fmcore.checked import MEND, opened
+from fmcore.conditions import table as conditions
+from fmcore.conditions.table import Table
 from fmcore.coupling.manifest import MANIFEST, check
 from fmcore.coupling.noise import NOT_REAL
 from fmcore.coupling.pairs import Pairs, joined
@@ -55,6 +56,16 @@ class Coupling:
         samples = _opened(self.path / SAMPLES, self.remote and self.remote.below(SAMPLES))
         pairs = read(samples, sources=False)
         return Source(shape, pairs.target, pairs.real_id)
+
+    @cached_property
+    def conditions(self) -> Table | None:
+        """The table of conditions, of which a label is a row; None for plain labels."""
+        about, file = self.about.conditions, self.path / conditions.FILE
+        if about is None:
+            return None
+        if self.remote is not None and not file.exists():
+            return conditions.parse(self.remote.read(conditions.FILE), about, file)
+        return conditions.read(self.path, about)
 
     @cached_property
     def train_source(self) -> Source:
@@ -253,47 +264,3 @@ def read(
         found = joined(parts(coupling, coupling.groups, split, sources=sources), rows)
     pa.default_memory_pool().release_unused()  # Arrow would keep what it read with
     return found
-
-
-def verify(path: Path) -> Coupling:
-    """Check every byte: hashes, rows, schema, foreign files, ids; a ReflowError names the fault.
-
-    Sources that are not stored are drawn again and compared with their hashes.
-    """
-    coupling = open_coupling(path)
-    listed = {s["file"] for s in coupling.shards}
-    if coupling.remote is not None:
-        raise ReflowError(
-            f"{path}: its shards are in S3, and are checked whenever they arrive; `reflow couplings"
-            " get` fetches all of them to be verified here"
-        )
-    if coupling.independent and coupling.about.source is not None:
-        verify(path / SAMPLES)
-        listed |= {SAMPLES}
-    for file in sorted(path.iterdir()):
-        if file.name not in listed | {MANIFEST}:
-            raise ReflowError(f"{file}: foreign file, the manifest does not list it; remove it")
-    seen: list[NDArray[np.int64]] = []
-    for shard in coupling.shards:
-        file = path / shard["file"]
-        if not file.exists():
-            raise ReflowError(f"{file}: shard is missing; {MEND}")
-        size = file.stat().st_size
-        if size != shard["bytes"]:
-            raise ReflowError(
-                f"{file}: truncated or altered: {shard['bytes']} bytes expected, {size} found"
-            )
-        if sha256(file) != shard["sha256"]:
-            raise ReflowError(f"{file}: altered: its sha256 is not the one in the manifest")
-        with readable(file):
-            ids = open_shard(coupling, shard["file"]).read(columns=["pair_id"])["pair_id"]
-        seen.append(ids.to_numpy())
-        if not coupling.independent and not coupling.about.form.store.source:
-            for rows in tables(coupling, [g for g in coupling.groups if g[0] == shard["file"]]):
-                coupling.about.form.source(rows, file)
-    every = np.concatenate(seen) if seen else np.empty(0, np.int64)
-    if not np.array_equal(every, np.arange(coupling.about.pairs)):
-        raise ReflowError(
-            f"{path}: pair_id must run from 0 to {coupling.about.pairs - 1} once each"
-        )
-    return coupling

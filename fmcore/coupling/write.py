@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fmcore.checked import sealed, sha256
+from fmcore.checked import commit, sealed, sha256, sync
+from fmcore.conditions.table import FILE as CONDITIONS
 from fmcore.coupling.compact import Form, Store, record
 from fmcore.coupling.manifest import MANIFEST, SCHEMA_VERSION
 from fmcore.coupling.noise import NOT_REAL, identities, is_held_out
@@ -62,6 +63,10 @@ class About(Settings):
     """What of a pair is on disk, as `Store`; None where both sides are whole."""
     origin: dict[str, Any] | None = None
     """Of pairs from outside: kind, hash of the content, names, and what is stated of them."""
+    conditions: dict[str, Any] | None = None
+    """The table of conditions by id: its hash, sizes and text encoder; None for plain labels."""
+    guidance_within: list[float] | None = None
+    """The times between which there was guidance; None for all."""
 
     @property
     def units(self) -> Scale:
@@ -75,8 +80,8 @@ class About(Settings):
         return Form(store, self.units, self.seed, shape, self.kind == "mixed")
 
     def carried(self) -> dict[str, Any]:
-        """Return what a model made from this one keeps: class names, scale, guidance, source."""
-        kept = {"classes", "scale", "guided", "source"}
+        """Return what a model made from this one keeps of it."""
+        kept = {"classes", "scale", "guided", "source", "conditions"}
         return self.model_dump(include=kept, exclude_none=True)
 
     @property
@@ -228,35 +233,6 @@ def _drawn_again(path: Path, about: About, rows: pa.Table) -> bool:
     return True
 
 
-def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:
-    """Run `write`, which fills `temporary`, and rename it to `path`; remove it on failure.
-
-    Raises ReflowError naming the file when the disk is full or cannot be written.
-    """
-    try:
-        write()
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ReflowError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or fix the"
-            " permissions and start again: finished shards are kept"
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def finish(folder: Path, about: About, shards: int, *, keep_hashes: bool = False) -> dict[str, Any]:
     """Check that all shards exist, delete all other files, write the manifest last.
 
@@ -277,7 +253,7 @@ def finish(folder: Path, about: About, shards: int, *, keep_hashes: bool = False
                 "sha256": sha256(path),
             }
         )
-    wanted = {str(f["file"]) for f in files}
+    wanted = {str(f["file"]) for f in files} | ({CONDITIONS} if about.conditions else set())
     if keep_hashes:
         wanted |= {_record(folder / name).name for name in wanted}
     for path in folder.iterdir():

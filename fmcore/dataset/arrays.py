@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fmcore.dataset.captions import of_array
 from fmcore.dataset.labels import classes_of
 from fmcore.dataset.numpy_files import npy, npz
 from fmcore.dataset.rows import Rows, as_tensor, blocks, unit
@@ -100,7 +101,10 @@ def _read(settings: Array) -> Samples:
     target = _converted(raw, layout, scaled=image and is_bytes)
     label, names = classes_of(labels, f"{path}: column {settings.label or 'label'!r}")
     notes = _notes(raw, layout, values, is_bytes)
-    return Samples(as_tensor(target), label, image, names, notes)
+    texts = None
+    if (given := settings.conditions) and (given.column or label is None):
+        texts = of_array(path, given.column)
+    return Samples(as_tensor(target), label, image, names, notes, captions=texts)
 
 
 def _open(settings: Array, path: Path) -> Raw:
@@ -116,7 +120,8 @@ def _open(settings: Array, path: Path) -> Raw:
         if kind == ".parquet":
             return parquet(path, settings.columns, settings.label)
         if kind == ".csv":
-            return table_of_text(path, settings.columns, settings.label)
+            beside = settings.conditions.column if settings.conditions else None
+            return table_of_text(path, settings.columns, settings.label, beside)
         if kind == ".npz":
             return npz(path, settings.key, settings.label)
         if kind == ".npy":

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fmcore.dataset.captions import METADATA, of_folder
 from fmcore.dataset.labels import Classes
 from fmcore.dataset.rows import Rows, as_tensor, parsing, unit
 from fmcore.dataset.samples import Data, Samples
@@ -87,7 +88,10 @@ def _read(settings: Images) -> Samples:
         )
     label, names = _folders(root, files)
     left_out = {reason: tuple(found) for reason, found in skipped.items()}
-    return Samples(as_tensor(rows.mapped()), label, True, names, (), left_out)
+    texts = None
+    if settings.conditions:
+        texts = of_folder(root, files, settings.conditions.column)
+    return Samples(as_tensor(rows.mapped()), label, True, names, (), left_out, texts)
 
 
 def _files(root: Path, settings: Images, skipped: dict[str, list[str]]) -> Iterator[Path]:
@@ -102,6 +106,8 @@ def _files(root: Path, settings: Images, skipped: dict[str, list[str]]) -> Itera
         found += [Path(folder) / name for name in names]
     for file in sorted(found):
         kind = FORMATS.get(file.suffix.lower())
+        if settings.conditions and (file.suffix == ".txt" or file.name == METADATA):
+            continue  # a text of an image
         if _hidden(file.name):
             _skip(skipped, "hidden", root, file)
         elif kind is None:

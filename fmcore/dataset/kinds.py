@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fmcore.dataset.arrays import Array
 from fmcore.dataset.densities import Checkerboard, EightGaussians, Gaussian, TwoMoons
+from fmcore.dataset.emoji import Emoji
 from fmcore.dataset.images import Images
-from fmcore.dataset.public import CIFAR10, Digits, Emoji, FashionMNIST, MNIST5k
+from fmcore.dataset.public import CIFAR10, Digits, FashionMNIST, MNIST5k
 from fmcore.dataset.samples import Data, Known, Samples
 from fmcore.own import Own, called
 from fmcore.settings import ReflowError, Settings

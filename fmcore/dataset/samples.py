@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fmcore.conditions.encoders import Conditions
 from fmcore.scale import AsIs, ScaleOf
 from fmcore.settings import Seed, Settings
 
@@ -18,7 +20,8 @@ class Samples:
     `names` are the names of the classes, in the order of their numbers; None where there are none,
     or where the labels were the numbers 0 to K-1 already. `notes` say how a file was understood,
     `skipped` which files were left out, by reason. A target may be mapped from a file, and a
-    target that is mapped from the user's own is read-only: never change it in place.
+    target that is mapped from the user's own is read-only: never change it in place. `captions` are
+    a text for each sample, or vectors [N, E]; then there is no label: each one is a condition.
     """
 
     target: Tensor
@@ -27,6 +30,7 @@ class Samples:
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    captions: tuple[str, ...] | Tensor | None = None
 
     def check(self) -> None:
         """Raise ValueError, saying what is wrong, if these samples cannot be trained on."""
@@ -37,6 +41,8 @@ class Samples:
             raise ValueError("target holds numbers that are not finite")
         if self.image and (x.ndim != 4 or x.shape[1] not in (1, 3) or float(x.abs().max()) > 1):
             raise ValueError(f"images must be [N, 1 or 3, H, W] in [-1, 1], got {list(x.shape)}")
+        if self.captions is not None and len(self.captions) != len(x):
+            raise ValueError(f"captions: {len(self.captions)} for {len(x)} samples")
         if label is None:
             return
         if label.dtype != torch.int64 or label.shape != x.shape[:1] or int(label.min()) < 0:
@@ -70,6 +76,9 @@ class Data(Settings):
     """Map from the data's own units to those in which models are trained: `none`, `standardise`,
     `range`, or {mean, std}. Set it when prepare warns; samples and distances stay in own units.
     Images outside [-1, 1] take `range`, and stay in [-1, 1]."""
+    conditions: Conditions | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A vector or a text beside each sample, on which networks with `conditions: {}` depend:
+    `{encoder: {name: wordllama}}` embeds texts once. null takes labels, if there are any."""
     seed: Seed | None = None
     """Seed of the samples of a density and of the order of all. null takes the chain's."""
 

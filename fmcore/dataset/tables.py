@@ -37,8 +37,13 @@ def _width(meta: pq.FileMetaData, columns: list[str]) -> int:
     return max(1, values // max(1, int(meta.num_rows)))
 
 
-def table_of_text(path: Path, columns: list[str] | None, label: str | None) -> Raw:
-    """Read columns of a CSV file with a header; None takes each column but that of the labels."""
+def table_of_text(
+    path: Path, columns: list[str] | None, label: str | None, beside: str | None = None
+) -> Raw:
+    """Read columns of a CSV file with a header.
+
+    None takes each column but that of the labels, and `beside`, that of the texts.
+    """
     with parsing(path, "not a CSV file of numbers, its columns named in the first line"):
         with path.open(newline="", encoding="utf-8-sig") as opened:
             header = next(csv.reader(opened), [])
@@ -49,7 +54,7 @@ def table_of_text(path: Path, columns: list[str] | None, label: str | None) -> R
             )
         if not columns and label is None and "label" in header:
             label = "label"
-        wanted = columns or [name for name in header if name != label]
+        wanted = columns or [name for name in header if name not in (label, beside)]
         wanted, label = _chosen(path, header, wanted, label)
         types = {**dict.fromkeys(wanted, pa.float64()), **({label: pa.string()} if label else {})}
         batches = pyarrow.csv.open_csv(

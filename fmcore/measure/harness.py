@@ -28,11 +28,13 @@ from fmcore.scale import same_units
 from fmcore.settings import (
     BatchSize,
     GridSize,
-    Guidance,
+    GuidanceOf,
+    GuidanceWithin,
     Seed,
     Settings,
     SeveralSamples,
     derive_seed,
+    strength,
 )
 from fmcore.solve.solver import Solution, Solver
 from fmcore.verdict import keys
@@ -67,10 +69,13 @@ class Evaluate(Settings):
     reconstructions: int = Field(default=512, ge=0, le=10**9)
     """How many held-out real samples, and generated ones, are inverted and mapped back in one step,
     for `drift`; 0 skips it. With classes each sample is inverted with its own label."""
-    guidance: Guidance = 1.0
-    """Strength of guidance while measuring: v_null + guidance (v - v_null). 1 is none; other values
-    need network.classes and double the NFE. Rounds whose pairs have guidance in them are measured
-    without; the data has none."""
+    retrieval: int = Field(default=512, ge=0, le=10**6)
+    """For how many conditions, of those that trained and of those that did not, samples are looked
+    for among real ones (`retrieval_top1`); 0 skips it. Without `data.conditions` nothing is."""
+    guidance: GuidanceOf = 1.0
+    """Strength of guidance while measuring, or `{strength: 3, within: [0.2, 0.8]}` for some times.
+    1 is none; others need network.classes or conditions and count twice where they act. Rounds
+    whose pairs have guidance in them are measured without."""
     seed: Seed | None = None
     """Seed of the noise and labels on which every round is measured. null takes the chain's."""
     weights: Annotated[tuple[Weights, ...], Field(max_length=100, strict=False)] = ("raw",)
@@ -112,8 +117,19 @@ class Harness:
     def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
         """Integrate from the first `count` noise samples to t = 0."""
         label = None if self.label is None else self.label[:count]
+        return self.made(solver, label, count=count, keep=keep)
+
+    def made(
+        self,
+        solver: OdeSolver,
+        label: Tensor | None,
+        *,
+        count: int | None = None,
+        keep: bool = False,
+    ) -> Solution:
+        """Integrate from the first noise samples to t = 0, as many as labels [N] or `count`."""
         return self.flow.sample(
-            self.noise[:count],
+            self.noise[: count if label is None else len(label)],
             solver,
             device=self.device,
             batch=self.settings.batch,
@@ -169,8 +185,12 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
 
 def guidance(harness: Harness) -> dict[str, float]:
     """Return the guidance in measuring and, as `guided`, that in the pairs; neither if it is 1."""
-    used = {"guidance": harness.settings.guidance, "guided": harness.flow.guided}
-    return {name: value for name, value in used.items() if value != 1}
+    given = harness.settings.guidance
+    used = {"guidance": strength(given), "guided": harness.flow.guided}
+    found = {name: value for name, value in used.items() if value != 1}
+    if isinstance(given, GuidanceWithin):
+        found["guidance_from"], found["guidance_to"] = given.within
+    return found
 
 
 def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, float]:

@@ -26,7 +26,7 @@ from fmcore.measure.frechet import GaussianStats, frechet_distance, frechet_erro
 from fmcore.measure.neighbours import manifold_scores, recall_error
 from fmcore.measure.published import cmmd, inception_score, published_kid
 from fmcore.measure.reference_file import read_reference
-from fmcore.network.store import write_tensors
+from fmcore.network.snapshots import write_tensors
 from fmcore.own import read as read_settings
 from fmcore.settings import ReflowError, Settings, SeveralSamples, derive_seed
 

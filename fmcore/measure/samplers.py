@@ -15,6 +15,7 @@ from fmcore.measure import averages
 from fmcore.measure.harness import Harness
 from fmcore.measure.scores import Scores
 from fmcore.measure.yardstick import Yardstick
+from fmcore.network.build import take
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.samples import SampleJob, solutions
@@ -72,7 +73,9 @@ def other_weights(
     found: dict[str, float] = {}
     steps = set(harness.settings.nfe) & set(harness.settings.weights_nfe)
     for weights in averages.there(harness.settings.weights, about):
-        flow = Flow.of(load(model, weights=weights, device=str(work.device)), work.compute)
+        loaded = load(model, weights=weights, device=str(work.device))
+        take(loaded.network, harness.flow.table)
+        flow = Flow.of(loaded, work.compute)
         other, scores = replace(harness, flow=flow), Scores(measure, None)
         own, _ = by_solver(other, euler_at(steps), scores, replace(work, log=silent))
         named, values = averages.beside(weights, own, average, measure.name)

@@ -46,7 +46,7 @@ from fmcore.measure.neighbours import nearest
 from fmcore.measure.passing import cut_anew, sizes
 from fmcore.measure.protocol import Protocol
 from fmcore.measure.real import accuracy, apart, extractor_for, features_of, real_samples
-from fmcore.network.store import write_tensors
+from fmcore.network.snapshots import write_tensors
 from fmcore.settings import Log, ReflowError, Seed, Settings, SeveralSamples, derive_seed
 from fmcore.verdict import errors
 

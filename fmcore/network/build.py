@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import BeforeValidator, Field
 
-from fmcore.network.images import DiT, ImageNetwork, UNet
+from fmcore.conditions.table import Table
+from fmcore.network.given import Labelled
+from fmcore.network.images import DiT, ImageNetwork, MMDiT, UNet
 from fmcore.network.mlp import MLP, ResidualMLP
 from fmcore.network.outside import Outside, OutsideNetwork
 from fmcore.network.own import Custom, OwnNetwork
@@ -23,12 +25,14 @@ def _mlp_unless_named(value: Any) -> Any:
 
 
 Network = Annotated[
-    MLP | UNet | DiT | Custom, Field(discriminator="name"), BeforeValidator(_mlp_unless_named)
+    MLP | UNet | DiT | MMDiT | Custom,
+    Field(discriminator="name"),
+    BeforeValidator(_mlp_unless_named),
 ]
 
 
 AnyNetwork = Annotated[
-    MLP | UNet | DiT | Custom | Outside,
+    MLP | UNet | DiT | MMDiT | Custom | Outside,
     Field(discriminator="name"),
     BeforeValidator(_mlp_unless_named),
 ]
@@ -40,6 +44,31 @@ def build(settings: AnyNetwork, shape: tuple[int, ...], *, seed: int) -> Velocit
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return settings.build(shape)
+
+
+def fitting(
+    settings: Network, table: Table | None, shape: tuple[int, ...], *, seed: int
+) -> VelocityNetwork:
+    """Make an untrained network for data of `shape` and, if it takes them, its conditions.
+
+    Raises ReflowError if the data has none, or others than the network can take.
+    """
+    sized = settings.sized(table) if isinstance(settings, Labelled) else settings
+    return take(build(sized, shape, seed=seed), table)  # type: ignore[arg-type]
+
+
+def take(network: VelocityNetwork, table: Table | None) -> VelocityNetwork:
+    """Give a network that takes conditions their table, if it has none; return the network."""
+    given = getattr(network, "given", None)
+    if given is not None and given.table is None and table is not None:
+        given.take(table)
+    return network
+
+
+def table_of(network: VelocityNetwork) -> Table | None:
+    """Return the table of conditions that a network was given; None if it takes none."""
+    given = getattr(network, "given", None)
+    return None if given is None else given.table
 
 
 def with_spans(network: VelocityNetwork) -> VelocityNetwork:
@@ -64,4 +93,5 @@ def with_spans(network: VelocityNetwork) -> VelocityNetwork:
         return network
     wider = build(network.settings.model_copy(update={"spans": True}), network.shape, seed=0)
     wider.load_state_dict({**wider.state_dict(), **network.state_dict()})
+    take(wider, table_of(network))
     return wider

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fmcore.network.images import diffusers
+from fmcore.network.made import diffusers
 from fmcore.settings import ClassCount, ReflowError, Settings
 
 Name = Literal[

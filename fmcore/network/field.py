@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fmcore.choices.interpolants import Interpolant
-from fmcore.matching.conversions import Velocity, to_velocity, usable_times
-from fmcore.matching.interpolant import Objective, Schedule
+from fmcore.matching.conversions import to_velocity, usable_times
+from fmcore.matching.interpolant import Objective, Schedule, expand
 from fmcore.own import read
+from fmcore.settings import GuidanceWithin, strength
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,20 @@ class Field:
         self,
         label: Tensor | None = None,
         *,
-        guidance: float = 1.0,
+        guidance: float | GuidanceWithin = 1.0,
         span: float | Callable[[Tensor], Tensor] = 0.0,
-    ) -> Velocity:
+    ) -> "FieldVelocity":
         """Return the function v(x, t) for label [B] and guidance: v_null + guidance (v - v_null).
+
+        With guidance within some times, v_null is evaluated at those alone.
 
         `span` is for a network that predicts averages: the mean over [t - span, t], a number or a
         function of t [B]. It is the length of the step that will be taken from t.
         """
         between = usable_times(self.interpolant, self.objective)
-        return FieldVelocity(self, label, guidance, span, between)
+        guided = label is not None and guidance != 1
+        nulls = torch.zeros(len(label), dtype=torch.int64) if guided and label is not None else None
+        return FieldVelocity(self, label, guidance, span, between, nulls)
 
     def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: Tensor) -> Tensor:
         if self.objective == "mean_flow":
@@ -49,30 +54,65 @@ class Field:
 
 @dataclass(frozen=True)
 class FieldVelocity:
-    """What `Field.velocity` returns."""
+    """What `Field.velocity` returns.
+
+    `nulls` [N] counts the evaluations of the null condition for each row, of which `index` [B] are
+    at hand; None where there is no guidance.
+    """
 
     field: Field
     label: Tensor | None
-    guidance: float
+    guidance: float | GuidanceWithin
     span: float | Callable[[Tensor], Tensor]
     between: tuple[float, float]
+    nulls: Tensor | None = None
+    index: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return dx/dt [B, *D] at x [B, *D] and t [B]."""
-        field, label = self.field, self.label
-        t = once(t).clamp(*self.between)
+        field, label, given = self.field, self.label, once(t)
+        t = given.clamp(*self.between)
         over = self.span(t) if callable(self.span) else torch.full_like(t, self.span)
         times, over = t.expand(x.shape[0]), over.expand(x.shape[0])
         out = field._call(x, times, label, over)
-        if label is not None and self.guidance != 1:
-            null = torch.full_like(label, field.classes)
-            plain = field._call(x, times, null, over)
-            out = plain + self.guidance * (out - plain)
+        if label is not None and self.nulls is not None:
+            kept = self._guided(given)
+            if kept is None or (len(kept) == 1 and bool(kept)):
+                out = self._pulled(out, x, times, label, over)
+            elif len(kept) > 1 and bool(kept.any()):  # an adaptive solver: each row has its time
+                some = (a[kept] for a in (out, x, times, label, over))
+                out = out.masked_scatter(expand(kept, out), self._pulled(*some))
+            self._count(kept, len(x))
         return to_velocity(field.interpolant, field.objective, out, x, t)
+
+    def _guided(self, t: Tensor) -> Tensor | None:
+        """Return at which times t [B or 1] there is guidance; None for all."""
+        if not isinstance(self.guidance, GuidanceWithin):
+            return None
+        return cast(Tensor, self.guidance.at(t))
+
+    def _pulled(self, out: Tensor, x: Tensor, t: Tensor, label: Tensor, span: Tensor) -> Tensor:
+        """Return the prediction `out` [B, *D], moved away from that for no condition."""
+        plain = self.field._call(x, t, torch.full_like(label, self.field.classes), span)
+        return plain + strength(self.guidance) * (out - plain)
+
+    def _count(self, kept: Tensor | None, rows: int) -> None:
+        assert self.nulls is not None
+        if kept is None or len(kept) == 1:  # the same for all rows
+            more = torch.full((rows,), 1 if kept is None else int(kept))
+        else:
+            more = kept.long().cpu()
+        if self.index is None:
+            self.nulls.add_(more)
+        else:
+            self.nulls[self.index] += more
 
     def rows(self, kept: Tensor) -> "FieldVelocity":
         """Return the velocity of the rows for which `kept` [B] is true."""
-        return replace(self, label=None if self.label is None else self.label[kept])
+        if self.label is None or self.nulls is None:
+            return replace(self, label=None if self.label is None else self.label[kept])
+        index = torch.arange(len(self.nulls)) if self.index is None else self.index
+        return replace(self, label=self.label[kept], index=index[kept.cpu()])
 
 
 def once(t: Tensor) -> Tensor:

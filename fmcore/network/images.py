@@ -1,17 +1,18 @@
-"""Image networks of diffusers: UNet2DModel and DiT, conditioned on time, class and span."""
+"""Image networks of diffusers, conditioned on time, class and span, or on vectors and tokens."""
 
-import logging
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fmcore.conditions.table import Table
+from fmcore.network import made
+from fmcore.network.given import Given, Labelled, zeroed
 from fmcore.network.spans import SpanInput
-from fmcore.settings import ClassCount, Depth, ReflowError, Settings, Width, check_weights
+from fmcore.settings import Depth, ReflowError, Width, check_weights
 
 DIFFUSERS = "diffusers"
 """The subfolder of a model that diffusers can load."""
@@ -22,8 +23,22 @@ TimeScale = Annotated[float, Field(gt=0, le=1e6, exclude_if=lambda scale: scale 
 Spans = Annotated[bool, Field(exclude_if=lambda spans: not spans)]
 
 
-class UNet(Settings):
+class OfImages(Labelled):
+    """What networks of images have in common."""
+
+    time_scale: TimeScale = THOUSANDTHS
+    """Factor of t before its sines and cosines, the fastest of which turns one radian a unit. 1000
+    is that of diffusers' schedulers; lower it to about 10 for objective mean_flow, whose loss
+    differentiates by t."""
+    spans: Spans = False
+    """Whether the untrained network has an input for spans. A round with objective mean_flow adds
+    it by itself, so leave it out."""
+
+
+class UNet(OfImages):
     """diffusers' UNet2DModel: channels and blocks per resolution, attention at levels `attend`.
+
+    Conditions that are sequences make it UNet2DConditionModel: levels `attend` see their tokens.
 
     Tiny: channels [16, 32]. CIFAR-10: channels [128, 256, 256, 256], blocks 2, attend [1]. For a
     CPU: patch 2, channels [64, 64].
@@ -50,16 +65,6 @@ class UNet(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of features that are dropped in training. Raise it to about 0.1 when the network
     remembers a small data set."""
-    classes: ClassCount = 0
-    """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
-    must be below it. Guidance needs it."""
-    time_scale: TimeScale = THOUSANDTHS
-    """Factor of t before its sines and cosines, the fastest of which turns one radian a unit. 1000
-    is that of diffusers' schedulers; lower it to about 10 for objective mean_flow, whose loss
-    differentiates by t."""
-    spans: Spans = False
-    """Whether the untrained network has an input for spans. A round with objective mean_flow adds
-    it by itself, so leave it out."""
 
     @model_validator(mode="after")
     def _can_be_built(self) -> "UNet":
@@ -72,7 +77,7 @@ class UNet(Settings):
                     f"head {self.head} is above the {self.channels[level]} channels of level"
                     f" {level}; lower it"
                 )
-        check_weights(sum(18 * self.blocks * c**2 + self.classes * 4 * c for c in self.channels))
+        check_weights(sum(18 * self.blocks * c**2 + self.learnt * 4 * c for c in self.channels))
         return self
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -93,7 +98,7 @@ class UNet(Settings):
         return ImageNetwork(self, shape)
 
 
-class DiT(Settings):
+class DiT(OfImages):
     """diffusers' DiTTransformer2DModel on patches of the image.
 
     Tiny: heads 2, head 16, depth 2. DiT-S: heads 6, head 64, depth 12.
@@ -112,16 +117,6 @@ class DiT(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of features that are dropped in training. Raise it to about 0.1 when the network
     remembers a small data set."""
-    classes: ClassCount = 0
-    """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
-    must be below it. Guidance needs it."""
-    time_scale: TimeScale = THOUSANDTHS
-    """Factor of t before its sines and cosines, the fastest of which turns one radian a unit. 1000
-    is that of diffusers' schedulers; lower it to about 10 for objective mean_flow, whose loss
-    differentiates by t."""
-    spans: Spans = False
-    """Whether the untrained network has an input for spans. A round with objective mean_flow adds
-    it by itself, so leave it out."""
 
     @model_validator(mode="after")
     def _can_be_built(self) -> "DiT":
@@ -131,17 +126,59 @@ class DiT(Settings):
                 f"heads times head is {width}, expected a multiple of 4: sines and cosines of two"
                 " coordinates; change head"
             )
-        check_weights(self.depth * 12 * width**2 + self.classes * width)
+        check_weights(self.depth * 12 * width**2 + self.learnt * width)
         return self
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ReflowError if the network cannot be built for samples of `shape`."""
         _check_images(self, shape)
-        if shape[1] != shape[2] or shape[1] % self.patch:
+        _check_square(self.patch, shape)
+
+    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
+        """Make the network for images of `shape`."""
+        return ImageNetwork(self, shape)
+
+
+class MMDiT(OfImages):
+    """diffusers' SD3Transformer2DModel: patches of the image and tokens of a text attend jointly.
+
+    Needs conditions that are sequences. Tiny: heads 2, head 16, depth 2. SD3 medium: 24, 64, 24.
+    """
+
+    name: Literal["mmdit"]
+    heads: Width = 4
+    """Attention heads of each block. The width of the network is heads times head."""
+    head: Width = 16
+    """Channels of each attention head."""
+    depth: Depth = 4
+    """Number of transformer blocks, each with weights of its own for patches and for tokens."""
+    patch: Width = 2
+    """Side of a patch in pixels; it must divide the image. Half of it makes four times as many
+    tokens."""
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> "MMDiT":
+        if self.conditions is None:
+            raise ValueError("mmdit attends to the tokens of a text; set conditions: {}")
+        if self.heads * self.head % 4:
+            raise ValueError(f"heads times head is {self.heads * self.head}, no multiple of 4")
+        check_weights(self.depth * 24 * (self.heads * self.head) ** 2)
+        return self
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ReflowError if the network cannot be built for samples of `shape`."""
+        _check_images(self, shape)
+        _check_square(self.patch, shape)
+
+    def sized(self, table: Table | None) -> "MMDiT":
+        """Return the settings with the sizes of the data's conditions, which must be sequences."""
+        found = cast(MMDiT, super().sized(table))
+        if found.conditions and not found.conditions.length:
             raise ReflowError(
-                f"network.patch: {self.patch} does not divide the image, {shape[1]} x {shape[2]},"
-                " which has to be square"
+                "network mmdit: attends to tokens, and the conditions of this data are one vector"
+                " each; use dit, or a text encoder that gives sequences (folder)"
             )
+        return found
 
     def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
         """Make the network for images of `shape`."""
@@ -158,12 +195,17 @@ class ImageNetwork(nn.Module):
     tile: int
     """Rows of a network call on the CPU; fewer for images beyond 32 x 32, whose rows are larger."""
 
-    def __init__(self, settings: UNet | DiT, shape: tuple[int, ...]) -> None:
+    def __init__(self, settings: UNet | DiT | MMDiT, shape: tuple[int, ...]) -> None:
         super().__init__()
         settings.check_shape(shape)
         self.tile = min(32, max(1, 32**3 // (shape[1] * shape[2])))
         self.settings, self.shape = settings, shape
-        self.net = _unet(settings, shape) if isinstance(settings, UNet) else _dit(settings, shape)
+        given = settings.conditions
+        self.given = Given(given) if given else None
+        self.tokens = bool(given and given.length) and not isinstance(settings, DiT)
+        self.net = made.MAKERS[settings.name, self.tokens](settings, shape)
+        if given and isinstance(settings, UNet) and not self.tokens:
+            self.condition = zeroed(given.vector, 4 * settings.channels[0])
         if settings.spans:
             self.span = SpanInput(self.net)
 
@@ -171,18 +213,35 @@ class ImageNetwork(nn.Module):
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
     ) -> Tensor:
         """Return dx/dt at x and t; without a label, for the null class."""
-        if label is None:
-            label = torch.full_like(t, self.settings.classes, dtype=torch.int64)
-        if isinstance(self.settings, UNet) and not self.settings.classes:
-            label = None
-        patch = self.settings.patch if isinstance(self.settings, UNet) else 1
-        h = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
         if span is not None and not self.settings.spans:
             raise ValueError("this network has no input for spans; use with_spans")
+        patch = self.settings.patch if isinstance(self.settings, UNet) else 1
+        h = nn.functional.pixel_unshuffle(x, patch) if patch > 1 else x
+        said = {**self._conditioned(t, label), "timestep": self.settings.time_scale * t}
         with nullcontext() if span is None else self.span.added(span):
-            time = self.settings.time_scale * t
-            h = self.net(h, time, class_labels=label, return_dict=False)[0]
+            h = self.net(h, return_dict=False, **said)[0]
         return cast(Tensor, nn.functional.pixel_shuffle(h, patch) if patch > 1 else h)
+
+    def _conditioned(self, t: Tensor, label: Tensor | None) -> dict[str, Tensor | None]:
+        """Return the arguments of the network of diffusers that say the class or the condition."""
+        if self.given is None:
+            if isinstance(self.settings, UNet) and not self.settings.classes:
+                return {"class_labels": None}
+            null = torch.full_like(t, self.settings.classes, dtype=torch.int64)
+            return {"class_labels": null if label is None else label}
+        if not self.tokens:
+            vector = self.given.vector(label, t)
+            unet = isinstance(self.settings, UNet)  # DiT maps the vector in each of its blocks
+            return {"class_labels": self.condition(vector) if unet else vector}
+        tokens, mask, pooled = self.given.sequence(label, t)
+        if isinstance(self.settings, UNet):
+            return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
+        return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
+
+    @property
+    def of_diffusers(self) -> bool:
+        """Whether all weights are those of a network that diffusers can load."""
+        return self.given is None or self.tokens
 
     def save_weights(self, path: Path) -> None:
         """Write config and weights to `path`/diffusers, for `from_pretrained` of diffusers."""
@@ -194,7 +253,7 @@ class ImageNetwork(nn.Module):
             ) from error
 
 
-def _check_images(settings: UNet | DiT, shape: tuple[int, ...]) -> None:
+def _check_images(settings: UNet | DiT | MMDiT, shape: tuple[int, ...]) -> None:
     if len(shape) != 3:
         raise ReflowError(
             f"network {settings.name}: needs images [C, H, W], samples here are {list(shape)};"
@@ -202,48 +261,9 @@ def _check_images(settings: UNet | DiT, shape: tuple[int, ...]) -> None:
         )
 
 
-def diffusers() -> Any:
-    """Import diffusers, only where needed: it takes ten times as long as the rest of fmcore."""
-    with warnings.catch_warnings(action="ignore"):
-        import diffusers
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    return diffusers
-
-
-def _unet(settings: UNet, shape: tuple[int, ...]) -> Any:
-    levels, channels = len(settings.channels), settings.channels
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
-    down = ["AttnDownBlock2D" if i in settings.attend else "DownBlock2D" for i in range(levels)]
-    up = [name.replace("Down", "Up") for name in reversed(down)]
-    return diffusers().UNet2DModel(
-        sample_size=tuple(side // settings.patch for side in shape[1:]),
-        in_channels=shape[0] * settings.patch**2,
-        out_channels=shape[0] * settings.patch**2,
-        layers_per_block=settings.blocks,
-        block_out_channels=channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        attention_head_dim=settings.head,
-        norm_num_groups=groups,
-        dropout=settings.dropout,
-        num_class_embeds=settings.classes + 1 if settings.classes else None,
-    )
-
-
-def _dit(settings: DiT, shape: tuple[int, ...]) -> Any:
-    net = diffusers().DiTTransformer2DModel(
-        num_attention_heads=settings.heads,
-        attention_head_dim=settings.head,
-        in_channels=shape[0],
-        out_channels=shape[0],
-        num_layers=settings.depth,
-        sample_size=shape[1],
-        patch_size=settings.patch,
-        dropout=settings.dropout,
-        num_embeds_ada_norm=max(settings.classes, 1),
-    )
-    for module in net.modules():
-        if hasattr(module, "dropout_prob"):
-            # diffusers would drop labels with the global generator; training uses (seed, step).
-            module.dropout_prob = 0.0
-    return net
+def _check_square(patch: int, shape: tuple[int, ...]) -> None:
+    if shape[1] != shape[2] or shape[1] % patch:
+        raise ReflowError(
+            f"network.patch: {patch} does not divide the image, {shape[1]} x {shape[2]}, which has"
+            " to be square"
+        )

@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fmcore.network.field import once
-from fmcore.settings import ClassCount, Depth, Settings, Width, check_weights
+from fmcore.network.given import Given, Labelled, zeroed
+from fmcore.settings import Depth, Width, check_weights
 
 CACHED = 65536
 """Features of a hidden layer that a network call has at once: 256 KB, which a CPU's cache holds."""
 
 
-class MLP(Settings):
+class MLP(Labelled):
     """A residual MLP on flattened samples, with sines and cosines of the time as input.
 
     `time_frequency` is the highest of these, in half periods over [0, 1]; MeanFlow needs it low.
@@ -37,16 +38,13 @@ class MLP(Settings):
     norm: Literal["layer", "none"] = "layer"
     """`layer` normalises features before each block. `none` is for data of a few dimensions, where
     the length of x matters."""
-    classes: ClassCount = 0
-    """Number of classes of the label, an input of the network; 0 ignores labels. Labels of the data
-    must be below it. Guidance needs it."""
     spans: bool = False
     """Whether the untrained network has an input for spans. A round with objective mean_flow adds
     it by itself, so leave it out."""
 
     @model_validator(mode="after")
     def _fits_into_a_machine(self) -> "MLP":
-        check_weights(3 * self.depth * self.width**2 + self.classes * self.width)
+        check_weights(3 * self.depth * self.width**2 + self.learnt * self.width)
         return self
 
     def build(self, shape: tuple[int, ...]) -> "ResidualMLP":
@@ -100,7 +98,10 @@ class ResidualMLP(nn.Module):
         self.norm = norm()
         self.leave = nn.Linear(width, dim)
         self.gate = nn.Linear(width, dim)
-        if settings.classes:
+        self.given = Given(settings.conditions) if settings.conditions else None
+        if settings.conditions:
+            self.condition = zeroed(settings.conditions.vector, width)
+        elif settings.classes:
             self.label = nn.Embedding(settings.classes + 1, width)
             nn.init.zeros_(self.label.weight)
         if settings.spans:
@@ -113,7 +114,9 @@ class ResidualMLP(nn.Module):
         """Return dx/dt [B, *D] at x [B, *D] and t [B]; without a label, for the null class."""
         t = once(t)
         time = self.time(self._waves(t))
-        if self.settings.classes:
+        if self.given is not None:
+            time = time + self.condition(self.given.vector(label, t))
+        elif self.settings.classes:
             null = torch.full_like(t, self.settings.classes, dtype=torch.int64)
             time = time + self.label(null if label is None else label)
         if span is not None:

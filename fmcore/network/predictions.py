@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmcore.matching.conversions import from_source, from_target
 from fmcore.matching.interpolant import Schedule, expand
-from fmcore.network.images import diffusers
+from fmcore.network.made import diffusers
 from fmcore.settings import Length, Settings
 
 Predict = Callable[[Tensor, Tensor], Tensor]

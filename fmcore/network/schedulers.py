@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fmcore.network.images import diffusers
+from fmcore.network.made import diffusers
 from fmcore.network.predictions import AnyPrediction
 from fmcore.own import read
 from fmcore.settings import ReflowError

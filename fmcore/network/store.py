@@ -14,20 +14,21 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 from pydantic import Discriminator, Tag, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_in
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
+from fmcore.conditions import table as conditions
 from fmcore.matching.interpolant import Objective
-from fmcore.network.build import AnyNetwork, VelocityNetwork, build
+from fmcore.network.build import AnyNetwork, VelocityNetwork, build, table_of, take
 from fmcore.network.images import DIFFUSERS, ImageNetwork
-from fmcore.network.power import SigmaRel, factors
+from fmcore.network.power import SigmaRel
+from fmcore.network.snapshots import POWER, power_average, weights_in, write_tensors
 from fmcore.own import read
 from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError
@@ -36,8 +37,6 @@ CONFIG = "config.json"
 """The file of a model's folder that describes it."""
 SPAN = "span.safetensors"
 """The file of a model's folder that has the input for spans of a network of diffusers."""
-POWER = "power"
-"""The folder of a model's folder that has snapshots of its power averages."""
 
 
 def _kind(given: object) -> str:
@@ -93,6 +92,9 @@ class Model:
         names = self.config.get("classes") or []
         if given in names:
             return int(names.index(given))
+        table = table_of(self.network)
+        if table is not None and (row := table.row(str(given))) is not None:
+            return row
         count = self.network.settings.classes
         number = int(given) if str(given).isdecimal() else -1
         if 0 <= number < count:
@@ -123,56 +125,29 @@ def save(
         "convention": CONVENTION,
         **about,
     }
-    if isinstance(inner, ImageNetwork):
-        inner.save_weights(path)
+    if _of_diffusers(inner):
+        inner.saveweights_in(path)
         if inner.settings.spans:
-            write_tensors(path / SPAN, _weights(inner.span))
+            write_tensors(path / SPAN, weights_in(inner.span))
     else:
-        write_tensors(path / "model.safetensors", _weights(inner))
-    write_tensors(path / "raw.safetensors", _weights(raw or inner))
+        write_tensors(path / "model.safetensors", weights_in(inner))
+    write_tensors(path / "raw.safetensors", weights_in(raw or inner))
     for file in snapshots:
         (path / POWER).mkdir(exist_ok=True)
         shutil.copyfile(file, path / POWER / file.name)
+    table = table_of(inner)
+    if table is not None and len(table.content) <= conditions.KEPT:
+        conditions.write(path, table)
     config[FILES] = hashes(path, besides=CONFIG)
     (path / CONFIG).write_text(_text(sealed(config)))
 
 
+def _of_diffusers(network: nn.Module) -> TypeGuard[ImageNetwork]:
+    return isinstance(network, ImageNetwork) and network.of_diffusers
+
+
 def _text(config: dict[str, Any]) -> str:
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], *, about: dict[str, str] | None = None
-) -> None:
-    """Write tensors as safetensors; a full disk is an error that names the file."""
-    try:
-        save_file(tensors, path, metadata=about)
-    except (SafetensorError, OSError) as error:
-        raise ReflowError(
-            f"{path}: cannot be written ({error}); free some space and start again"
-        ) from error
-
-
-def snapshot_file(step: int) -> str:
-    """Return the name of the file with the power averages after a step.
-
-    >>> snapshot_file(250)
-    'step_000000250.safetensors'
-    """
-    return f"step_{step:09d}.safetensors"
-
-
-def save_snapshot(folder: Path, step: int, powers: Mapping[str, AveragedModel]) -> None:
-    """Write the power averages after a step to `folder`, by their relative lengths, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{s}/{k}": v for s, p in powers.items() for k, v in _weights(p.module).items()}
-    temporary = folder / f".{snapshot_file(step)}.tmp"
-    write_tensors(temporary, tensors)
-    temporary.replace(folder / snapshot_file(step))
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
 
 
 def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
@@ -189,18 +164,21 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
         settings: AnyNetwork = read(AnyNetwork, config["network"], place)
         network = build(settings, tuple(config["shape"]), seed=0)
         whole: nn.Module = network
-        if isinstance(network, ImageNetwork) and weights == "ema":
-            name, whole = f"{DIFFUSERS}/diffusion_pytorch_model.safetensors", network.net
+        if config.get("conditions") and conditions.FILE in config.get(FILES, {}):
+            take(network, conditions.read(path, config["conditions"]))
+        parts = network if weights == "ema" and _of_diffusers(network) else None
+        if parts:
+            name, whole = f"{DIFFUSERS}/diffusion_pytorch_model.safetensors", parts.net
         if isinstance(weights, float):
             name = POWER
-            tensors, content = _power_average(path, config, weights)
+            tensors, content = power_average(path, config, weights)
         else:
             content = read_checked(path, name, config)
             tensors = tensors_in(content)
         whole.load_state_dict(tensors)
-        if isinstance(network, ImageNetwork) and weights == "ema" and network.settings.spans:
+        if parts and parts.settings.spans:
             beside = read_checked(path, SPAN, config)
-            network.span.load_state_dict(tensors_in(beside))
+            parts.span.load_state_dict(tensors_in(beside))
             content += beside
     except FileNotFoundError as error:
         raise ReflowError(
@@ -218,40 +196,29 @@ def load(path: Path, *, weights: Weights = "ema", device: str = "cpu") -> Model:
     return Model(network.to(device), rest, digest)
 
 
+def condition(
+    model: Model, data: Mapping[str, Any] | None, table: conditions.Table | None, place: str
+) -> None:
+    """Give a model the table of conditions of the data at `place`, if it takes conditions.
+
+    `data` is what the data says of its table. Raises ReflowError if it is not that of the model.
+    """
+    own = model.config.get("conditions")
+    if getattr(model.network, "given", None) is not None and own != data:
+        raise ReflowError(
+            f"{place}: its conditions are others than those that the model was made with (another"
+            " text encoder, other texts or none); initialise and train on this data"
+        )
+    take(model.network, table)
+
+
 def redrawn(path: Path, out: Path, *, seed: int) -> Path:
     """Write the untrained model `path` to `out` with weights drawn from `seed`; return `out`."""
     model = load(path)
-    network = build(model.network.settings, model.shape, seed=seed)
+    fresh = build(model.network.settings, model.shape, seed=seed)
+    network = take(fresh, table_of(model.network))
     save(out, network, about={**model.config, "seed": seed})
     return out
-
-
-def _power_average(
-    path: Path, config: dict[str, Any], sigma_rel: float
-) -> tuple[dict[str, Tensor], bytes]:
-    """Return the power average of a model by its relative length, and bytes that identify it."""
-    kept = config.get("power_ema")
-    if not kept:
-        raise ReflowError(
-            f"{path}: weights {sigma_rel:g} is a power average, and this model kept none; set"
-            " train.power_ema of its round, or take ema or raw"
-        )
-    total: dict[str, Tensor] = {}
-    found = hashlib.sha256(f"{sigma_rel:g}".encode())
-    rows = factors(kept["steps"], kept["sigma_rel"], sigma_rel)
-    for step, row in zip(kept["steps"], rows, strict=True):
-        content = read_checked(path, f"{POWER}/{snapshot_file(step)}", config)
-        found.update(content)
-        tensors = tensors_in(content)
-        for sigma, factor in zip(kept["sigma_rel"], row.tolist(), strict=True):
-            for key, value in tensors.items():
-                if (name := key.removeprefix(f"{sigma:g}/")) == key:
-                    continue
-                whole = not value.is_floating_point()  # a buffer that counts: that of the end
-                part = value if whole else factor * value.double()
-                total[name] = part if whole or name not in total else total[name] + part
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in total.items()}
-    return weights, found.digest()
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fmcore.network.diffusers_class import (
     absent_condition,
     embedded_classes,
 )
-from fmcore.network.images import diffusers
+from fmcore.network.made import diffusers
 from fmcore.network.outside import Outside, OutsideNetwork
 from fmcore.network.own import Custom, OwnNetwork
 from fmcore.network.predictions import AnyPrediction

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmcore.checked import folder_digest
+from fmcore.conditions.table import Table
 from fmcore.coupling.checks import noise_z
 from fmcore.coupling.compact import LEVELS, Store
 from fmcore.coupling.noise import identities
@@ -87,6 +88,8 @@ class Importer:
     settings: Imported
     data_units: bool
     """Whether targets are in the data's own units, and still to be mapped."""
+    table: Table | None = None
+    """The conditions of the data, of which a label is a row."""
     device: torch.device = torch.device("cpu")
 
     def on(self, device: torch.device) -> Callable[[int], tuple[pa.Buffer, int]]:
@@ -163,10 +166,12 @@ class Importer:
         return found
 
     def _label(self, block: Block, ids: NDArray[np.int64]) -> Tensor | None:
-        """Return the labels [N], whole numbers from 0."""
+        """Return the labels [N], whole numbers from 0: a text is the row of its condition."""
         if block.label is None:
             return None
         x = np.asarray(block.label)
+        if self.table is not None and x.ndim == 1 and x.dtype.kind in "OU":
+            x = np.array([self._condition(text, pair) for text, pair in zip(x, ids, strict=True)])
         whole = x.ndim == 1 and x.dtype.kind in "iub" and bool((x.astype(np.int64) >= 0).all())
         if not whole:
             raise ReflowError(
@@ -174,6 +179,16 @@ class Importer:
                 " expected one whole number from 0 for each pair; number the classes"
             )
         return torch.from_numpy(x.astype(np.int64))
+
+    def _condition(self, text: object, pair: int) -> int:
+        """Return the row of a text in the conditions of the data."""
+        row = None if self.table is None else self.table.row(str(text))
+        if row is None:
+            raise ReflowError(
+                f"couplings: the label of pair {pair} is {str(text)[:60]!r}, which is no condition"
+                " of the data; add it to the texts of data.conditions, or leave the pair out"
+            )
+        return row
 
 
 def importer_of(data: Path, settings: Imported) -> Importer:
@@ -195,7 +210,7 @@ def importer_of(data: Path, settings: Imported) -> Importer:
         )
     strength = _guidance(settings.guidance, stated.get("guidance"))
     about = _about(real, settings, rows, strength, strength if strength != 1 else None)
-    importer = Importer(rows, about, settings, data_units)
+    importer = Importer(rows, about, settings, data_units, real.conditions)
     importer.check_ends()
     return importer
 
@@ -212,9 +227,14 @@ def _of_chain(real: Coupling, rows: ChainRows, settings: Imported) -> Importer:
             f"{rows.place}: its source is {other.source or 'noise'}, here it is"
             f" {real.about.source or 'noise'}; both chains need one `source`"
         )
+    if other.conditions != real.about.conditions:
+        raise ReflowError(
+            f"{rows.place}: its labels are of other conditions (data.conditions) than the data's;"
+            " both chains need the same texts and text encoder"
+        )
     strength = _guidance(settings.guidance, other.guidance)
     about = _about(real, settings, rows, strength, other.guided)
-    return Importer(rows, about, settings, data_units=False)
+    return Importer(rows, about, settings, False, real.conditions)
 
 
 def _guidance(given: float, stated: Any) -> float:
@@ -254,6 +274,7 @@ def _about(
         source=real.about.source,
         store=settings.store.settled(image=real.about.image),
         origin=origin,
+        conditions=real.about.conditions,
     )
 
 

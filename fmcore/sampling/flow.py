@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
-from fmcore.matching.conversions import Velocity, usable_times
-from fmcore.network.field import Field, interpolant_of, maps_to_end
+from fmcore.conditions.table import Table
+from fmcore.matching.conversions import usable_times
+from fmcore.network.build import table_of
+from fmcore.network.field import Field, FieldVelocity, interpolant_of, maps_to_end
 from fmcore.network.outside import check_null
 from fmcore.network.store import Model
 from fmcore.scale import Scale
-from fmcore.settings import ReflowError
+from fmcore.settings import GuidanceWithin, ReflowError, strength
 from fmcore.solve.solver import Solution, Solver, solve
 from fmcore.work.compute import TILE, Compute, in_tiles, rows_of_call, to_cpu
 
@@ -60,26 +62,31 @@ class Flow(Field):
         self,
         label: Tensor | None = None,
         *,
-        guidance: float = 1.0,
+        guidance: float | GuidanceWithin = 1.0,
         span: float | Callable[[Tensor], Tensor] = 0.0,
-    ) -> Velocity:
+    ) -> FieldVelocity:
         """Return v(x, t) as `Field.velocity` does.
 
         Raises ReflowError for guidance of a flow whose pairs have guidance in them.
         """
         if guidance != 1 and self.guided != 1:
             raise ReflowError(
-                f"guidance {guidance:g}: guidance {self.guided:g} is in the pairs that this flow"
-                " learned, and would be applied twice; leave guidance at 1"
+                f"guidance {strength(guidance):g}: guidance {self.guided:g} is in the pairs that"
+                " this flow learned, and would be applied twice; leave guidance at 1"
             )
         if guidance != 1 and self.made_of is not None:
-            check_null(self.made_of[0].network.settings, f"guidance {guidance:g}")
+            check_null(self.made_of[0].network.settings, f"guidance {strength(guidance):g}")
         return super().velocity(label, guidance=guidance, span=span)
 
     @property
     def scale(self) -> Scale:
         """The scale of the model: `flow.scale.inverse(x)` is a sample in the data's own units."""
         return Scale() if self.made_of is None else self.made_of[0].scale
+
+    @property
+    def table(self) -> Table | None:
+        """The table of conditions that the network was given; None if it takes none."""
+        return None if self.made_of is None else table_of(self.made_of[0].network)
 
     @property
     def refusal(self) -> str:
@@ -112,7 +119,7 @@ class Flow(Field):
         device: torch.device | None = None,
         batch: int = 1024,
         label: Tensor | None = None,
-        guidance: float = 1.0,
+        guidance: float | GuidanceWithin = 1.0,
         keep_trajectory: bool = False,
     ) -> Solution:
         """Integrate from source [N, *D] to t = 0; the solution, in model units, is on the CPU.
@@ -120,7 +127,8 @@ class Flow(Field):
         `batch` rows are solved at once, rounded up to whole network calls.
         `device` holds the weights: given for a loaded model, else that of the source. The state is
         float32 in every precision of the network: a half-precision state would lose the pairing.
-        With guidance each evaluation of the velocity counts as two: it calls the network twice.
+        Where there is guidance an evaluation of the velocity counts as two: it calls the network
+        twice.
         """
         ends = (1.0, 0.0)
         with _turn:
@@ -136,7 +144,7 @@ class Flow(Field):
         device: torch.device | None = None,
         batch: int = 1024,
         label: Tensor | None = None,
-        guidance: float = 1.0,
+        guidance: float | GuidanceWithin = 1.0,
     ) -> Solution:
         """Integrate from target [N, *D] to t = 1: the source from which the flow would make it."""
         ends = (0.0, 1.0)
@@ -152,7 +160,7 @@ class Flow(Field):
         device: torch.device | None,
         batch: int,
         label: Tensor | None,
-        guidance: float,
+        guidance: float | GuidanceWithin,
         keep: bool,
     ) -> Solution:
         tiled, parts = self.tiled(), []
@@ -168,8 +176,9 @@ class Flow(Field):
                 rows = self.interpolant.noise_scale * rows
             span = span_of(solver, start, end, to_end=self.to_end)
             v = tiled.velocity(own, guidance=guidance, span=span)
-            parts.append(solve(v, rows, solver, start=start, end=end, keep_trajectory=keep))
-        return concatenated(parts, 1 if label is None or guidance == 1 else 2)
+            found = solve(v, rows, solver, start=start, end=end, keep_trajectory=keep)
+            parts.append(with_nulls(found, v))
+        return concatenated(parts)
 
 
 def no_score(about: Mapping[str, Any]) -> str | None:
@@ -249,14 +258,25 @@ def _device_of(network: torch.nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def concatenated(parts: list[Solution], factor: int = 1) -> Solution:
-    """Concatenate the solutions of batches on the CPU; each evaluation counts `factor` times."""
+def with_nulls(found: Solution, velocity: FieldVelocity) -> Solution:
+    """Return a solution whose counts have the evaluations of the null condition, too."""
+    nulls = velocity.nulls
+    if nulls is None:
+        return found
+    if found.evaluations is None:  # on a grid all rows have the same
+        return replace(found, nfe=found.nfe + int(nulls.max()))
+    counts = found.evaluations.cpu() + nulls
+    return replace(found, nfe=int(counts.max()), evaluations=counts)
+
+
+def concatenated(parts: list[Solution]) -> Solution:
+    """Concatenate the solutions of batches on the CPU."""
     ends = to_cpu([p.x for p in parts])
     paths = to_cpu([p.trajectory for p in parts if p.trajectory is not None])
-    counts = [p.evaluations.cpu() * factor for p in parts if p.evaluations is not None]
+    counts = [p.evaluations.cpu() for p in parts if p.evaluations is not None]
     return Solution(
         torch.cat(ends),
-        max(p.nfe for p in parts) * factor,
+        max(p.nfe for p in parts),
         torch.cat(paths, dim=1) if paths else None,
         torch.cat(counts) if counts else None,
     )

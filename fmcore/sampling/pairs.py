@@ -16,22 +16,26 @@ from torch import Tensor
 from fmcore.choices.fitted import Fitted
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.choices.solvers import Custom, HeunToEuler, OdeSolver, solver_of_pairs
-from fmcore.coupling.checks import check_labels
+from fmcore.conditions.table import Table
 from fmcore.coupling.compact import Store
 from fmcore.coupling.noise import NOT_REAL, uniform
 from fmcore.coupling.pairs import Pairs
-from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, packed, table
-from fmcore.network.store import Weights, load
+from fmcore.network.store import Weights
 from fmcore.sampling.flow import Flow
-from fmcore.sampling.probe import RECEIPT, Auto, Probe, probes, remembered
-from fmcore.scale import same_units
-from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings, derive_seed
+from fmcore.sampling.probe import Auto, Probe, probes, remembered
+from fmcore.settings import (
+    BatchSize,
+    GuidanceOf,
+    GuidanceWithin,
+    SampleCount,
+    Settings,
+    derive_seed,
+)
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solution, Solver, solve
-from fmcore.work.compute import numerics, rows_of_call
-from fmcore.work.work import Work
+from fmcore.work.compute import rows_of_call
 
 Kind = Literal["generated", "inverted"]
 
@@ -56,10 +60,10 @@ class Couple(Settings):
     )
     """Shares of pairs `generated` from noise and `inverted` from real samples; they add up to 1.
     Add inverted pairs when gates.drift_rel warns."""
-    guidance: Guidance = 1.0
-    """Strength of guidance in making the pairs: v_null + guidance (v - v_null). 1 is none; other
-    values need network.classes and double the cost. Rounds that learn such pairs, and those after
-    them, are not guided again: it is in their velocity."""
+    guidance: GuidanceOf = 1.0
+    """Strength of guidance in making the pairs: v_null + guidance (v - v_null), or `{strength,
+    within}` for some times. 1 is none; others need network.classes or conditions and cost twice.
+    Rounds that learn such pairs, or come after, are not guided again."""
     weights: Weights = "ema"
     """Which weights of the round make the pairs: the average (`ema`), the optimiser's own (`raw`),
     or the power average of a relative length (0.1), if the round has `power_ema`."""
@@ -80,6 +84,11 @@ class Couple(Settings):
     def _shares(self) -> "Couple":
         if abs(sum(self.mix.values()) - 1) > 1e-9:
             raise ValueError(f"mix: shares must add up to 1, got {self.mix}")
+        if len(self.mix) > 1 and isinstance(self.guidance, GuidanceWithin):
+            raise ValueError(
+                "guidance: within some times, generated and inverted pairs have other numbers of"
+                " evaluations; give a strength alone, or pairs of one kind"
+            )
         return self
 
     def ids(self, index: int) -> range:
@@ -106,12 +115,13 @@ class PairSampler:
     about: About
     settings: Couple
     device: torch.device
+    table: Table | None = None
 
     @property
     def solver(self) -> OdeSolver:
         """The solver that is set, or the one that was measured for the flow's interpolant."""
         named = self.settings.solver
-        assert not isinstance(named, Auto), "sampler_of settles it"
+        assert not isinstance(named, Auto), "`settled` was called"
         return named or solver_of_pairs(self.flow.interpolant)
 
     def settled(self, auto: Auto, receipt: Path) -> "PairSampler":
@@ -124,8 +134,8 @@ class PairSampler:
         both_ways = "inverted" in self.settings.mix
         key = {"coupling": self.about.in_shard, "auto": auto.model_dump()}
         solver, probe = remembered(receipt, key, lambda: how.choose(auto, both_ways=both_ways))
-        nfe = _nfe(solver, self.flow, self.settings)
-        found = {"solver": _recorded(solver), "nfe": nfe, "probe": probe}
+        nfe = nfe_of(solver, self.flow, self.settings)
+        found = {"solver": recorded(solver), "nfe": nfe, "probe": probe}
         return replace(
             self,
             about=self.about.model_copy(update=found),
@@ -233,62 +243,23 @@ class PairSampler:
         )
 
 
-def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSampler:
-    """Return the sampler of the coupling that the folder `model` makes from `data`."""
-    velocity = load(model, weights=settings.weights, device=str(work.device))
-    flow, real = Flow.of(velocity, work.compute), open_coupling(data)
-    if settings.guidance != 1 and not flow.classes:
-        raise ReflowError(
-            f"couplings: guidance {settings.guidance:g} needs a flow with classes; set"
-            " network.classes, or guidance 1"
-        )
-    if settings.guidance != 1:
-        flow.velocity(guidance=settings.guidance)  # refused where the pairs had some already
-    if why := settings.store.refusal(noise=real.about.source is None, mix=settings.mix):
-        raise ReflowError(f"couplings: store.source {why}")
-    same_units(velocity.scale, real.about.units, str(data))
-    named = settings.solver or solver_of_pairs(flow.interpolant)
-    solver = None if isinstance(named, Auto) else named
-    about = About(
-        kind="mixed" if len(settings.mix) > 1 else next(iter(settings.mix)),
-        shape=list(velocity.shape),
-        image=real.about.image,
-        pairs=settings.pairs,
-        seed=work.seed,
-        model=velocity.digest,
-        weights=str(settings.weights),
-        solver=None if solver is None else _recorded(solver),
-        nfe=None if solver is None else _nfe(solver, flow, settings),
-        audit_every=settings.audit_every,
-        numerics=numerics(work.device, work.compute, flow.tile),
-        guidance=settings.guidance if flow.classes else None,
-        mix={str(k): v for k, v in settings.mix.items()} if len(settings.mix) > 1 else None,
-        guided=settings.guidance if settings.guidance != 1 else velocity.config.get("guided"),
-        classes=real.about.classes,
-        scale=real.about.scale,
-        source=real.about.source,
-        store=settings.store.settled(image=real.about.image),
-    )
-    needed = flow.classes or "inverted" in settings.mix
-    known = read(real, sources=False) if needed else None
-    if "inverted" in settings.mix and known is not None and known.real_id is None:
-        raise ReflowError(
-            f"{data}: prepared by an earlier version, without the column real_id that keeps"
-            " held-out samples out of inverted pairs; run the stage prepare again"
-        )
-    if flow.classes and known is not None and (known.label is not None or settings.guidance != 1):
-        check_labels(known.label, flow.classes, str(data))
-    sampler = PairSampler(flow, real.source, known, about, settings, work.device)
-    return sampler.settled(named, work.scratch / RECEIPT) if isinstance(named, Auto) else sampler
-
-
-def _recorded(solver: OdeSolver) -> dict[str, Any]:
+def recorded(solver: OdeSolver) -> dict[str, Any]:
+    """Return a solver as a coupling records it."""
     return solver.model_dump(mode="json", exclude_none=True)
 
 
-def _nfe(solver: OdeSolver, flow: Flow, settings: Couple) -> int | None:
-    """Return the NFE of a fixed grid by counting on a trivial field, twice with guidance."""
+def nfe_of(solver: OdeSolver, flow: Flow, settings: Couple) -> int | None:
+    """Return the NFE of a fixed grid, counted on a trivial field, two where there is guidance."""
     if isinstance(solver, Adaptive):
         return None
-    calls = solve(lambda x, _: x, torch.zeros(1, 1), solver).nfe
-    return calls * (2 if flow.classes and settings.guidance != 1 else 1)
+    guidance, nulls = settings.guidance, 0
+
+    def trivial(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal nulls
+        within = not isinstance(guidance, GuidanceWithin) or guidance.at(float(t[0]))
+        nulls += flow.classes > 0 and guidance != 1 and within
+        return x
+
+    start = 0.0 if "inverted" in settings.mix else 1.0
+    calls = solve(trivial, torch.zeros(1, 1), solver, start=start, end=1 - start).nfe
+    return calls + nulls

@@ -25,7 +25,7 @@ from fmcore.choices.fitted import Fitted, fitted
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.matching.conversions import Velocity
 from fmcore.sampling.flow import Flow
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import GuidanceWithin, ReflowError, Settings
 from fmcore.solve.solver import Solution, Solver
 
 EXACT = 0.4
@@ -77,7 +77,7 @@ class Probe:
     source: Tensor
     label: Tensor | None = None
     device: torch.device | None = None
-    guidance: float = 1.0
+    guidance: float | GuidanceWithin = 1.0
 
     def choose(self, auto: Auto, *, both_ways: bool = False) -> Found:
         """Return what `choose` does; `both_ways` for a solver that also inverts real samples."""

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.sampling.flow import Flow, concatenated
+from fmcore.sampling.flow import Flow, concatenated, with_nulls
 from fmcore.sampling.samples import Rows
-from fmcore.settings import GridSize, ReflowError, Settings, derive_seed
+from fmcore.settings import GridSize, GuidanceWithin, ReflowError, Settings, derive_seed
 from fmcore.solve.sde import euler_maruyama
 from fmcore.solve.solver import Solution
 
@@ -36,7 +36,7 @@ def diffusions(
     device: torch.device,
     batch: int = 1024,
     label: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | GuidanceWithin = 1.0,
 ) -> Iterator[Solution]:
     """Integrate from source [N, *D] to t = 0 by the reverse SDE, noise by (seed, row, step).
 
@@ -47,7 +47,7 @@ def diffusions(
             "the reverse SDE needs the score, which this velocity does not give:"
             f" {flow.refusal}; or use churn 0 (the ODE)"
         )
-    tiled, factor = flow.tiled(), 1 if label is None or guidance == 1 else 2
+    tiled = flow.tiled()
     for first in range(0, len(source), batch):
         rows = source[first : first + batch]
         named = None if label is None else label[first : first + batch].to(device)
@@ -62,4 +62,4 @@ def diffusions(
         v = tiled.velocity(named, guidance=guidance)
         steps, churn = settings.steps, settings.churn
         found = euler_maruyama(v, flow.interpolant, start, noise, steps=steps, churn=churn)
-        yield concatenated([found], factor)
+        yield concatenated([with_nulls(found, v)])

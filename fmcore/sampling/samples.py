@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fmcore.choices.solvers import OdeSolver
 from fmcore.sampling.flow import Flow, concatenated
+from fmcore.settings import GuidanceWithin
 from fmcore.solve.solver import Solution
 from fmcore.work.workers import Run
 
@@ -25,7 +26,7 @@ class SampleJob:
     """The work of sampling, as an executor sends it to a worker."""
 
     flow: Flow
-    guidance: float
+    guidance: float | GuidanceWithin
     device: torch.device
 
     def on(self, device: torch.device) -> Callable[[Part], Ends]:

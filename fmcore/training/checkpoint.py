@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import here
-from fmcore.network.store import write_tensors
+from fmcore.network.snapshots import write_tensors
 from fmcore.settings import ReflowError
 
 History = list[dict[str, float]]

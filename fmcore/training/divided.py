@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fmcore.checked import FILES, read_json, sealed, sha256
-from fmcore.coupling.write import commit, sync
+from fmcore.checked import FILES, commit, read_json, sealed, sha256, sync
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.images import DiT
 from fmcore.settings import ReflowError

@@ -150,7 +150,7 @@ def _tested(found: Difference) -> str:
 def guidance(rounds: Iterable[RoundResult]) -> list[str]:
     """Return a line for each round that is guided, in measuring or by its pairs."""
     said = {
-        "guidance": "is measured with guidance {:g}: two evaluations a step",
+        "guidance": "is measured with guidance {:g}: two evaluations where it acts",
         "guided": "has guidance {:g} in its pairs: measured and sampled without more",
     }
     return [

@@ -3,7 +3,8 @@
 A round alone is drawn in ink: its colour depends on the rounds beside it, and so would the bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,34 @@ def samples_by_nfe(
         _image_rows(path, rows, title)
     else:
         _scatter_panels(path, rows, title)
+
+
+def sheet_of_prompts(
+    path: Path, rows: Sequence[str], columns: Mapping[str, Tensor], *, title: str = ""
+) -> None:
+    """Draw images [R, C, H, W] of each column, say an NFE or a round, in a row for each prompt."""
+    each, left, above, edge = 0.56, 0.3 + 0.075 * max(len(text) for text in rows), 0.72, 0.1
+    width = max(left + 0.62 * len(columns) + edge, 0.2 + 0.092 * len(title))
+    height = above + each * len(rows) + edge
+    figure = new_figure(width, height, layout=None)
+    write = partial(figure.text, color=INK, va="center", parse_math=False)
+    write(0.1 / width, 1 - 0.22 / height, title, fontsize=11)
+    for j, (name, images) in enumerate(columns.items()):
+        x = (left + 0.62 * j) / width
+        write(x + 0.26 / width, 1 - 0.56 / height, name, fontsize=8, ha="center")
+        for i, image in enumerate(images):
+            bottom = 1 - (above + (i + 1) * each) / height
+            axes = figure.add_axes((x, bottom, 0.52 / width, 0.52 / height))
+            strip, gray = sheet(image[None])
+            axes.imshow(
+                strip, cmap="gray" if gray else None, vmin=0, vmax=1, interpolation="nearest"
+            )
+            axes.set_axis_off()
+            if j == 0:
+                write(
+                    (left - 0.08) / width, bottom + 0.26 / height, rows[i], fontsize=9, ha="right"
+                )
+    save(figure, path)
 
 
 def _image_rows(path: Path, rows: list[tuple[str, Tensor]], title: str) -> None:

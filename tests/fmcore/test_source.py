@@ -10,8 +10,9 @@ import torch
 import fmcore
 from fmcore.calibrate import calibrate
 from fmcore.couple import couple
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.source import SAMPLES, turns
+from fmcore.coupling.verify import verify
 from fmcore.dataset.densities import EightGaussians, Gaussian, TwoMoons
 from fmcore.dataset.public import Digits
 from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate

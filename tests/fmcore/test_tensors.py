@@ -7,7 +7,7 @@ import torch
 
 import fmcore
 from fmcore.couple import Couple, couple
-from fmcore.coupling.read import verify
+from fmcore.coupling.verify import verify
 from fmcore.train import train
 from fmcore.training.batch import Optimal
 from fmcore.work.work import Work

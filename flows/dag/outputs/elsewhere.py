@@ -9,7 +9,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.scm import SCMError
 
-from fmcore.coupling.read import verify
+from fmcore.coupling.verify import verify
 from fmcore.settings import ReflowError
 
 

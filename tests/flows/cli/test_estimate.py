@@ -14,7 +14,7 @@ from flows.params.load import load
 from fmcore.couple import couple
 from fmcore.coupling.compact import Store
 from fmcore.coupling.manifest import MANIFEST
-from fmcore.coupling.read import verify
+from fmcore.coupling.verify import verify
 from fmcore.prepare import prepare
 from fmcore.sampling.pairs import Couple
 from fmcore.solve.solver import Solver

@@ -302,7 +302,7 @@ def test_the_page_says_which_rounds_are_guided_and_which_gates_were_not_measured
     gates = [Judged("evaluate@rf2", v) for v in absent("evaluate", {"cost_rise": 0.0})]
     text = page(grouped([replace(one, found=replace(one.found, rounds=rounds, gates=gates))]))
     for part in (
-        "<li>rf1 is measured with guidance 2: two evaluations a step",
+        "<li>rf1 is measured with guidance 2: two evaluations where it acts",
         "<li>rf2 has guidance 2 in its pairs: measured and sampled without more",
         "<li>not measured: evaluate@rf2: ",
     ):

@@ -11,7 +11,7 @@ from flows.dag import lineage
 from flows.dag.outputs import store
 from flows.library import history, places
 from flows.library.fetch import fetch, point_to
-from fmcore.coupling.read import verify
+from fmcore.coupling.verify import verify
 from fmcore.settings import ReflowError
 from tests import s3, small_library
 from tests.real_chain import OUTPUTS, Chain

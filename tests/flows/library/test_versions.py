@@ -10,7 +10,8 @@ import pytest
 from flows.dag.outputs import store
 from flows.library import history, places
 from flows.library.fetch import fetch
-from fmcore.coupling.read import open_coupling, verify
+from fmcore.coupling.read import open_coupling
+from fmcore.coupling.verify import verify
 from fmcore.settings import ReflowError
 from tests import small_library
 from tests.real_chain import Chain

@@ -13,7 +13,7 @@ from flows.params.load import load
 from flows.stage.guard import shared
 from flows.stage.shards import parse, ranges
 from fmcore.couple import couple
-from fmcore.coupling.read import verify
+from fmcore.coupling.verify import verify
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.work.work import Work
 from tests.chains import gaussian_data, scratch_model

@@ -14,7 +14,8 @@ from fmcore.coupling import write as writing
 from fmcore.coupling.checks import measure
 from fmcore.coupling.compact import Store, record
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.coupling.write import About, finish, is_whole, shard_name, table, write_shard
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver

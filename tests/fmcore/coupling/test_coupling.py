@@ -16,7 +16,8 @@ import torch
 from fmcore.coupling import write as writing
 from fmcore.coupling.checks import repeats, row_hashes
 from fmcore.coupling.noise import gaussian_noise, uniform
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches

@@ -15,7 +15,8 @@ import fmcore
 from fmcore.checked import sealed
 from fmcore.coupling.manifest import POINTER
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.read import labels, open_coupling, read, verify
+from fmcore.coupling.read import labels, open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.settings import ReflowError
 from fmcore.train import Train, train

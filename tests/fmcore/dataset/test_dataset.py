@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from fmcore.dataset.emoji import FONT as EMOJI_FONT
+from fmcore.dataset.emoji import Emoji
 from fmcore.dataset.images import Images
 from fmcore.dataset.kinds import Dataset
-from fmcore.dataset.public import CIFAR10, EMOJI_FONT, FASHION_FOLDERS, Emoji, FashionMNIST, MNIST5k
+from fmcore.dataset.public import CIFAR10, FASHION_FOLDERS, FashionMNIST, MNIST5k
 from fmcore.settings import ReflowError
 
 

@@ -12,7 +12,8 @@ import torch
 from fmcore.couple import Couple, couple
 from fmcore.coupling import checks
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
 from fmcore.settings import ReflowError

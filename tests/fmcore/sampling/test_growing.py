@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fmcore.couple import couple
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.coupling.write import shard_name
 from fmcore.network.mlp import ResidualMLP
 from fmcore.sampling.pairs import Couple

@@ -9,7 +9,8 @@ import torch
 
 from fmcore.couple import couple
 from fmcore.coupling.noise import gaussian_noise, uniform
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.build import build
 from fmcore.network.mlp import MLP

@@ -15,7 +15,7 @@ from fmcore.matching.interpolant import (
 from fmcore.network.build import build
 from fmcore.network.mlp import MLP
 from fmcore.network.store import save
-from fmcore.sampling.pairs import sampler_of
+from fmcore.sampling.sampler import sampler_of
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver, solve
 from fmcore.work.work import Work

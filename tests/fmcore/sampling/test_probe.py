@@ -10,8 +10,8 @@ from fmcore.choices.multistep import AdamsBashforth
 from fmcore.couple import Couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.sampling import probe
-from fmcore.sampling.pairs import sampler_of
 from fmcore.sampling.probe import Auto, along, choose, dense_where_bent
+from fmcore.sampling.sampler import sampler_of
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver, solve
 from fmcore.work.work import Work

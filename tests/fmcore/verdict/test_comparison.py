@@ -222,7 +222,7 @@ def test_rounds_md_says_which_rounds_are_guided_and_which_gates_were_not_measure
     gates = [Judged("evaluate@rf2", v) for v in absent("evaluate", {"cost_rise": 0.0})]
     text = _markdown(replace(found, rounds=rounds, gates=gates))
     for line in (
-        "- rf1 is measured with guidance 2: two evaluations a step",
+        "- rf1 is measured with guidance 2: two evaluations where it acts",
         "- rf2 has guidance 2 in its pairs: measured and sampled without more",
         "- not measured: evaluate@rf2: ",
     ):

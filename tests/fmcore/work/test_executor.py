@@ -16,7 +16,7 @@ import torch
 
 from fmcore.couple import couple
 from fmcore.coupling.noise import gaussian_noise
-from fmcore.coupling.read import verify
+from fmcore.coupling.verify import verify
 from fmcore.network.store import load, save
 from fmcore.sampling.flow import Flow, mean_nfe
 from fmcore.sampling.pairs import Couple

@@ -1,0 +1,1 @@
+"""Tests of conditions as vectors and texts."""
