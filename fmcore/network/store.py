@@ -126,7 +126,7 @@ def save(
         **about,
     }
     if _of_diffusers(inner):
-        inner.saveweights_in(path)
+        inner.save_weights(path)
         if inner.settings.spans:
             write_tensors(path / SPAN, weights_in(inner.span))
     else:
