@@ -226,7 +226,7 @@ def _solved(
 
     loaded = load(model, weights=weights_of(wanted.weights))
     count = wanted.count or (IMAGES if len(loaded.shape) > 1 else POINTS)
-    if data is not None and data.exists():
+    if loaded.config.get("conditions") and data is not None and data.exists():
         take(loaded.network, open_coupling(data).conditions)
     flow, ids, cpu = Flow.of(loaded), np.arange(count), torch.device("cpu")
     source = Source(loaded.shape)

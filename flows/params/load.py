@@ -69,7 +69,9 @@ class Round(Settings):
     def _trained_or_not(self) -> "Round":
         if (self.train is None) == (self.model is None):
             both = "both are there" if self.train else "neither is there"
-            raise ValueError(f"needs `train`, or the `model` of a round not trained here; {both}")
+            raise ValueError(
+                f"train: a round has it, or the `model` of one not trained here; {both}"
+            )
         return self
 
 

@@ -43,7 +43,9 @@ class Field:
         """
         between = usable_times(self.interpolant, self.objective)
         guided = label is not None and guidance != 1
-        nulls = torch.zeros(len(label), dtype=torch.int64) if guided and label is not None else None
+        nulls = (
+            torch.zeros(label.shape[0], dtype=torch.int64) if guided and label is not None else None
+        )
         return FieldVelocity(self, label, guidance, span, between, nulls)
 
     def _call(self, x: Tensor, t: Tensor, label: Tensor | None, span: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class FieldVelocity:
             elif len(kept) > 1 and bool(kept.any()):  # an adaptive solver: each row has its time
                 some = (a[kept] for a in (out, x, times, label, over))
                 out = out.masked_scatter(expand(kept, out), self._pulled(*some))
-            self._count(kept, len(x))
+            self._count(kept, x.shape[0])
         return to_velocity(field.interpolant, field.objective, out, x, t)
 
     def _guided(self, t: Tensor) -> Tensor | None:

@@ -17,10 +17,11 @@ import torch
 from ruamel.yaml import YAML
 
 from flows.params.load import Params, load
+from fmcore.conditions.table import Table
 from fmcore.dataset.samples import Known
 from fmcore.features.extractor import Extractor, FeatureSettings
 from fmcore.matching.loss import flow_matching_loss
-from fmcore.network.build import Network, build, with_spans
+from fmcore.network.build import Network, fitting, with_spans
 from fmcore.network.field import Field
 from fmcore.network.mlp import MLP
 from fmcore.settings import ReflowError
@@ -144,13 +145,14 @@ def _falling(solver: Solver) -> None:
 
 def _train(network: Network, shape: tuple[int, ...], train: Train, known: Known) -> None:
     """Take a batch of a round through a network of its kind and through its loss."""
-    made = build(_tiny(network), shape, seed=0)
+    made = fitting(_tiny(network), _table(network), shape, seed=0)
     if train.objective == "mean_flow":
         made = with_spans(made)
     state = new_state(made, train)
     rows = torch.zeros(8, *shape)
-    label = torch.arange(8) % known.classes if known.classes else None
-    rules = batch_rules(train, network.classes)
+    classes = made.settings.classes
+    label = torch.arange(8) % classes if known.classes and classes else None
+    rules = batch_rules(train, classes)
     if train.pairing.name == "sinkhorn":
         rules = batch_rules(train.model_copy(update={"pairing": Train(steps=1).pairing}), 0)
     batch = draw_batch(independent(rows, label), rules, seed=0, step=0, device=CPU)
@@ -159,9 +161,18 @@ def _train(network: Network, shape: tuple[int, ...], train: Train, known: Known)
         state.network, batch, train.interpolant, train.objective, train.loss, train.map
     )
     assert bool(each.isfinite().all()) and bool(loss.isfinite()), train
-    field = Field(state.network, train.interpolant, train.objective, network.classes)
+    field = Field(state.network, train.interpolant, train.objective, classes)
     found = solve(field.velocity(batch.label), batch.source, Solver(name="euler", steps=2)).x
     assert found.shape == batch.source.shape
+
+
+def _table(network: Network) -> Table | None:
+    """Return three conditions and none, as sequences where the network attends to tokens."""
+    if not getattr(network, "conditions", None):
+        return None
+    if network.name == "mmdit":
+        return Table(torch.ones(4, 2, 3), torch.ones(4, 2), torch.ones(4, 5))
+    return Table(torch.ones(4, 3))
 
 
 def _tiny(network: Network) -> Network:

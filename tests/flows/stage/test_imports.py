@@ -18,7 +18,8 @@ from flows.params.load import load
 from flows.stage import shards
 from flows.stage.__main__ import main
 from fmcore.couple import couple
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.outside.imported import Imported
 from fmcore.outside.kinds import Chain
 from fmcore.settings import ReflowError
@@ -47,15 +48,12 @@ def pairs(count, seed=0):
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     root = tmp_path_factory.mktemp("imports")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tiny_chain, "PARAMS", tiny_chain.PARAMS.replace("couplings:", STUDENT[1:]) + TEACHER[1:]
-        )
-        (root / "teacher").mkdir()
-        np.savez(root / "teacher/a-0-of-2.npz", **pairs(100))
-        np.savez(root / "teacher/a-1-of-2.npz", **pairs(50, seed=1))
-        with tiny_chain.in_this_process(root) as project:
-            yield project
+    params = tiny_chain.PARAMS.replace("couplings:", STUDENT[1:]) + TEACHER[1:]
+    (root / "teacher").mkdir()
+    np.savez(root / "teacher/a-0-of-2.npz", **pairs(100))
+    np.savez(root / "teacher/a-1-of-2.npz", **pairs(50, seed=1))
+    with tiny_chain.in_this_process(root, params) as project:
+        yield project
 
 
 def test_a_chain_trains_on_pairs_from_outside(chain):

@@ -128,7 +128,7 @@ def test_a_changed_teacher_runs_again_what_follows(chain):
     ("old", "new", "says"),
     [
         ("model: {kind", "train: {steps: 1}, model: {kind",
-         "needs `train`, or the `model` of a round not trained here; both are there"),
+         "a round has it, or the `model` of one not trained here; both are there"),
         (", model: {kind: diffusers, path: ddpm}", "", "neither is there"),
         ("teacher: {coupling: independent", "teacher: {coupling: teacher",
          "is not trained; write coupling: independent"),

@@ -138,7 +138,7 @@ def test_inverted_pairs_of_data_without_identities_are_refused(tmp_path, monkeyp
     data = gaussian_data(tmp_path / "data", mu=[0.0], s=[1.0], pairs=50)
     whole = read(open_coupling(data))
     older = type(whole)(whole.pair_id, whole.target, whole.source, None, independent=True)
-    monkeypatch.setattr("fmcore.sampling.pairs.read", lambda _, **__: older)
+    monkeypatch.setattr("fmcore.sampling.sampler.read", lambda _, **__: older)
     with pytest.raises(ReflowError, match="earlier version.*run the stage prepare again"):
         pairs_of(tmp_path, data, (1,))
 

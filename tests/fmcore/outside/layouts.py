@@ -8,7 +8,8 @@ import torch
 from pydantic import TypeAdapter
 
 from fmcore.couple import couple
-from fmcore.coupling.read import open_coupling, read, verify
+from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.outside.imported import Imported
 from fmcore.outside.kinds import Import
 from fmcore.work.work import Work
