@@ -23,6 +23,10 @@ def teacher_of(params: "Params", name: str) -> str | None:
 def mistakes(params: "Params") -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield (keys, mistake) for rounds that name a model and what only a training has."""
     for name, round_ in params.rounds.items():
+        if (round_.train is None) == (round_.model is None):
+            both = "both are there" if round_.train else "neither is there"
+            what = f"a round has it, or the `model` of one not trained here; {both}"
+            yield ("rounds", name, "train"), what
         if round_.model is None:
             continue
         for key, wanted in (("coupling", "independent"), ("init", "scratch")):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from flows.params import adopted
 from flows.params.couplings import CouplingOf
@@ -64,15 +64,6 @@ class Round(Settings):
     replicate: int | None = Field(default=None, ge=2, le=1000)
     """Number of the repetition; the round itself is number 1. Weights from scratch, batches and
     noise of the training, and the pairs made from it, are drawn anew for each number."""
-
-    @model_validator(mode="after")
-    def _trained_or_not(self) -> "Round":
-        if (self.train is None) == (self.model is None):
-            both = "both are there" if self.train else "neither is there"
-            raise ValueError(
-                f"train: a round has it, or the `model` of one not trained here; {both}"
-            )
-        return self
 
 
 class WithoutGpu(Settings):
