@@ -255,6 +255,7 @@ def _held_out(
         device=device,
         limit=limit,
         law=settings.time if settings.student else None,
+        pieces=settings.pieces,
     )
     state.ema.module.to(home)
     state.ema.train()

@@ -77,7 +77,6 @@ class DiffusersClass(Settings):
         """Make the network for images of `shape`."""
         return DiffusersNetwork(self, shape)
 
-
     def sized(self, table: Table | None) -> "DiffusersClass":
         """Return the settings for the conditions of the data, each a sequence of tokens.
 

@@ -29,6 +29,7 @@ from fmcore.settings import (
     BatchSize,
     GuidanceOf,
     GuidanceWithin,
+    ReflowError,
     SampleCount,
     Settings,
     derive_seed,
@@ -163,14 +164,17 @@ class PairSampler:
         source, target, label = self._known(ids, inverted)
         gap = np.full(len(ids), np.nan, dtype=np.float32)
         spent = torch.zeros(len(ids), dtype=torch.int64)
-        nfe = 0
+        nfe, count = 0, self.settings.store.pieces - 1
+        states = source.new_empty(len(ids), count, *source.shape[1:]) if count else None
         for back, rows in ((False, ~inverted), (True, inverted)):
             if not bool(rows.any()):
                 continue
             given = (target if back else source)[rows] if bool(inverted.any()) else source
             own = None if label is None else label[rows]
-            found = self._solve(given, own, self.solver, back)
+            found = self._solve(given, own, self.solver, back, self._kept(back))
             (source if back else target)[rows] = found.x
+            if states is not None and found.trajectory is not None:
+                states[rows] = found.trajectory.transpose(0, 1)
             nfe = found.nfe
             if found.evaluations is not None:
                 spent[rows] = found.evaluations
@@ -187,8 +191,33 @@ class PairSampler:
             extra["kind"] = np.where(inverted.numpy(), "inverted", "generated")
         if isinstance(self.solver, Adaptive):
             extra["nfe"] = spent.numpy()
+        if states is not None:
+            extra["trajectory"] = states.numpy()
         real_id = self._real_ids(ids, inverted)
         return table(self.about, ids, target, source, label, gap, real_id, extra), nfe
+
+    def _kept(self, back: bool) -> tuple[int, ...]:
+        """Return after how many steps the solver is at each stored state, from the source on.
+
+        Raises ReflowError if its grid passes one by.
+        """
+        pieces, solver = self.settings.store.pieces, self.solver
+        if pieces == 1:
+            return ()
+        why = "has times of its own for each pair"
+        if not isinstance(solver, Adaptive):
+            grid = (solver.grid(0.0, 1.0) if back else solver.grid(1.0, 0.0)).tolist()
+            wanted = [1 - j / pieces for j in range(1, pieces)]
+            near = [min(range(len(grid)), key=lambda i: abs(grid[i] - t)) for t in wanted]
+            off = [t for i, t in zip(near, wanted, strict=True) if abs(grid[i] - t) > 1e-6]
+            if not off:
+                return tuple(near)
+            why = f"does not stop at t = {off[0]:g}"
+        raise ReflowError(
+            f"couplings: store.pieces {pieces} keeps states at multiples of 1/{pieces}, and the"
+            f" solver {why}; use a fixed solver whose steps are a multiple of {pieces}, without"
+            " shift, or with those `times`"
+        )
 
     def _inverted(self, ids: NDArray[np.int64]) -> Tensor:
         """Return which of the pairs [N] are inverted from real samples."""
@@ -231,6 +260,7 @@ class PairSampler:
         label: Tensor | None,
         solver: OdeSolver,
         back: bool,
+        kept: tuple[int, ...] = (),
     ) -> Solution:
         carry = self.flow.invert if back else self.flow.sample
         return carry(
@@ -240,6 +270,7 @@ class PairSampler:
             batch=self.settings.batch,
             label=label,
             guidance=self.settings.guidance,
+            keep_trajectory=kept or False,
         )
 
 
