@@ -25,11 +25,11 @@ from fmcore.coupling.write import About, packed, table
 from fmcore.network.store import Weights
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.probe import Auto, Probe, probes, remembered
+from fmcore.sampling.states import steps_at
 from fmcore.settings import (
     BatchSize,
     GuidanceOf,
     GuidanceWithin,
-    ReflowError,
     SampleCount,
     Settings,
     derive_seed,
@@ -171,7 +171,8 @@ class PairSampler:
                 continue
             given = (target if back else source)[rows] if bool(inverted.any()) else source
             own = None if label is None else label[rows]
-            found = self._solve(given, own, self.solver, back, self._kept(back))
+            kept = steps_at(self.solver, count + 1, back=back)
+            found = self._solve(given, own, self.solver, back, kept)
             (source if back else target)[rows] = found.x
             if states is not None and found.trajectory is not None:
                 states[rows] = found.trajectory.transpose(0, 1)
@@ -195,29 +196,6 @@ class PairSampler:
             extra["trajectory"] = states.numpy()
         real_id = self._real_ids(ids, inverted)
         return table(self.about, ids, target, source, label, gap, real_id, extra), nfe
-
-    def _kept(self, back: bool) -> tuple[int, ...]:
-        """Return after how many steps the solver is at each stored state, from the source on.
-
-        Raises ReflowError if its grid passes one by.
-        """
-        pieces, solver = self.settings.store.pieces, self.solver
-        if pieces == 1:
-            return ()
-        why = "has times of its own for each pair"
-        if not isinstance(solver, Adaptive):
-            grid = (solver.grid(0.0, 1.0) if back else solver.grid(1.0, 0.0)).tolist()
-            wanted = [1 - j / pieces for j in range(1, pieces)]
-            near = [min(range(len(grid)), key=lambda i: abs(grid[i] - t)) for t in wanted]
-            off = [t for i, t in zip(near, wanted, strict=True) if abs(grid[i] - t) > 1e-6]
-            if not off:
-                return tuple(near)
-            why = f"does not stop at t = {off[0]:g}"
-        raise ReflowError(
-            f"couplings: store.pieces {pieces} keeps states at multiples of 1/{pieces}, and the"
-            f" solver {why}; use a fixed solver whose steps are a multiple of {pieces}, without"
-            " shift, or with those `times`"
-        )
 
     def _inverted(self, ids: NDArray[np.int64]) -> Tensor:
         """Return which of the pairs [N] are inverted from real samples."""

@@ -67,16 +67,18 @@ def beside_constant(
     interpolant: Schedule,
     objective: Objective,
     law: LawOfTime | None = None,
+    pieces: int = 1,
 ) -> dict[str, float]:
     """Return the held-out loss relative to that of the best constant velocity, and what it needs.
 
     Not for the objectives noise and target, whose error is divided by alpha or sigma to become that
-    of the velocity, so that a good network may have a large one next to the ends.
+    of the velocity, so that a good network may have a large one next to the ends; nor for pieces,
+    each of which has another constant.
     """
     if not found:
         return {}
     spread = {"target_rms": float(held.target.double().square().mean().sqrt())}
-    if objective not in ("velocity", "mean_flow"):
+    if objective not in ("velocity", "mean_flow") or pieces > 1:
         return spread
     least = max(constant_loss(held, interpolant, law), 1e-12)
     error = found["held_out_loss_se"] / least
