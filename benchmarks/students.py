@@ -75,6 +75,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "one_step (point)": {"time": "point"},
     "four_step (grid)": {"time": {"name": "grid", "steps": 4}},
     "four pieces (PeRFlow)": {"pieces": PIECES},
+    "four pieces (grid)": {"pieces": PIECES, "time": {"name": "grid", "steps": PIECES}},
     **{
         rule: {"objective": "mean_flow", "map": rule, "spans": SPANS}
         for rule in ("mean_flow", "improved", "shortcut", "consistency", "lagrangian")

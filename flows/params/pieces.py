@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from fmcore.choices.solvers import solver_of_pairs
 from fmcore.matching.interpolant import Linear
+from fmcore.matching.times import Grid
 from fmcore.sampling.probe import Auto
 from fmcore.sampling.states import steps_at
 from fmcore.settings import ReflowError
@@ -50,7 +51,8 @@ def _of_round(params: "Params", name: str, train: Train, place: tuple[str, ...])
         yield at, what
     if not isinstance(train.interpolant, Linear):
         yield at, f"the pieces of a path are straight, {train.interpolant.name} is not; use linear"
-    if train.student:
-        yield at, f"{train.time.name} leaves out times within the pieces; leave one of both out"
+    if train.student and not (isinstance(train.time, Grid) and train.time.steps == train.pieces):
+        what = f"the steps of the student {train.time.name} do not begin where the pieces do; use"
+        yield at, f"{what} {{name: grid, steps: {train.pieces}}}, or leave one of both out"
     if train.objective == "mean_flow":
         yield at, "mean_flow learns spans across the ends of pieces; leave one of both out"

@@ -63,7 +63,8 @@ class Pairs:
         each, rest = divmod(states.shape[1] - 1, pieces)
         if rest:
             raise ValueError(f"{states.shape[1] - 1} pieces cannot be joined to {pieces}")
-        piece = ((1 - t) * pieces).long().clamp(0, pieces - 1)
+        # A step of Euler begins at the end of a piece, which rounding must not put in the one above.
+        piece = ((1 - t) * pieces + 1e-4).long().clamp(0, pieces - 1)
         rows, high = torch.arange(len(self)), 1 - piece / pieces
         above, below = states[rows, each * piece], states[rows, each * (piece + 1)]
         velocity = pieces * (above - below)

@@ -92,8 +92,8 @@ class Train(Settings):
     """What is minimised: the error of the prediction, as a function of its size and of t."""
     pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
     """Into how many pieces of one length in t each path is cut, of which each is learned as
-    straight: a student of as many Euler steps that learns all times (PeRFlow). Its coupling keeps
-    states for it (`store.pieces`, a multiple). 1 is one straight path."""
+    straight (PeRFlow). Its coupling keeps states for it (`store.pieces`, a multiple). With `time:
+    {name: grid}` of as many steps it learns where they begin alone. 1 is one straight path."""
     pairing: Pairing = Independent()
     """How the sources and targets of each batch are paired again, for straighter paths in round 1.
     Only for the independent coupling; with network.classes, within each class."""

@@ -78,6 +78,16 @@ def test_states_lie_on_the_line_through_their_piece():
             x = (1 - at) * found.target + at * found.source
             torch.testing.assert_close(x, length(at) * pairs.source)
         assert found.trajectory is None and piece in (0, 1)
+    for pieces in (2, 4):  # a step begins in the piece below, however t is rounded
+        for step in range(pieces):
+            t = torch.full((8,), 1 - step / pieces)
+            found, high = pairs.pieced(t, pieces), 1 - step / pieces
+            slope = (length(high) - length(high - 1 / pieces)) * pieces * pairs.source
+            torch.testing.assert_close(found.source - found.target, slope)
+    third = gaussian_pairs(8, pieces=3)
+    found = third.pieced(torch.full((8,), 2 / 3), 3)
+    slope = (length(2 / 3) - length(1 / 3)) * 3 * third.source
+    torch.testing.assert_close(found.source - found.target, slope)
     with pytest.raises(ValueError, match="4 pieces cannot be joined to 3"):
         pairs.pieced(torch.ones(8), 3)
 
