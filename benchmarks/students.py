@@ -1,7 +1,8 @@
 """All students of one coupling at equal compute: distance after 1, 2 and 4 steps, over seeds.
 
-    python -m benchmarks.students --data digits|fashion [--minutes M] [--seeds N] [--quick]
-        [--prepared FOLDER] [--only-prepare] [--fashion FOLDER] [--device cuda] [--out FOLDER]
+    python -m benchmarks.students --data digits|fashion [--minutes M | --steps S] [--seeds N]
+        [--quick] [--prepared FOLDER] [--only-prepare] [--fashion FOLDER] [--device cuda]
+        [--out FOLDER]
 
 A first round, its coupling and the yardstick are made once, into the folder `--prepared`, or read
 from it. Every student starts from that round and learns that coupling for as many floating-point
@@ -63,6 +64,8 @@ from fmcore.work.graphs import GraphedGradient
 from fmcore.work.work import Work
 
 NFE = (1, 2, 4)
+PIECES = 4
+"""Pieces of a path whose ends the coupling keeps, of a student that learns each as straight."""
 SPANS = 0.5
 """Share of rows with a span, for every flow map."""
 ROWS = 32
@@ -71,6 +74,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "rf2, continued": {},
     "one_step (point)": {"time": "point"},
     "four_step (grid)": {"time": {"name": "grid", "steps": 4}},
+    "four pieces (PeRFlow)": {"pieces": PIECES},
+    "four pieces (grid)": {"pieces": PIECES, "time": {"name": "grid", "steps": PIECES}},
     **{
         rule: {"objective": "mean_flow", "map": rule, "spans": SPANS}
         for rule in ("mean_flow", "improved", "shortcut", "consistency", "lagrangian")
@@ -102,7 +107,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
             MLP(width=16 if few else 160, depth=3, time_features=64, time_frequency=4.0),
             5 if few else 5000, 512 if few else 60_000, 1e-3,
             YardstickSettings(features=features, samples=100 if few else 898, splits=4),
-            Solver(name="heun", steps=2 if few else 18),
+            Solver(name="heun", steps=4 if few else 20),
         )  # fmt: skip
     channels, head = ((8, 8), 4) if few else ((64, 128), 32)
     return Plan(
@@ -110,7 +115,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         UNet(name="unet", channels=channels, head=head, time_scale=10.0),
         5 if few else 3000, 512 if few else 40_000, 5e-4,
         YardstickSettings(features=features, samples=100 if few else 2500, splits=4),
-        AdamsBashforth(name="ab4", steps=4 if few else 20, shift=0.5),
+        AdamsBashforth(name="ab4", steps=4 if few else 24),
     )  # fmt: skip
 
 
@@ -150,7 +155,7 @@ def make(run: Run, plan: Plan) -> None:
     with run.timed("train@rf1") as work:
         files = (root / "rf1", root / "rf1.csv", root / "rf1.json")
         train(root / "data", root / "init", *files, settings, name="rf1", work=work)
-    store = Store(source=False, target="float16")
+    store = Store(source=False, target="float16", pieces=PIECES)
     with run.timed("couple@rf1") as work:
         settings_of_pairs = Couple(pairs=plan.pairs, solver=plan.solver, batch=2048, store=store)
         pairs = (root / "rf1", root / "data", root / "pairs", root / "pairs.json")
@@ -197,7 +202,6 @@ def operations(shared: Common, settings: Train) -> float:
     """Return the operations of a step for each row: loss, gradient, forward-mode products."""
     state = state_of(shared, settings, torch.device("cpu"))
     some = shared.pairs.rows(torch.arange(ROWS))
-    assert some.source is not None
     t = settings.time.spread((torch.arange(ROWS) + 0.5) / ROWS)
     with_span = torch.arange(ROWS) < settings.spans * ROWS
     span = torch.where(with_span, t / 2, 0.0) if settings.objective == "mean_flow" else None
@@ -278,6 +282,8 @@ def budget_of(run: Run, shared: Common, given: argparse.Namespace, lr: float) ->
     run.write("operations of a step, a row", costs)
     run.write("seconds of a step, probed", seconds)
     each = given.minutes * 60 / given.seeds / sum(seconds[n] / costs[n] for n in STUDENTS)
+    if given.steps:
+        each = given.steps * costs["rf2, continued"]
     steps = {name: max(2, math.floor(each / costs[name])) for name in STUDENTS}
     run.write("steps", steps)
     return steps
@@ -332,6 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=("digits", "fashion"), required=True)
     parser.add_argument("--minutes", type=float, default=5.0, help="of all trainings together")
+    parser.add_argument("--steps", type=int, help="of rf2, in place of minutes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help="small networks, few steps and pairs")

@@ -13,7 +13,7 @@ from fmcore.network.build import VelocityNetwork
 from fmcore.network.field import Field, interpolant_of
 from fmcore.network.outside import check_null
 from fmcore.network.snapshots import POWER
-from fmcore.network.store import Model, load, save
+from fmcore.network.store import Model, condition, load, save
 from fmcore.network.teachers import (
     DiffusersFolder,
     OwnModel,
@@ -70,7 +70,7 @@ def adopt(
     raw: VelocityNetwork
     snapshots: list[Path] = []
     if isinstance(settings, DiffusersFolder | OwnModel):
-        found = find(settings, tuple(opened.about.shape))
+        found = find(settings, tuple(opened.about.shape), opened.conditions)
         network = raw = found.network
         about = {**STRAIGHT, **opened.about.carried(), **found.about}
         if isinstance(settings, OwnModel):  # it is not known what it was trained on
@@ -85,6 +85,7 @@ def adopt(
         about["taken_from"] = kept.digest
         snapshots = sorted((folder / POWER).glob("*.safetensors"))
         same_units(kept.scale, opened.about.units, str(coupling))
+        condition(kept, opened.about.conditions, opened.conditions, str(coupling))
     kept_words = settings.model_dump(mode="json", exclude=PLACES, exclude_none=True)
     about |= {"round": name, "teacher": kept_words}
     network.eval().requires_grad_(False)

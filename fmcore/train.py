@@ -76,7 +76,8 @@ def train(
     sides = held_out_sides(opened, limit=16 * settings.batch)
     final = _held_out(state, sides, settings, work=work, limit=16 * settings.batch)
     law = settings.time if settings.student else None
-    final |= beside_constant(final, sides[0], settings.interpolant, settings.objective, law)
+    of = (settings.interpolant, settings.objective, law, settings.pieces)
+    final |= beside_constant(final, sides[0], *of)
     work.accept(final)
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
@@ -114,6 +115,7 @@ def _about(
         "interpolant": settings.interpolant.model_dump(),
         "objective": settings.objective,
         **map_of(settings),
+        **({"pieces": settings.pieces} if settings.pieces > 1 else {}),
         "time": settings.time.model_dump(),
         "pairing": settings.pairing.name,
         "loss": settings.loss.model_dump(mode="json", exclude_none=True),
@@ -223,6 +225,13 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
     check_source(coupling.about.source, settings.interpolant)
     if not rank():  # the others do not read what is not theirs
         check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
+    if settings.pieces > 1:
+        kept = 1 if coupling.independent else coupling.about.form.store.pieces
+        if kept % settings.pieces:
+            raise ReflowError(
+                f"train.pieces {settings.pieces}: {coupling.path} keeps {kept} pieces of each path;"
+                " sample it again with store.pieces, a multiple"
+            )
     if settings.label_dropout:
         check_null(start.network.settings, f"train.label_dropout {settings.label_dropout:g}")
     if settings.pairing.name != "independent" and not coupling.independent:
@@ -255,6 +264,7 @@ def _held_out(
         device=device,
         limit=limit,
         law=settings.time if settings.student else None,
+        pieces=settings.pieces,
     )
     state.ema.module.to(home)
     state.ema.train()

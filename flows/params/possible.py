@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flows.params.adopted import teacher_of
 from flows.params.guidance import impossible_guidance, takes_conditions
+from flows.params.pieces import impossible_pieces
 from fmcore.dataset.kinds import Noise
 from fmcore.dataset.samples import Known
 from fmcore.features.extractor import FeatureSettings
@@ -50,6 +51,7 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     yield from impossible_guidance(params)
     yield from _averages(params)
     yield from _store(params, known)
+    yield from impossible_pieces(params)
 
 
 def _network(

@@ -115,6 +115,11 @@ class EncoderFolder(TextEncoder):
     length: int = Field(default=77, ge=1, le=4096)
     """Tokens of a sequence: longer texts are cut, shorter ones are padded. The table has this many
     vectors for each condition."""
+    padding: Literal["masked", "seen"] = Field(
+        default="masked", exclude_if=lambda padding: padding == "masked"
+    )
+    """`masked` hides the tokens of padding; `seen` keeps them, as Stable Diffusion's pipelines do:
+    for the text encoder of such a teacher."""
 
     def digest(self) -> str:
         """Return the hash of all files of the folder."""
@@ -136,8 +141,10 @@ class EncoderFolder(TextEncoder):
             texts, padding="max_length", truncation=True, max_length=self.length,
             return_tensors="pt",
         )  # fmt: skip
-        mask = given["attention_mask"].bool()
-        found = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"])
+        seen = self.padding == "seen"
+        mask = torch.ones_like(given["attention_mask"]) if seen else given["attention_mask"]
+        found = model(input_ids=given["input_ids"], attention_mask=None if seen else mask)
+        mask = mask.bool()
         states = found.last_hidden_state.float() * mask[..., None]
         pooled = getattr(found, "pooler_output", None)
         if pooled is None:

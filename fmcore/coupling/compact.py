@@ -52,6 +52,11 @@ class Store(Settings):
     high: Bound | None = None
     """Highest level of uint8, as `low`. null is 1 for images."""
 
+    pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
+    """Into how many pieces of one length in t each path is cut by states that are stored too, for
+    `train.pieces`; each costs the bytes of a target. The solver's grid needs their times. 1 stores
+    the ends alone."""
+
     @model_validator(mode="after")
     def _range(self) -> "Store":
         if (self.low is None) != (self.high is None):
@@ -76,7 +81,7 @@ class Store(Settings):
 
     def settled(self, *, image: bool) -> dict[str, Any] | None:
         """Return what a coupling records; None for pairs that are stored whole."""
-        if self.source and self.target == "float32":
+        if self.source and self.target == "float32" and self.pieces == 1:
             return None
         if self.target == "uint8" and self.low is None:
             if not image:
@@ -88,11 +93,12 @@ class Store(Settings):
         return self.model_dump(exclude_none=True)
 
     def width(self, size: int, inverted: float = 0.0) -> float:
-        """Return the bytes of target and source of a pair of `size` numbers each.
+        """Return the bytes of target, source and stored states of a pair, `size` numbers each.
 
         `inverted` is the share of pairs that keep their source.
         """
-        return size * (BYTES[self.target] + 4 * (1.0 if self.source else inverted))
+        states = (self.pieces - 1) * max(2, BYTES[self.target])
+        return size * (BYTES[self.target] + 4 * (1.0 if self.source else inverted) + states)
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,14 @@ class Form:
 
     def wrong(self, name: str, kind: pa.DataType) -> str | None:
         """Return what is expected of the column `name`, if its type `kind` is something else."""
-        listed = self.store.target == "float32" if name == "target" else self.store.source
+        size, short = self.size, BYTES[self.store.target]
+        listed = self.store.source if name == "source" else self.store.target == "float32"
+        if name == "trajectory":
+            size, short = size * (self.store.pieces - 1), max(2, short)
         if listed:
-            fits = pa.types.is_fixed_size_list(kind) and kind.list_size == self.size
-            return None if fits else f"{self.size} floats a row"
-        width = self.size * (BYTES[self.store.target] if name == "target" else 4)
+            fits = pa.types.is_fixed_size_list(kind) and kind.list_size == size
+            return None if fits else f"{size} floats a row"
+        width = size * (4 if name == "source" else short)
         fits = pa.types.is_fixed_size_binary(kind) and kind.byte_width == width
         return None if fits else f"{width} bytes a row"
 
@@ -180,6 +189,30 @@ class Form:
             blocks = [slice(a, a + block) for a in range(0, len(ids), block)]
             found["sources"] = {str(ids[b.start]): _digest(x[b][drawn[b]]) for b in blocks}
         return columns, {KEY: json.dumps(found, sort_keys=True)}
+
+    def states(self, trajectory: NDArray[np.float32], ids: NDArray[np.int64]) -> pa.Array:
+        """Return the column of the states [N, K - 1, *D] between both ends of the pairs `ids` [N].
+
+        Targets of one byte or two have states of two: states have no range that is known.
+        """
+        flat = finite(torch.from_numpy(trajectory), "trajectory", ids)
+        if self.store.target == "float32":
+            return lists(flat)
+        with np.errstate(over="ignore"):
+            short = flat.astype("<f2")
+        if np.isinf(short).any():
+            raise ReflowError("couplings: a state is beyond 65,504; store.target float32 holds it")
+        return packed(short)
+
+    def trajectory(self, rows: pa.Table) -> NDArray[np.float32] | None:
+        """Return the states [N, K - 1, *D] between both ends of some rows; None without any."""
+        count = self.store.pieces - 1
+        if not count:
+            return None
+        column = rows["trajectory"]
+        listed = self.store.target == "float32"
+        found = floats(column) if listed else unpacked(column, "<f2", count * self.size)
+        return found.astype(np.float32, copy=False).reshape(-1, count, *self.shape)
 
     def target(self, rows: pa.Table) -> NDArray[np.float32]:
         """Return the targets [N, *D] of some rows."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fmcore.coupling.noise import is_held_out
 
-TENSORS = ("pair_id", "target", "source", "label", "real_id")
+TENSORS = ("pair_id", "target", "source", "label", "real_id", "trajectory")
 """What has an entry for each pair."""
 
 
@@ -20,6 +20,8 @@ class Pairs:
     `real_id` [N] is the identity of the real sample of each pair, None where no pair has one.
     Training draws the source of `independent` pairs from the real samples `pool` [M, *D]; None is
     noise. `guided` is the guidance in the pairs, their own or one further up the chain; 1 is none.
+    `trajectory` [N, K - 1, *D] has the states between source and target, at t = 1 - 1/K, 1 - 2/K,
+    ..., 1/K; None where a coupling keeps none.
 
     Training draws a new source for `independent` pairs at every step; here it is a fixed one.
     """
@@ -32,6 +34,7 @@ class Pairs:
     real_id: Tensor | None = None
     pool: Tensor | None = None
     guided: float = 1.0
+    trajectory: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -46,6 +49,28 @@ class Pairs:
         """Return |target - source| [N]."""
         gap = (self.target - self.source).flatten(1)
         return torch.linalg.vector_norm(gap, dim=1)  # type: ignore[no-any-return]
+
+    def pieced(self, t: Tensor, pieces: int) -> "Pairs":
+        """Return the pairs [N] whose straight path is that of the piece that t [N] is in.
+
+        [0, 1] is cut into `pieces` of one length, whose ends are states of the trajectory. The line
+        through both, drawn on to t = 0 and t = 1, is a pair, so that what learns from pairs learns
+        piecewise straight paths (PeRFlow, Yan et al. 2024).
+        """
+        if self.trajectory is None:
+            raise ValueError("pairs without a trajectory have one piece")
+        states = torch.stack([self.source, *self.trajectory.unbind(1), self.target], dim=1)
+        each, rest = divmod(states.shape[1] - 1, pieces)
+        if rest:
+            raise ValueError(f"{states.shape[1] - 1} pieces cannot be joined to {pieces}")
+        # A step of Euler begins at the end of a piece, which rounding must not put in the one above.
+        piece = ((1 - t) * pieces + 1e-4).long().clamp(0, pieces - 1)
+        rows, high = torch.arange(len(self)), 1 - piece / pieces
+        above, below = states[rows, each * piece], states[rows, each * (piece + 1)]
+        velocity = pieces * (above - below)
+        after = high.reshape(-1, *(1,) * (velocity.ndim - 1))
+        target = above - after * velocity
+        return replace(self, target=target, source=target + velocity, trajectory=None)
 
     def rows(self, index: Tensor) -> "Pairs":
         """Return the pairs at the positions `index` [M]."""

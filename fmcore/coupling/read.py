@@ -139,7 +139,9 @@ def _opened(path: Path, remote: Remote | None) -> Coupling:
 
 def _columns(coupling: Coupling) -> set[str]:
     stored = not coupling.independent and coupling.about.form.has_source
-    return {"pair_id", "target", "split"} | ({"source"} if stored else set())
+    states = not coupling.independent and coupling.about.form.store.pieces > 1
+    kept = ({"source"} if stored else set()) | ({"trajectory"} if states else set())
+    return {"pair_id", "target", "split"} | kept
 
 
 def open_shard(coupling: Coupling, name: str, *, peek: bool = False) -> pq.ParquetFile:
@@ -163,7 +165,7 @@ def open_shard(coupling: Coupling, name: str, *, peek: bool = False) -> pq.Parqu
             f"{path}: column {sorted(foreign)[0]!r} is none of a coupling: damaged, or written by a"
             f" later version; {MEND}"
         )
-    for name in {"target", "source"} & set(schema.names):
+    for name in {"target", "source", "trajectory"} & set(schema.names):
         kind = schema.field(name).type
         if expected := coupling.about.form.wrong(name, kind):
             raise ReflowError(f"{path}: column {name!r} is {kind}, expected {expected}")
@@ -212,7 +214,10 @@ def decode(coupling: Coupling, rows: pa.Table, split: Split, *, sources: bool) -
     pairs = Pairs(ids, target, target, label, coupling.independent, real_id)
     if not coupling.independent:
         source = torch.from_numpy(form.source(rows, coupling.path)[kept])
-        return replace(pairs, source=source, guided=coupling.about.guided or 1.0)
+        states = form.trajectory(rows)
+        trajectory = None if states is None else torch.from_numpy(states[kept])
+        guided = coupling.about.guided or 1.0
+        return replace(pairs, source=source, guided=guided, trajectory=trajectory)
     if coupling.source.samples is not None:
         pairs = replace(pairs, pool=coupling.train_source.samples)
     return replace(pairs, source=_fixed_source(coupling, pairs)) if sources else pairs

@@ -25,7 +25,10 @@ from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError, Settings
 
 ROW_GROUP_BYTES = 4 << 20
-COLUMNS = ("pair_id", "target", "source", "label", "solver_gap", "kind", "nfe", "real_id", "split")
+COLUMNS = (
+    "pair_id", "target", "source", "trajectory", "label", "solver_gap", "kind", "nfe", "real_id",
+    "split",
+)  # fmt: skip
 """Every column that a coupling may have; a name with a flipped bit is another."""
 
 
@@ -110,7 +113,7 @@ def table(
     `real_id` [N] is the identity of each pair's real sample, `NOT_REAL` where it has none; it
     decides the split. For prepared data it is that of the targets, unless it is given. `extra`
     holds other columns: the `kind` [N] of each pair of a mixture, the `nfe` [N] of an adaptive
-    solver.
+    solver, the `trajectory` [N, K - 1, *D] of stored states between both ends.
 
     Raises ReflowError for a value that is not finite, so that no coupling holds NaN.
     """
@@ -128,7 +131,9 @@ def table(
         columns["solver_gap"] = pa.array(solver_gap, pa.float32(), mask=np.isnan(solver_gap))
     if real_id is None and about.kind == "independent":
         real_id = identities(target)
-    columns |= {name: pa.array(values) for name, values in (extra or {}).items()}
+    for name, values in (extra or {}).items():
+        states = name == "trajectory"
+        columns[name] = about.form.states(values, pair_ids) if states else pa.array(values)
     if real_id is not None:
         columns["real_id"] = pa.array(real_id, pa.int64(), mask=real_id == NOT_REAL)
     split = np.where(is_held_out(pair_ids, real_id), "held_out", "train")

@@ -6,6 +6,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fmcore.conditions.table import ConditionInput, Table
+from fmcore.network.given import Given
 from fmcore.network.made import diffusers
 from fmcore.settings import ClassCount, ReflowError, Settings
 
@@ -43,9 +45,13 @@ class DiffusersClass(Settings):
     """Number of classes of the label; 0 for a network without labels."""
     null: bool = False
     """Whether the network has one more class, for no label: guidance and label_dropout need it."""
+    conditions: ConditionInput | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Sizes of the conditions of the data, whose tokens the network attends to; null for none."""
 
     @model_validator(mode="after")
     def _has_its_classes(self) -> "DiffusersClass":
+        if self.conditions is not None:
+            return self  # the label is the row of a condition
         table = embedded_classes(self.kind, self.config)
         if self.classes + self.null > table:
             raise ValueError(
@@ -70,6 +76,41 @@ class DiffusersClass(Settings):
     def build(self, shape: tuple[int, ...]) -> "DiffusersNetwork":
         """Make the network for images of `shape`."""
         return DiffusersNetwork(self, shape)
+
+    def sized(self, table: Table | None) -> "DiffusersClass":
+        """Return the settings for the conditions of the data, each a sequence of tokens.
+
+        Raises ReflowError if the data has none, or others than the network attends to.
+        """
+        if table is None:
+            raise ReflowError(
+                "model.conditions: the data has no conditions; set data.conditions, or remove it"
+            )
+        wanted, sizes = absent_condition(self.kind, self.config), table.sizes
+        tokens, pooled = wanted.get("encoder_hidden_states"), wanted.get("pooled_projections")
+        if tokens is None:
+            raise ReflowError(f"model.conditions: {self.kind} attends to no tokens; remove it")
+        if not sizes.length or sizes.features != tokens[1]:
+            got = f"{sizes.length} tokens of {sizes.features}" if sizes.length else "vectors"
+            raise ReflowError(
+                f"model.conditions: {self.kind} attends to tokens of {tokens[1]} numbers, the"
+                f" data's conditions are {got}; embed its texts with the text encoder of the model"
+            )
+        width = pooled[0] if pooled else summed(self.config)
+        if width and sizes.pooled != width:
+            raise ReflowError(
+                f"model.conditions: {self.kind} takes {width} numbers that sum up a text, the"
+                f" data's conditions have {sizes.pooled}; embed its texts with the model's encoders"
+            )
+        return self.model_copy(update={"conditions": sizes, "classes": len(table), "null": True})
+
+
+def summed(config: dict[str, Any]) -> int:
+    """Return how many numbers that sum up a text a U-Net takes (SDXL's text_embeds); 0 for none."""
+    if config.get("addition_embed_type") != "text_time":
+        return 0
+    times = 6 * int(config["addition_time_embed_dim"])  # time_ids are six numbers
+    return int(config["projection_class_embeddings_input_dim"]) - times
 
 
 def embedded_classes(kind: str, config: dict[str, Any]) -> int:
@@ -117,6 +158,7 @@ class DiffusersNetwork(nn.Module):
             if hasattr(module, "dropout_prob"):
                 # diffusers would drop labels with the global generator; training uses (seed, step).
                 module.dropout_prob = 0.0
+        self.given = Given(settings.conditions) if settings.conditions else None
         for name, sizes in settings.condition.items():
             self.register_buffer(f"condition_{name}", torch.zeros(sizes))
 
@@ -126,17 +168,33 @@ class DiffusersNetwork(nn.Module):
             name: cast(Tensor, getattr(self, f"condition_{name}")).expand(len(x), *sizes)
             for name, sizes in self.settings.condition.items()
         }
+        if self.given is not None:
+            given |= self._texts(self.given, label, t)
         added = {name: given.pop(name) for name in ADDED if name in given}
         kind = self.settings.kind
         if added or kind == "PixArtTransformer2DModel":
             either = {"resolution": None, "aspect_ratio": None}
             given |= {"added_cond_kwargs": added or either}  # type: ignore[dict-item]
-        if self.settings.classes:
+        if self.settings.classes and self.given is None:
             given["class_labels"] = self._labels(label, t)
         out = self._flux(x, t, given) if kind == "FluxTransformer2DModel" else None
         if out is None:
             out = self.net(x, timestep=t, return_dict=False, **given)[0]
         return out[:, : self.shape[0]]
+
+    def _texts(self, table: Given, label: Tensor | None, t: Tensor) -> dict[str, Tensor]:
+        """Return what the network takes of the conditions, as its pipeline in diffusers does.
+
+        Of the classes here PixArt's alone is told which tokens are padding.
+        """
+        tokens, mask, pooled = table.sequence(label, t)
+        kind = self.settings.kind
+        if kind == "PixArtTransformer2DModel":
+            return {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
+        if kind in ("SD3Transformer2DModel", "FluxTransformer2DModel"):
+            return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
+        sums = {"text_embeds": pooled} if summed(self.settings.config) else {}
+        return {"encoder_hidden_states": tokens, **sums}
 
     def _labels(self, label: Tensor | None, t: Tensor) -> Tensor:
         if label is None and not self.settings.null:

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fmcore.network.diffusers_class import DiffusersClass, DiffusersNetwork
+from fmcore.network.given import Given
 from fmcore.network.own import Custom, OwnNetwork
 from fmcore.network.predictions import AnyPrediction
 from fmcore.settings import ReflowError, Settings
@@ -50,6 +51,11 @@ class OutsideNetwork(nn.Module):
         own = self.net.tile if isinstance(self.net, OwnNetwork) else 32
         self.tile = min(own, max(1, 32**3 // pixels))
         self.register_buffer("nodes", settings.prediction.nodes(), persistent=False)
+
+    @property
+    def given(self) -> Given | None:
+        """The table of conditions that the network takes; None if it takes none."""
+        return getattr(self.net, "given", None)
 
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None

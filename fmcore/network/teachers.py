@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fmcore.conditions.table import ConditionInput, Table
+from fmcore.network.build import take
 from fmcore.network.diffusers_class import (
-    ADDED,
     DiffusersClass,
     Name,
     absent_condition,
     embedded_classes,
+    summed,
 )
 from fmcore.network.made import diffusers
 from fmcore.network.outside import Outside, OutsideNetwork
@@ -37,6 +39,8 @@ DIMENSIONS = {
     "time_ids": 1, "encoder_attention_mask": 1, "resolution": 1, "aspect_ratio": 1,
 }  # fmt: skip
 """Conditions by the name of diffusers' argument, with their dimensions without that of a batch."""
+OF_TEXTS = ("encoder_hidden_states", "encoder_attention_mask", "pooled_projections", "text_embeds")
+"""Those that are each sample's own, where it has a text."""
 
 
 class DiffusersFolder(Settings):
@@ -54,6 +58,9 @@ class DiffusersFolder(Settings):
     condition: str | None = None
     """Safetensors with inputs that all samples share, named as diffusers' arguments, such as
     encoder_hidden_states of one prompt. null is zeros where the network needs any."""
+    conditions: ConditionInput | None = Field(default=None, exclude_if=lambda given: given is None)
+    """`{}` gives each sample the tokens of its own text (`data.conditions`), which have to be those
+    of the model's text encoder. null gives all samples `condition`."""
     classes: ClassCount | None = None
     """Classes of the label. null is all that the network embeds, of DiT the last one is no label;
     one less than it embeds says that its last class is no label, which guidance needs."""
@@ -114,12 +121,18 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find(settings: DiffusersFolder | OwnModel, shape: tuple[int, ...]) -> Found:
+def find(
+    settings: DiffusersFolder | OwnModel, shape: tuple[int, ...], table: Table | None = None
+) -> Found:
     """Return the network of a folder of diffusers, or of one's own class, for samples of `shape`.
 
-    Raises ReflowError for what is missing, damaged, or does not fit.
+    `table` has the conditions of the data, for a network that takes them. Raises ReflowError for
+    what is missing, damaged, or does not fit.
     """
-    found = _diffusers(settings, shape) if settings.kind == "diffusers" else _own(settings, shape)
+    if settings.kind == "diffusers":
+        found = _diffusers(settings, shape, table)
+    else:
+        found = _own(settings, shape)
     signal = 0.0
     if isinstance(found.network, OutsideNetwork):
         signal = found.network.settings.prediction.path.signal
@@ -144,7 +157,7 @@ def _own(settings: OwnModel, shape: tuple[int, ...]) -> Found:
     return Found(network, {})
 
 
-def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...]) -> Found:
+def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...], table: Table | None) -> Found:
     folder = Path(settings.path)
     part = next((folder / name for name in PARTS if (folder / name).is_dir()), folder)
     config = _config(part / "config.json")
@@ -170,7 +183,10 @@ def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...]) -> Found:
         "null": classes < embeds and classes > 0,
     }
     made: DiffusersClass = read(DiffusersClass, inner, f"model.path {part}")
+    if settings.conditions is not None:
+        made = made.sized(table)
     network = Outside(name="outside", network=made, prediction=prediction).build(shape)
+    take(network, table)
     tensors = _pretrained(known, part).state_dict()
     tensors = {f"net.{name}": value.float() for name, value in tensors.items()}
     tensors |= {f"condition_{name}": value for name, value in condition.items()}
@@ -241,11 +257,19 @@ def _condition(
                 f" {DIMENSIONS[name]} dimensions, one sample's"
             )
         found[name] = value.float()
-    if config.get("addition_embed_type") == "text_time" and not {*ADDED[:2]} <= found.keys():
+    theirs = OF_TEXTS if settings.conditions else ()
+    if twice := [name for name in theirs if name in found]:
         raise ReflowError(
-            f"{settings.path}: it needs text_embeds and time_ids; give them in `condition`"
+            f"{settings.condition}: {twice[0]} is that of each sample's text (model.conditions);"
+            " take it out of the file"
         )
-    absent = {n: s for n, s in absent_condition(kind, config).items() if n not in found}
+    needed = {"text_embeds", "time_ids"} if summed(config) else set()
+    if lacking := sorted(needed - found.keys() - {*theirs}):
+        raise ReflowError(
+            f"{settings.path}: it needs {' and '.join(lacking)}; give them in `condition`"
+        )
+    known_sizes = absent_condition(kind, config).items()
+    absent = {n: s for n, s in known_sizes if n not in found and n not in theirs}
     zeros = {name: torch.zeros(sizes) for name, sizes in absent.items()}
     said = [f"no {', '.join(zeros)} in `condition`: zeros are taken"] if zeros else []
     return {**found, **zeros}, said

@@ -120,11 +120,12 @@ class Flow(Field):
         batch: int = 1024,
         label: Tensor | None = None,
         guidance: float | GuidanceWithin = 1.0,
-        keep_trajectory: bool = False,
+        keep_trajectory: bool | Sequence[int] = False,
     ) -> Solution:
         """Integrate from source [N, *D] to t = 0; the solution, in model units, is on the CPU.
 
-        `batch` rows are solved at once, rounded up to whole network calls.
+        `batch` rows are solved at once, rounded up to whole network calls. Of the trajectory, all
+        states are kept, or those after some numbers of steps.
         `device` holds the weights: given for a loaded model, else that of the source. The state is
         float32 in every precision of the network: a half-precision state would lose the pairing.
         Where there is guidance an evaluation of the velocity counts as two: it calls the network
@@ -145,12 +146,15 @@ class Flow(Field):
         batch: int = 1024,
         label: Tensor | None = None,
         guidance: float | GuidanceWithin = 1.0,
+        keep_trajectory: bool | Sequence[int] = False,
     ) -> Solution:
         """Integrate from target [N, *D] to t = 1: the source from which the flow would make it."""
         ends = (0.0, 1.0)
         with _turn:
-            found = self._carry(target, solver, ends, device, batch, label, guidance, False)
-        return Solution(found.x / self.interpolant.noise_scale, found.nfe, None, found.evaluations)
+            found = self._carry(
+                target, solver, ends, device, batch, label, guidance, keep_trajectory
+            )
+        return replace(found, x=found.x / self.interpolant.noise_scale)
 
     def _carry(
         self,
@@ -161,7 +165,7 @@ class Flow(Field):
         batch: int,
         label: Tensor | None,
         guidance: float | GuidanceWithin,
-        keep: bool,
+        keep: bool | Sequence[int],
     ) -> Solution:
         tiled, parts = self.tiled(), []
         if device is None:
@@ -176,7 +180,10 @@ class Flow(Field):
                 rows = self.interpolant.noise_scale * rows
             span = span_of(solver, start, end, to_end=self.to_end)
             v = tiled.velocity(own, guidance=guidance, span=span)
-            found = solve(v, rows, solver, start=start, end=end, keep_trajectory=keep)
+            kept = keep is not False
+            found = solve(v, rows, solver, start=start, end=end, keep_trajectory=kept)
+            if not isinstance(keep, bool) and found.trajectory is not None:
+                found = replace(found, trajectory=found.trajectory[list(keep)])
             parts.append(with_nulls(found, v))
         return concatenated(parts)
 

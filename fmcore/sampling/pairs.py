@@ -25,6 +25,7 @@ from fmcore.coupling.write import About, packed, table
 from fmcore.network.store import Weights
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.probe import Auto, Probe, probes, remembered
+from fmcore.sampling.states import steps_at
 from fmcore.settings import (
     BatchSize,
     GuidanceOf,
@@ -163,14 +164,18 @@ class PairSampler:
         source, target, label = self._known(ids, inverted)
         gap = np.full(len(ids), np.nan, dtype=np.float32)
         spent = torch.zeros(len(ids), dtype=torch.int64)
-        nfe = 0
+        nfe, count = 0, self.settings.store.pieces - 1
+        states = source.new_empty(len(ids), count, *source.shape[1:]) if count else None
         for back, rows in ((False, ~inverted), (True, inverted)):
             if not bool(rows.any()):
                 continue
             given = (target if back else source)[rows] if bool(inverted.any()) else source
             own = None if label is None else label[rows]
-            found = self._solve(given, own, self.solver, back)
+            kept = steps_at(self.solver, count + 1, back=back)
+            found = self._solve(given, own, self.solver, back, kept)
             (source if back else target)[rows] = found.x
+            if states is not None and found.trajectory is not None:
+                states[rows] = found.trajectory.transpose(0, 1)
             nfe = found.nfe
             if found.evaluations is not None:
                 spent[rows] = found.evaluations
@@ -187,6 +192,8 @@ class PairSampler:
             extra["kind"] = np.where(inverted.numpy(), "inverted", "generated")
         if isinstance(self.solver, Adaptive):
             extra["nfe"] = spent.numpy()
+        if states is not None:
+            extra["trajectory"] = states.numpy()
         real_id = self._real_ids(ids, inverted)
         return table(self.about, ids, target, source, label, gap, real_id, extra), nfe
 
@@ -231,6 +238,7 @@ class PairSampler:
         label: Tensor | None,
         solver: OdeSolver,
         back: bool,
+        kept: tuple[int, ...] = (),
     ) -> Solution:
         carry = self.flow.invert if back else self.flow.sample
         return carry(
@@ -240,6 +248,7 @@ class PairSampler:
             batch=self.settings.batch,
             label=label,
             guidance=self.settings.guidance,
+            keep_trajectory=kept or False,
         )
 
 

@@ -52,13 +52,15 @@ class BatchRules:
     """How the batches of a round are drawn.
 
     `law` gives the times; `spans` is the share of rows with a span above 0 (MeanFlow); labels are
-    replaced by the null class `classes` at the rate `label_dropout`.
+    replaced by the null class `classes` at the rate `label_dropout`. With `pieces` above 1 a row
+    learns the piece of its trajectory that its time is in.
     """
 
     law: LawOfTime = Uniform()
     spans: float = 0.0
     pairing: Pairing = Independent()
     flip: bool = False
+    pieces: int = 1
     classes: int = 0
     label_dropout: float = 0.0
 
@@ -78,6 +80,8 @@ def draw_batch(
         chosen = _uniform(rows, seed, "spans", step) < rules.spans
         t, low = torch.maximum(t, other), torch.minimum(t, other)
         span = torch.where(chosen, t - low, 0.0)
+    if rules.pieces > 1:
+        pairs = pairs.pieced(t, rules.pieces)
     target, source, label = pairs.target, pairs.source, pairs.label if rules.classes else None
     if rules.pairing.name != "independent":
         source = source[_paired(source, target, label, rules.pairing, seed, step)]

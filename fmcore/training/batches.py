@@ -159,7 +159,8 @@ def _train_pairs(coupling: Coupling, groups: list[Group], shorter_than: float | 
 
 
 def _windows(coupling: Coupling, memory: int) -> list[list[Group]]:
-    width = 4 * int(np.prod(coupling.about.shape)) * 2 + 64
+    states = 1 + coupling.about.form.store.pieces
+    width = 4 * int(np.prod(coupling.about.shape)) * states + 64
     windows: list[list[Group]] = [[]]
     used = 0
     for group in coupling.groups:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -90,6 +90,10 @@ class Train(Settings):
     ignore it."""
     loss: LossOfRound = Loss()
     """What is minimised: the error of the prediction, as a function of its size and of t."""
+    pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
+    """Into how many pieces of one length in t each path is cut, of which each is learned as
+    straight (PeRFlow). Its coupling keeps states for it (`store.pieces`, a multiple). With `time:
+    {name: grid}` of as many steps it learns where they begin alone. 1 is one straight path."""
     pairing: Pairing = Independent()
     """How the sources and targets of each batch are paired again, for straighter paths in round 1.
     Only for the independent coupling; with network.classes, within each class."""
@@ -273,6 +277,7 @@ def batch_rules(settings: Train, classes: int) -> BatchRules:
         spans=settings.spans if settings.objective == "mean_flow" else 0.0,
         pairing=settings.pairing,
         flip=settings.flip,
+        pieces=settings.pieces,
         classes=classes,
         label_dropout=settings.label_dropout,
     )

@@ -34,6 +34,7 @@ def held_out_losses(
     device: torch.device,
     limit: int,
     law: LawOfTime | None = None,
+    pieces: int = 1,
 ) -> dict[str, float]:
     """Return the loss on held-out pairs, on as many training pairs, and the ratio of the two.
 
@@ -46,7 +47,7 @@ def held_out_losses(
     if not len(sides[0]):
         return {}
     (loss, error), (own, own_error) = (
-        _loss(field, p, seed, device, limit, law or Uniform()) for p in sides
+        _loss(field, p, seed, device, limit, law or Uniform(), pieces) for p in sides
     )
     ratio = loss / max(own, 1e-12)
     relative = math.hypot(error / max(loss, 1e-12), own_error / max(own, 1e-12))
@@ -66,16 +67,18 @@ def beside_constant(
     interpolant: Schedule,
     objective: Objective,
     law: LawOfTime | None = None,
+    pieces: int = 1,
 ) -> dict[str, float]:
     """Return the held-out loss relative to that of the best constant velocity, and what it needs.
 
     Not for the objectives noise and target, whose error is divided by alpha or sigma to become that
-    of the velocity, so that a good network may have a large one next to the ends.
+    of the velocity, so that a good network may have a large one next to the ends; nor for pieces,
+    each of which has another constant.
     """
     if not found:
         return {}
     spread = {"target_rms": float(held.target.double().square().mean().sqrt())}
-    if objective not in ("velocity", "mean_flow"):
+    if objective not in ("velocity", "mean_flow") or pieces > 1:
         return spread
     least = max(constant_loss(held, interpolant, law), 1e-12)
     error = found["held_out_loss_se"] / least
@@ -101,7 +104,13 @@ def constant_loss(pairs: Pairs, interpolant: Schedule, law: LawOfTime | None = N
 
 
 def _loss(
-    field: Field, pairs: Pairs, seed: int, device: torch.device, evaluations: int, law: LawOfTime
+    field: Field,
+    pairs: Pairs,
+    seed: int,
+    device: torch.device,
+    evaluations: int,
+    law: LawOfTime,
+    pieces: int,
 ) -> tuple[float, float]:
     """Average over about `evaluations` times, stratified over [0, 1] and spread over the pairs.
 
@@ -115,6 +124,7 @@ def _loss(
     total, by_pair = 0.0, torch.zeros(len(pairs), dtype=torch.float64)
     for rows in torch.arange(n).split(1024):
         part, t = pairs.rows(rows % len(pairs)), times[rows]
+        part = part.pieced(t, pieces) if pieces > 1 else part
         label = part.label.to(device) if field.classes and part.label is not None else None
         batch = Batch(*(a.to(device) for a in (part.target, part.source, t)))
         # The loss of the velocity, whatever the network predicts, so that rounds can be compared.
