@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmcore.choices.laws import LawOfTime
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
+from fmcore.matching.interpolant import Objective, Schedule
 from fmcore.network.build import with_spans
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
@@ -75,10 +77,7 @@ def train(
             return
     sides = held_out_sides(opened, limit=16 * settings.batch)
     final = _held_out(state, sides, settings, work=work, limit=16 * settings.batch)
-    law = settings.time if settings.student else None
-    of = (settings.interpolant, settings.objective, law, settings.pieces)
-    final |= beside_constant(final, sides[0], *of)
-    work.accept(final)
+    work.accept(final := final | beside_constant(final, sides[0], *_rule(settings)))
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
@@ -104,6 +103,12 @@ def _advise(coupling: Coupling, settings: Train, work: Work) -> None:
 def _watch(state: State, coupling: Coupling, settings: Train, work: Work) -> Watch | None:
     some = read(coupling, split="train", limit=max(settings.batch, LEAST_ROWS))
     return watch_of(state, some, settings, seed=work.seed) if len(some) else None
+
+
+def _rule(settings: Train) -> tuple[Schedule, Objective, LawOfTime | None, int]:
+    """Return by what the loss of a constant velocity is known."""
+    law = settings.time if settings.student else None
+    return settings.interpolant, settings.objective, law, settings.pieces
 
 
 def _about(
