@@ -141,7 +141,11 @@ class Importer:
             )  # fmt: skip
             raise ReflowError(f"couplings: targets are {is_}")
         if x.dtype.kind not in "fiub":
-            raise ReflowError(f"couplings: {side} holds {x.dtype}, expected numbers")
+            held = "texts" if x.dtype.kind in "OU" else x.dtype
+            raise ReflowError(
+                f"couplings: {side} holds {held}, expected numbers; set import.{side} to another"
+                " column"
+            )
         found = torch.from_numpy(np.ascontiguousarray(x, np.float32))
         if side == "target" and span is not None:
             found = found / (LEVELS / (span[1] - span[0])) + span[0]

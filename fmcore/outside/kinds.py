@@ -36,7 +36,8 @@ class Files(Settings):
     """Name of the source, t = 1: the noise from which the target was made. null takes `source`, or
     one of x0 and x1 as `source_at` says."""
     label: str | None = None
-    """Name of the class of each pair, a whole number from 0. null takes `label` if it is there."""
+    """Name of the class of each pair, a whole number from 0, or in Parquet and Arrow a text of
+    `data.conditions`. null takes `label` if it is there."""
     source_at: Literal[0, 1] | None = None
     """Which of x0 and x1 is the source, where the ends are named so: half of public code has the
     noise at t = 0."""

@@ -108,8 +108,13 @@ def _decoded(place: Path, parts: Sequence[pa.RecordBatch], names: Sequence[str])
 
 
 def numbers(place: Path, name: str, column: Any) -> NDArray[Any]:
-    """Return a column as an array [N, *D]: of numbers, or of lists of one length, however deep."""
+    """Return a column as an array [N, *D]: of numbers, or of lists of one length, however deep.
+
+    Texts [N] stay texts: a label may be one.
+    """
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return np.asarray(column.to_pylist(), dtype=object)
     if isinstance(column, pa.FixedShapeTensorArray):
         return np.asarray(column.to_numpy_ndarray())
     return tables.numbers(place, name, column, "name another column")

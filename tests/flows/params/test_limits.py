@@ -147,6 +147,9 @@ SECTIONS = [
 OTHERS = [pytest.param(v, marks=pytest.mark.long) for v in ("[1]", "3", "true", "[[]]", "null")]
 
 
+PIECES = ("steps: 23, shift: 0.5}", "steps: 24}, store: {pieces: 4}")
+"""A coupling that keeps the ends of four pieces."""
+
 MEANT = {("evaluate", "sde", "[]"), ("couplings", "solver", "null")}
 """What stands for a section: no reverse SDE, the solver that suits the interpolant."""
 
@@ -254,6 +257,14 @@ IMPOSSIBLE = [
         " couplings.rf1.guidance, and would be guided twice",
     ),
     ([(MOONS[0], "data: {name: two_moons, samples: 3}"), VECTORS[1]], "samples: 3 cannot be cut"),
+    ([("steps: 5000", "steps: 5000, pieces: 2")], "rf1.train.pieces: independent pairs have no"),
+    ([("steps: 4000", "steps: 4000, pieces: 2")], "train.pieces: coupling 'rf1' keeps the ends"),
+    ([PIECES, ("steps: 4000", "steps: 4000, pieces: 3")], "4 pieces, which cannot be joined to 3"),
+    ([PIECES, ("steps: 4000", "steps: 4000, pieces: 4"), ("u_shaped", "point")], "do not begin"),
+    (
+        [("steps: 23, shift: 0.5}", "steps: 23, shift: 0.5}, store: {pieces: 4}")],
+        "rf1.store.pieces: 4 keeps states at multiples of 1/4, and the solver does not stop at",
+    ),
     (
         [("  rf1: {round: rf1,", "  s: {round: rf2, pairs: 10}\n  rf1: {round: rf1,"),
          ("u_shaped", "{name: grid, steps: 4}")],

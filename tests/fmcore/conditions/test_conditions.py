@@ -241,7 +241,8 @@ def test_guidance_within_times_counts_what_it_evaluates(chain):
 
 def test_adaptive_solvers_count_the_null_row_by_row(chain):
     flow = Flow.of(load(chain / "rf1"))
-    noise, label = torch.randn(8, 2), torch.arange(8) % 2
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(8) % 2
     solver = Adaptive(rtol=1e-3, atol=1e-3)
     plain = flow.sample(noise, solver, label=label).evaluations
     never = GuidanceWithin(strength=3.0, within=(1e-12, 2e-12))  # no step lands there

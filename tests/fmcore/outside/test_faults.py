@@ -193,7 +193,7 @@ def test_columns_that_are_not_there_or_hold_no_numbers(root):
     pq.write_table(rows, root / "p.parquet")
     how = {"kind": "parquet", "path": str(root / "p.parquet")}
     refused(root, "has no 'target'; it has: image, noise, t; give import.target", **how)
-    refused(root, "'t' holds string", **how, target="image", source="t")
+    refused(root, "source holds texts, expected numbers", **how, target="image", source="t")
     refused(root, "are both 'image'", **how, target="image", source="image")
     refused(root, "no such file", kind="parquet", path=str(root / "none"))
     refused(root, "check the kind", kind="webdataset", path=str(root / "data"))

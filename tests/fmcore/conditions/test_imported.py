@@ -1,0 +1,60 @@
+"""Pairs from outside whose labels are texts: each is the condition of the data with that text."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fmcore.conditions import table as conditions
+from fmcore.conditions.table import Table
+from fmcore.coupling.read import open_coupling
+from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.settings import ReflowError
+from tests.fmcore.outside.layouts import pairs, taken
+
+TEXTS = ("cat", "dog")
+
+
+def captioned(folder, texts=TEXTS):
+    """Write prepared data of two dimensions whose samples have texts."""
+    known = Table(torch.randn(len(texts) + 1, 3), texts=texts, encoder={"name": "some"})
+    about = About(kind="independent", shape=[2], pairs=60, seed=0, conditions=known.about)
+    write_shard(
+        folder, 0, table(about, np.arange(60), torch.randn(60, 2), label=torch.arange(60) % 2)
+    )
+    conditions.write(folder, known)
+    finish(folder, about, 1)
+
+
+def parquet(root, labels):
+    """Write pairs with texts as labels."""
+    columns = {k: pa.FixedSizeListArray.from_arrays(v.reshape(-1), 2) for k, v in pairs().items()}
+    pq.write_table(pa.table({**columns, "prompt": labels}), root / "p.parquet")
+    return {"kind": "parquet", "path": str(root / "p.parquet"), "label": "prompt"}
+
+
+def test_a_text_is_the_row_of_its_condition(tmp_path):
+    captioned(tmp_path / "data")
+    how = parquet(tmp_path, ["dog", "cat", "dog"] * 40)
+    found = taken(tmp_path, **how)
+    assert found.label.tolist() == [1, 0, 1] * 40
+    about = open_coupling(tmp_path / "out").about
+    assert about.conditions == open_coupling(tmp_path / "data").about.conditions
+
+
+def test_a_text_that_the_data_has_not_is_told(tmp_path):
+    captioned(tmp_path / "data")
+    how = parquet(tmp_path, ["dog"] * 70 + ["newt"] * 50)
+    with pytest.raises(ReflowError, match="label of pair 70 is 'newt', which is no condition"):
+        taken(tmp_path, **how)
+
+
+def test_labels_of_another_chain_are_of_the_same_conditions(tmp_path):
+    captioned(tmp_path / "data")
+    taken(tmp_path, **parquet(tmp_path, ["cat"] * 120))
+    how = {"kind": "reflow", "path": str(tmp_path / "out")}
+    assert taken(tmp_path, name="again", **how).label.tolist() == [0] * 120
+    captioned(tmp_path / "data", texts=("dog", "cat"))
+    with pytest.raises(ReflowError, match="its labels are of other conditions"):
+        taken(tmp_path, name="other", **how)
