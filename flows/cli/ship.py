@@ -109,7 +109,7 @@ class HandOn:
         try:
             part.mkdir(parents=True)
             said = self._fill(part, chain, model, round_)
-            seal(part, "shipped")
+            seal(part, "shipped")  # what is written below has no hash
             if self.to.is_dir():
                 self.to.rmdir()
             part.rename(self.to)

@@ -21,6 +21,23 @@ CITATION = """```bibtex
 ```"""
 SCRATCH = "scratch"
 """The round of pairs from outside whose model is not in the chain."""
+NAMES = {
+    "kind": "kind of the pairs",
+    "model": "digest of its model",
+    "probe": "solver chosen by",
+    "nfe": "NFE",
+    "guidance_within": "guidance between t",
+    "guided": "guidance in the pairs",
+    "conditions": "conditions and text encoder",
+    "mix": "mixed from",
+    "origin": "origin outside the chain",
+    "numerics": "computed with",
+    "convention": "time",
+    "seed": "noise seed",
+}
+"""What a card calls the fields of a manifest; any other has its own name."""
+UNSAID = {"pairs", "shape", "image", "schema_version", "audit_every"}
+"""Fields that a card says elsewhere, or not at all."""
 MEASURED = {
     "transport_cost": "mean squared length of target - source",
     "solver_gap_rms": "error of the solver on the audited pairs, root mean square",
@@ -116,19 +133,10 @@ def _made(about: About, made: Made | None) -> list[str]:
     if made:
         rows["data set"] = _without_folders(made.chain.about.settings.get("data"))
         rows |= {} if made.round == SCRATCH else {"made by the round": made.round}
-    kept = {
-        "digest of its model": about.model, "weights": about.weights, "solver": about.solver,
-        "solver chosen by": about.probe, "NFE": about.nfe, "guidance": about.guidance,
-        "guidance between t": about.guidance_within, "guidance in the pairs": about.guided,
-        "classes": about.classes, "conditions and text encoder": about.conditions,
-        "mixed from": about.mix, "origin outside the chain": about.origin,
-        "source": about.source or "N(0, I)", "store": about.store, "computed with": about.numerics,
-        "time": about.convention,
-    }  # fmt: skip
-    rows |= {name: value for name, value in kept.items() if value is not None}
-    if about.kind != "imported":
-        rows["noise seed"] = about.seed
-    rows.setdefault("guidance", "none")
+    said = {"source": "N(0, I)", "guidance": "none", **about.model_dump(exclude_none=True)}
+    for name, value in said.items():
+        if name not in UNSAID and not (name == "seed" and about.kind == "imported"):
+            rows[NAMES.get(name, name)] = value
     return ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())]
 
 

@@ -118,7 +118,8 @@ def coupling_files(folder: Path) -> dict[str, Path]:
     """
     if verify(folder).independent:
         raise ReflowError(f"{folder}: prepared data, which has no pairs; name a coupling")
-    return {f"{PAIRS}/{file.name}": file for file in sorted(folder.iterdir())}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {f"{PAIRS}/{file.relative_to(folder).as_posix()}": file for file in files}
 
 
 def model_files(folder: Path) -> dict[str, Path]:

@@ -254,6 +254,23 @@ def test_a_hub_that_does_not_answer_is_one_line(chain, hub, tmp_path, monkeypatc
     assert said.count("error:") == 1 and not list(tmp_path.iterdir())
 
 
+def test_as_a_process_by_the_environment_alone(chain, hub, monkeypatch):
+    for name, value in {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(chain.root / ".reflow/hf"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    command = ("python", "-m", "flows.cli")
+    done = chain.sh(*command, "push-hub", "models/rf1", "--repo", "lab/rf1", check=False)
+    assert done.returncode == 0 and "lab/rf1 is commit" in done.stdout
+    assert "Upload 2 LFS files: 100%" in done.stderr  # progress bars, beside what is said
+    monkeypatch.setenv("HF_TOKEN", "")
+    done = chain.sh(*command, "push-hub", "models/rf1", "--repo", "lab/rf1", check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: lab/rf1: no token for")
+    assert len(done.stderr.splitlines()) == 1
+    assert all("telemetry" not in line and "agent" not in line for line in hub.asked)
+
+
 def test_only_what_is_whole_is_pushed(chain, hub):
     file = chain.root / "couplings/rf1/part-00001.parquet"
     content = file.read_bytes()
