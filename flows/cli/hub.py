@@ -43,7 +43,7 @@ def push_hub(
     """Send a model or a coupling to a hub as one commit, every byte checked, with its card."""
     from flows.library.hub import push
 
-    with one_line_errors("stopped; nothing was committed"):
+    with one_line_errors("stopped before the hub confirmed a commit; do the same again"):
         handed = _handed(what, repo, licence)
         done = push(
             handed, repo, private=private, revision=revision,
