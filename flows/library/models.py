@@ -11,6 +11,7 @@ from flows.dag.lock import Entry, read_lock
 from flows.dag.outputs import store
 from flows.library.fetch import fetch, nearest
 from flows.library.history import Commit, lock_at, resolve
+from fmcore.coupling.manifest import md5_elsewhere
 from fmcore.settings import ReflowError
 
 
@@ -66,6 +67,8 @@ def recorded(root: Path, entry: Entry, what: str) -> Path:
             f"{path}: missing; `reflow run` makes it, `dvc checkout` or `dvc pull`"
             " brings what was made"
         )
+    if md5_elsewhere(folder):
+        raise ReflowError(f"{path}: its shards are in S3; `reflow couplings get` fetches them")
     if store.hash_of(root, folder) != entry.md5(path):
         raise ReflowError(
             f"{path}: not the {what} that dvc.lock records, whose numbers the"

@@ -1,5 +1,6 @@
 """`reflow push-hub` and `pull-hub` against a hub on loopback: whole or not at all, in one line."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -16,6 +17,8 @@ from flows.compare.chains import workspace_chain
 from flows.compare.data_card import Made, data_card
 from flows.dag import graph
 from flows.stage.__main__ import main
+from fmcore.checked import sealed
+from fmcore.coupling.manifest import MANIFEST, POINTER
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import adopt, finish, shard_name
 from fmcore.network.store import load
@@ -318,12 +321,18 @@ def test_as_a_process_by_the_environment_alone(chain, hub, monkeypatch):
 def test_only_what_is_whole_is_pushed(chain, hub):
     file = chain.root / "couplings/rf1/part-00001.parquet"
     content = file.read_bytes()
+    manifest = file.with_name(MANIFEST)
     file.unlink()  # a link into DVC's cache
     try:
         for now in (content[:-1], content[:100] + b"?" + content[101:]):
             file.write_bytes(now)
             code, said = reflow("push-hub", "couplings/rf1", "--repo", "lab/pairs")
             assert code == 2 and "not the coupling that dvc.lock records" in said.replace("\n", " ")
+        pointer = {"manifest": hashlib.md5(manifest.read_bytes()).hexdigest(), "md5": "0"}
+        (file.parent / POINTER).write_text(json.dumps(sealed(pointer)))
+        code, said = reflow("push-hub", "couplings/rf1", "--repo", "lab/pairs")
+        assert code == 2 and "couplings/rf1: its shards are in S3" in said
+        (file.parent / POINTER).unlink()
         outside = chain.root / "outside"
         shutil.copytree(chain.root / "couplings/rf1", outside)
         code, said = reflow("push-hub", outside, "--repo", "lab/pairs")
@@ -331,6 +340,7 @@ def test_only_what_is_whole_is_pushed(chain, hub):
     finally:
         file.unlink()
         file.write_bytes(content)
+        (file.parent / POINTER).unlink(missing_ok=True)
         shutil.rmtree(chain.root / "outside", ignore_errors=True)
     assert not hub.asked
 
@@ -380,6 +390,19 @@ def test_a_model_and_a_data_set_of_one_name_are_told_apart(chain, hub, tmp_path)
     assert "whole; model" in pull("models/lab/rf1", tmp_path / "model")
     code, said = reflow("pull-hub", "models/lab/rf1", "--to", tmp_path / "model")
     assert code == 2 and "is there already; name a new folder" in said.replace("\n", " ")
+
+
+def test_a_push_that_broke_off_has_committed_nothing_and_goes_on(chain, hub):
+    hub.fails["/lfs/"] = 2  # the list of objects, and the first of them
+    code, said = reflow("push-hub", "couplings/rf1", "--repo", "lab/pairs")
+    assert code == 2 and "Error while uploading" in said and "410" in said
+    repo = hub.repos["dataset", "lab/pairs"]
+    assert set(repo.head) == {".gitattributes"} and len(hub.objects) == 1
+    hub.fails.clear()
+    before = len(hub.asked)
+    push("couplings/rf1", "lab/pairs")
+    sent = [line for line in hub.asked[before:] if line.startswith("PUT /lfs/")]
+    assert len(sent) == 2 and "pairs/part-00002.parquet" in repo.head
 
 
 def test_a_pull_that_broke_off_goes_on(chain, hub, tmp_path):
