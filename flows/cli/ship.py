@@ -109,9 +109,9 @@ class HandOn:
         try:
             part.mkdir(parents=True)
             said = self._fill(part, chain, model, round_)
-            seal(part, "shipped")  # what is written below has no hash
             if self.to.is_dir():
                 self.to.rmdir()
+            seal(part, "shipped")
             part.rename(self.to)
         finally:
             shutil.rmtree(part, ignore_errors=True)
