@@ -63,7 +63,7 @@ class Pairs:
         each, rest = divmod(states.shape[1] - 1, pieces)
         if rest:
             raise ValueError(f"{states.shape[1] - 1} pieces cannot be joined to {pieces}")
-        # A step of Euler begins at the end of a piece, which rounding must not put in the one above.
+        # A step of Euler begins at the end of a piece: rounding must not put it in the one above.
         piece = ((1 - t) * pieces + 1e-4).long().clamp(0, pieces - 1)
         rows, high = torch.arange(len(self)), 1 - piece / pieces
         above, below = states[rows, each * piece], states[rows, each * (piece + 1)]
