@@ -60,7 +60,7 @@ def test_the_make_targets_of_the_documents_exist():
 
 def test_every_command_is_in_the_readme_with_its_help():
     for command in main.app.registered_commands:
-        assert f"`reflow {command.callback.__name__}" in README
+        assert f"`reflow {command.name or command.callback.__name__}" in README
         assert command.callback.__doc__
 
 

@@ -32,6 +32,13 @@ def versions(incomplete: str) -> list[str]:
     return _beginning(incomplete, [PREPARED, *_keys("couplings")])
 
 
+def handed(incomplete: str) -> list[str]:
+    """Complete a model or a coupling by its folder: a round and its coupling have one name."""
+    models, pairs = _keys("rounds"), _keys("couplings")
+    folders = [*(f"models/{key}" for key in models), *(f"couplings/{key}" for key in pairs)]
+    return _beginning(incomplete, folders)
+
+
 def stages(incomplete: str) -> list[str]:
     """Complete a stage, such as train@rf1, or a verb for all of its stages."""
     each = (("train", "rounds"), ("couple", "couplings"), ("evaluate", "rounds"))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import complete, library, projects, servers, version
+from flows.cli import complete, hub, library, projects, servers, version
 from flows.cli.console import AsJson, err, one_line_errors, out, plan_table, project, say
 from flows.cli.demo import demo
 from flows.cli.replicates import replicate, write_replicates
@@ -210,6 +210,8 @@ app.command("export")(library.export)
 app.command()(library.estimate)
 app.command()(settings)
 app.command()(ship)
+app.command("push-hub")(hub.push_hub)
+app.command("pull-hub")(hub.pull_hub)
 app.command()(verify)
 app.command()(watch)
 app.command()(servers.ui)

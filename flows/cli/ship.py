@@ -86,6 +86,7 @@ class HandOn:
     def write(self, root: Path, round_: str) -> list[str]:
         """Write a round to the new folder, whole or not at all; return what to say."""
         from flows.compare.chains import workspace_chain
+        from flows.library.handed import seal
         from flows.library.models import recorded_model
         from fmcore.network.store import load
         from fmcore.ship.folder import refusal
@@ -110,6 +111,7 @@ class HandOn:
             said = self._fill(part, chain, model, round_)
             if self.to.is_dir():
                 self.to.rmdir()
+            seal(part, "shipped")
             part.rename(self.to)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -13,7 +13,7 @@ from fmcore.verdict.errors import with_error
 def card(
     chain: ComparedChain,
     round_: str,
-    nfe: int,
+    nfe: int | None,
     *,
     use: Sequence[str],
     licence: str | None,
@@ -21,6 +21,7 @@ def card(
 ) -> str:
     """Return the card of a round, sampled in `nfe` steps of Euler: what it is, how good, from what.
 
+    Without `nfe` the number of steps is open, as it is for a model's own files.
     `use` are blocks of Markdown that say how it is loaded; the front matter is that of a model hub.
     Raises ReflowError if the chain has no such round.
     """
@@ -41,28 +42,28 @@ def card(
         "## Numbers",
         "",
     ]
-    lines += _numbers(chain, nfe)
+    lines += numbers(chain, nfe)
     lines += ["", "## Gates", ""]
     if not found.gates:
         lines += ["None was measured."]
     elif not found.unhappy:
         lines += ["All gates are ok."]
     lines += [f"- {j.text}" for j in found.unhappy]
-    lines += ["", "## Lineage", "", *_lineage(chain), "", "## Licence", ""]
+    lines += ["", "## Lineage", "", *lineage_of(chain), "", "## Licence", ""]
     lines += [licence or "None was stated when it was shipped; that of the data holds as well."]
     return "\n".join(lines) + "\n"
 
 
-def _what(own: RoundResult, chain: ComparedChain, nfe: int) -> str:
+def _what(own: RoundResult, chain: ComparedChain, nfe: int | None) -> str:
     made = f"the coupling `{own.coupling}`"
     made += (
         f", which {own.parent} generated" if own.parent else ", data and source paired at random"
     )
-    steps = "1 step" if nfe == 1 else f"{nfe} steps"
+    steps = f", here in {nfe} step{'' if nfe == 1 else 's'} of Euler" if nfe else ""
     kind = "A student of" if own.student else "A velocity field trained on"
     return (
-        f"{kind} {made}; it carries the source at t = 1 to data at t = 0 by dx/dt = v(x, t), here"
-        f" in {steps} of Euler. Commit {_short(chain.about.commit)} of the project that trained it."
+        f"{kind} {made}; it carries the source at t = 1 to data at t = 0 by dx/dt = v(x, t)"
+        f"{steps}. Commit {_short(chain.about.commit)} of the project that trained it."
     )
 
 
@@ -72,7 +73,7 @@ def _short(commit: str) -> str:
     return number[:12] + (" with edits" if edits else "")
 
 
-def _numbers(chain: ComparedChain, nfe: int) -> list[str]:
+def numbers(chain: ComparedChain, nfe: int | None) -> list[str]:
     """Return the table of distances of all rounds, with what they are and are not."""
     found = chain.found
     table = found.table(["straightness_rel", "transport_cost"])
@@ -88,13 +89,14 @@ def _numbers(chain: ComparedChain, nfe: int) -> list[str]:
         f"Measured by the yardstick {found.fingerprint}: distances of two yardsticks do not"
         " compare.",
     ]
-    if nfe not in found.nfes:
+    if nfe is not None and nfe not in found.nfes:
         measured = ", ".join(map(str, found.nfes))
         lines += ["", f"NFE {nfe}, which is shipped, was not measured; these were: {measured}."]
     return lines
 
 
-def _lineage(chain: ComparedChain) -> list[str]:
+def lineage_of(chain: ComparedChain) -> list[str]:
+    """Return the table of the couplings of a chain: by whom, for whom, with which hash."""
     about = chain.about
     lines = [f"Data: {about.data}. Seed: {about.seed}. Chain: {about.key}.", ""]
     lines += ["| coupling | made by | trains | pairs | solver | md5 |", "|---|---|---|---|---|---|"]

@@ -11,6 +11,7 @@ from flows.dag.lock import Entry, read_lock
 from flows.dag.outputs import store
 from flows.library.fetch import fetch, nearest
 from flows.library.history import Commit, lock_at, resolve
+from fmcore.coupling.manifest import md5_elsewhere
 from fmcore.settings import ReflowError
 
 
@@ -51,16 +52,26 @@ def recorded_model(root: Path, round_: str) -> Path:
         raise ReflowError(
             f"no round {round_!r} in dvc.lock; it has: {', '.join(trained) or 'none'}"
         )
-    path = trained[round_].paths["out"]
+    return recorded(root, trained[round_], "model")
+
+
+def recorded(root: Path, entry: Entry, what: str) -> Path:
+    """Return the folder that a stage made, a model or a coupling, if it is that of dvc.lock.
+
+    Raises ReflowError if it is missing, or has other bytes.
+    """
+    path = entry.paths["out"]
     folder = root / path
     if not folder.is_dir():
         raise ReflowError(
-            f"{path}: missing; `reflow run` trains it, `dvc checkout` or `dvc pull`"
-            " brings what was trained"
+            f"{path}: missing; `reflow run` makes it, `dvc checkout` or `dvc pull`"
+            " brings what was made"
         )
-    if store.hash_of(root, folder) != trained[round_].md5(path):
+    if md5_elsewhere(folder):
+        raise ReflowError(f"{path}: its shards are in S3; `reflow couplings get` fetches them")
+    if store.hash_of(root, folder) != entry.md5(path):
         raise ReflowError(
-            f"{path}: not the model that dvc.lock records, whose numbers the"
+            f"{path}: not the {what} that dvc.lock records, whose numbers the"
             " comparison has; run `reflow run`, or `dvc checkout` to have that one"
         )
     return folder

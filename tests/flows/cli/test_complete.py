@@ -43,6 +43,7 @@ def test_the_version_is_that_of_the_package_and_the_commit():
     [
         (complete.rounds, "rf", ["rf1", "rf2"]),
         (complete.couplings, "", ["rf1"]),
+        (complete.handed, "", ["models/rf1", "models/rf2", "models/slow", "couplings/rf1"]),
         (complete.versions, "", ["independent", "rf1"]),
         (complete.stages, "train", ["train", "train@rf1", "train@rf2", "train@slow"]),
         (complete.stages, "co", ["compare", "couple", "couple@rf1"]),

@@ -19,7 +19,7 @@ LISTINGS = {
 
 ACTIONS = {
     "run", "replicate", "ship", "push", "sample", "use", "ui", "deploy", "demo", "init", "new",
-    "upgrade", "export",
+    "upgrade", "export", "push-hub", "pull-hub",
 }  # fmt: skip
 """The commands that do something and say so in a line or two."""
 

@@ -25,7 +25,7 @@ def test_a_round_is_handed_on_with_its_card(chain):
     code, said = ship("rf1", "--to", "out", "--nfe", "2", "--export", "--licence", "mit")
     assert code == 0, said
     assert sorted(p.name for p in (chain.root / "out").iterdir()) == [
-        "README.md", "flow.pt2", "sample.py",
+        "README.md", "flow.pt2", "reflow.json", "sample.py",
     ]  # fmt: skip
     noise = torch.randn(4, 2)
     assert torch.export.load(chain.root / "out/flow.pt2").module()(noise).shape == (4, 2)
