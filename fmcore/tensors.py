@@ -23,7 +23,8 @@ from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Split, open_coupling, read
 from fmcore.coupling.source import Source
 from fmcore.coupling.write import About, finish, table, write_shard
-from fmcore.network.build import Network, VelocityNetwork, build, with_spans
+from fmcore.network.adapter import merged
+from fmcore.network.build import Network, VelocityNetwork, build
 from fmcore.network.mlp import MLP
 from fmcore.network.store import Model, load
 from fmcore.sampling.flow import Flow
@@ -34,6 +35,7 @@ from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.fit import Step, Train, fit, map_of, new_state
 from fmcore.training.losses import Perceptual
+from fmcore.training.start import network_to_train
 from fmcore.work.compute import Compute
 
 SHARD_ROWS = 16384
@@ -96,8 +98,7 @@ def fit_flow(
     check_labels(pairs.label, start.settings.classes, "pairs")
     source = None if pairs.pool is None else {"name": "tensor"}
     check_source(source, settings.interpolant)
-    if settings.objective == "mean_flow":
-        start = with_spans(start)
+    start = network_to_train(start, settings, seed=seed)
     state = new_state(start.to(device or _device()), settings)
     pairs = _without_longest(pairs, settings.drop_longest)
     some = pairs.rows(torch.arange(min(len(pairs), max(settings.batch, 256))))
@@ -105,7 +106,8 @@ def fit_flow(
     stream = shuffled_batches(pairs, batch=settings.batch, seed=seed)
     steps = fit(state, stream, settings, seed=seed, compute=compute)
     _drive(steps if log else _shown(steps, settings.steps), state, settings, watch, log)
-    trained = cast(VelocityNetwork, state.ema.module).eval().requires_grad_(False)
+    trained = cast(VelocityNetwork, state.ema.module).eval()
+    trained = merged(trained) if settings.adapter else trained.requires_grad_(False)
     return Flow.of(Model(trained, _about(pairs, settings, init), digest=""), compute)
 
 
@@ -150,6 +152,8 @@ def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
         )
     if isinstance(settings.loss, Perceptual):
         settings.loss.ready(settings.objective, tuple(pairs.target.shape[1:]), scaled=False)
+    if settings.adapter and init is None:
+        raise ReflowError("adapter: a new network is untrained; give `init`, the flow to adapt")
     if init is not None and init.made_of is None:
         raise ReflowError("init: expected a flow made by fit_flow or load_flow")
     if init is not None and init.made_of is not None:

@@ -14,7 +14,8 @@ from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.matching.interpolant import Objective, Schedule
-from fmcore.network.build import with_spans
+from fmcore.network.adapter import merged, write_adapter
+from fmcore.network.ema import trained
 from fmcore.network.field import Field
 from fmcore.network.flops import TRAINING, flops_per_evaluation
 from fmcore.network.outside import check_null
@@ -23,13 +24,14 @@ from fmcore.network.store import Model, condition, load, save
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
-from fmcore.training.checkpoint import History, State
+from fmcore.training.checkpoint import START, History, State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.divided import gather, keep, resume, states
 from fmcore.training.fit import Train, fit, map_of
 from fmcore.training.held_out import Sides, beside_constant, held_out_losses, held_out_sides
 from fmcore.training.losses import Perceptual
 from fmcore.training.processes import Group, rank, training_group
+from fmcore.training.start import network_to_train
 from fmcore.work.work import Work
 
 __all__ = ["Train", "train"]
@@ -61,13 +63,15 @@ def train(
     _check(opened, start, init, settings)
     if not rank():
         _advise(opened, settings, work)
-    network = with_spans(start.network) if settings.objective == "mean_flow" else start.network
+    network = network_to_train(start.network, settings, seed=work.seed)
     divided = settings.shard == "full"
     with training_group(settings.processes, settings.batch, work.device, divided=divided) as (
         group,
         own,
     ):
         running, state = states(network.to(own), settings, group)
+        if settings.adapter:
+            running.settings[START] = start.digest
         watch = _watch(state, opened, settings, work) if group.leads and state else None
         if resume(work.scratch, running, group) and group.leads:
             work.log({}, running.step)
@@ -81,10 +85,16 @@ def train(
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
-    save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
+    if settings.adapter:
+        write_adapter(out, state.ema.module)
+        save(out, merged(state.ema.module), raw=merged(state.network), about=about)
+    else:
+        save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
     ends = settings.average()  # the length of the average at the end
     rest = {"ema_decay": ends["last_decay"], "ema_half_life": ends["last_half_life"]}
     rest["learns_mean"] = int(settings.loss.learns_mean)
+    if settings.adapter:
+        rest["trained_parameters"] = sum(p.numel() for p in trained(state.network))
     _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
 
 
@@ -129,6 +139,7 @@ def _about(
         "init": start.digest,
         "steps": settings.steps,
         "ema": settings.average(),
+        **({"adapter": settings.adapter.model_dump(mode="json")} if settings.adapter else {}),
         **({"power_ema": {"sigma_rel": kept.sigma_rel, "steps": steps}} if kept else {}),
         **({"continued": state.continued} if state.continued else {}),
         **coupling.about.carried(),

@@ -7,6 +7,7 @@ reads them.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flows.params.adapters import impossible_adapters
 from flows.params.adopted import teacher_of
 from flows.params.guidance import impossible_guidance, takes_conditions
 from flows.params.pieces import impossible_pieces
@@ -50,6 +51,7 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     yield from _source(params, known)
     yield from impossible_guidance(params)
     yield from _averages(params)
+    yield from impossible_adapters(params)
     yield from _store(params, known)
     yield from impossible_pieces(params)
 

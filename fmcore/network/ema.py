@@ -57,6 +57,19 @@ def ramped(decay: float, n: float) -> float:
     return min(decay, (1 + n) / (10 + n))
 
 
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that a training changes: all, unless some ask for a gradient alone."""
+    own = [p for p in network.parameters() if p.requires_grad]
+    return own or list(network.parameters())
+
+
+def frozen(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights that a training leaves as they are, in place, by name: none or most."""
+    named = dict(network.named_parameters())
+    own = {name: p for name, p in named.items() if not p.requires_grad}
+    return {} if len(own) == len(named) else {name: p.detach() for name, p in own.items()}
+
+
 def here(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return what this process has of each tensor: all of it, unless several divide it."""
     return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
@@ -66,20 +79,25 @@ class Average(AveragedModel):
     """An average of a network's weights: update n = 1, 2, ... adds the share `share(n)` of them.
 
     Its first update, n = 0, is the weights themselves. The parameters of both networks are listed
-    once, where AveragedModel groups them at each step; buffers are copied.
+    once, where AveragedModel groups them at each step; buffers are copied. Weights that are not
+    trained lie in memory once.
     """
 
     def __init__(self, model: nn.Module, share: Callable[[int], float]) -> None:
         super().__init__(model)
         self._share = share
         self._of = [model]  # in a list: a module as an attribute would be a part of this one
+        shared = frozen(model)
+        for name, weight in self.module.named_parameters():
+            if name in shared:
+                weight.data = shared[name]
         self.list_weights()
         self._own_buffers, self._new_buffers = list(self.module.buffers()), list(model.buffers())
 
     def list_weights(self) -> None:
-        """List the parameters of both networks; again after they were divided among processes."""
-        self._own: list[Tensor] = list(self.module.parameters())
-        self._new: list[Tensor] = list(self._of[0].parameters())
+        """List the trained weights of both networks; again after they were divided among processes."""
+        self._own: list[Tensor] = [*trained(self.module)]
+        self._new: list[Tensor] = [*trained(self._of[0])]
         self._divided = any(hasattr(p, "to_local") for p in self._new)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.network.build import VelocityNetwork
-from fmcore.network.ema import here
+from fmcore.network.ema import frozen, here, trained
 from fmcore.network.snapshots import write_tensors
 from fmcore.settings import ReflowError
 
@@ -57,6 +57,8 @@ class State:
 FILE = "checkpoint.safetensors"
 EARLIER = "earlier.safetensors"
 """The checkpoint before `FILE`, for the case that `FILE` is damaged."""
+START = "start"
+"""The key, beside the settings of a training, of the model whose adapter alone is trained."""
 CONTINUED = "continued"
 """The subfolder for the checkpoint of a training with other settings, which goes on here."""
 
@@ -68,10 +70,10 @@ def save_state(folder: Path, state: State) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    for key, value in state.network.state_dict().items():
-        tensors[f"network.{key}"] = value
-    for name, average in averages_of(state):
-        tensors |= {f"{name}{key}": value for key, value in average.state_dict().items()}
+    for name, module in (("network.", state.network), *averages_of(state)):
+        left = frozen(module)
+        own = {k: v for k, v in module.state_dict().items() if k not in left}
+        tensors |= {f"{name}{key}": value for key, value in own.items()}
     for index, slot in state.optimizer.state_dict()["state"].items():
         for key, value in slot.items():
             tensors[f"optimizer.{index}.{key}"] = value
@@ -151,6 +153,11 @@ def continue_state(
         ) from None
     if digest is None:
         return False
+    if own.get(START) != state.settings.get(START):
+        raise ReflowError(
+            "continue: the adapter of the earlier training is that of another model than the"
+            " round's init; remove `continue` to train anew"
+        )
     if state.step >= own["steps"]:
         raise ReflowError(
             f"continue: the earlier training is at step {state.step}, and train.steps is"
@@ -184,12 +191,13 @@ def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
 
 
 def _fill(state: State, tensors: dict[str, Tensor], note: dict[str, str]) -> None:
-    state.network.load_state_dict(_part(tensors, "network."))
+    network = state.network
+    network.load_state_dict({**frozen(network), **_part(tensors, "network.")})
     for name, average in averages_of(state):
         kept = _part(tensors, name)
         if not kept:
             raise ValueError("it kept no such power averages: train.power_ema was another")
-        average.load_state_dict(kept)
+        average.load_state_dict({**frozen(average), **kept})
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in _part(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
@@ -211,6 +219,6 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finite(state: State) -> bool:
-    """Whether every weight is finite, of those that this process has."""
-    own = [p for p in here(p.detach() for p in state.network.parameters()) if p.numel()]
+    """Whether every trained weight is finite, of those that this process has."""
+    own = [p for p in here(p.detach() for p in trained(state.network)) if p.numel()]
     return bool(torch.stack(torch._foreach_norm(own, math.inf)).isfinite().all())

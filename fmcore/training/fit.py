@@ -21,8 +21,9 @@ from fmcore.matching.interpolant import Linear, Objective
 from fmcore.matching.loss import Loss
 from fmcore.matching.maps import MEAN_FLOW
 from fmcore.matching.times import Grid, Point, Uniform
+from fmcore.network.adapter import Lora
 from fmcore.network.build import VelocityNetwork
-from fmcore.network.ema import Ema, averaged, decay_of, half_life_of, ramped
+from fmcore.network.ema import Ema, averaged, decay_of, half_life_of, ramped, trained
 from fmcore.network.power import PowerEma, power_averaged
 from fmcore.network.store import Weights
 from fmcore.settings import (
@@ -31,6 +32,7 @@ from fmcore.settings import (
     Settings,
     StepCount,
     WorkerCount,
+    derive_seed,
 )
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
 from fmcore.training.checkpoint import State
@@ -110,6 +112,9 @@ class Train(Settings):
     """Which weights of the model `init` the round starts from: the average (`ema`), the
     optimiser's own (`raw`), or the power average of a relative length (0.1), if `init` has
     `power_ema`."""
+    adapter: Lora | None = Field(default=None, exclude_if=lambda adapter: adapter is None)
+    """Weights beside those of the network of `init`, which are trained in their place:
+    `{kind: lora, rank: 16}`. null trains all weights."""
     log_every: StepCount = 50
     """Steps between two points of the training curve; each is the mean loss since the
     previous point."""
@@ -202,7 +207,9 @@ def new_state(
         fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.steps)))
         return settings.lr * (rise * fall)
 
-    network.train().requires_grad_(True)
+    network.train()
+    if settings.adapter is None:  # only its weights ask for a gradient
+        network.requires_grad_(True)
     kept = settings.power_ema.sigma_rel if settings.power_ema else ()
     averages = [averaged(network, settings.decay), *(power_averaged(network, s) for s in kept)]
     divide(network)
@@ -211,7 +218,7 @@ def new_state(
         average.list_weights()
     fused = next(network.parameters()).device.type in FUSED
     optimizer = AdamW(
-        network.parameters(),
+        trained(network),
         lr=rate(0),
         weight_decay=settings.weight_decay,
         fused=fused,
@@ -247,6 +254,8 @@ def fit(
     rules = batch_rules(settings, state.network.settings.classes)
     for pairs in islice(stream, max(0, settings.steps - state.step)):
         batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
+        if settings.adapter and settings.adapter.dropout:  # torch has no other generator for it
+            torch.manual_seed(derive_seed(seed, "adapter", state.step, group.rank))
         error, gradients = shared.gradients(batch)
         norm = clip(gradients, settings.clip, group)
         state.optimizer.step()

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fmcore.matching.loss import Loss, flow_matching_loss
 from fmcore.matching.maps import Batch
 from fmcore.network.build import VelocityNetwork
-from fmcore.network.ema import here
+from fmcore.network.ema import here, trained
 from fmcore.settings import ReflowError
 from fmcore.training.processes import Group
 from fmcore.training.recompute import recompute_blocks
@@ -92,7 +92,7 @@ def network_of(
     network: VelocityNetwork, settings: "Train", compute: Compute, group: Group
 ) -> Shared:
     """Return the network of a training, ready for the gradient of its steps."""
-    weights = list(network.parameters())
+    weights = trained(network)
     if settings.recompute and settings.objective == "mean_flow":
         raise ReflowError(
             "train.recompute: torch.utils.checkpoint passes no forward-mode product, which"
