@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,12 +88,14 @@ class HandOn:
         from flows.compare.chains import workspace_chain
         from flows.library.handed import seal
         from flows.library.models import recorded_model
+        from fmcore.network.adapter import FOLDER, copy_adapter
         from fmcore.network.store import load
         from fmcore.ship.folder import refusal
 
         if self.to.exists() and (not self.to.is_dir() or any(self.to.iterdir())):
             raise ReflowError(f"--to: {self.to} is there already; name a new folder")
-        chain, model = workspace_chain(root), load(recorded_model(root, round_))
+        place = recorded_model(root, round_)
+        chain, model = workspace_chain(root), load(place)
         graph = self.export or self.onnx
         if (why := refusal(model)) and not graph:
             raise ReflowError(f"--to: {why}; add --export or --onnx")
@@ -109,6 +111,8 @@ class HandOn:
         try:
             part.mkdir(parents=True)
             said = self._fill(part, chain, model, round_)
+            if copy_adapter(place, part):
+                said.append(f"{self.to / FOLDER}: the adapter alone, as peft and diffusers load it")
             if self.to.is_dir():
                 self.to.rmdir()
             seal(part, "shipped")
@@ -137,5 +141,17 @@ class HandOn:
             whole.write_onnx(graph, model, part / "flow.onnx")
             use += ["", f"`flow.onnx` has inputs {' and '.join(whole.names(graph))}."]
             said.append(f"{self.to / 'flow.onnx'}: noise to samples, checked by onnxruntime")
+        if adapter := model.config.get("adapter"):
+            tags.append("lora")
+            use += ["", _of_adapter(adapter)]
         write(card(chain, round_, self.nfe, use=use, licence=self.licence, tags=tags), part)
         return said
+
+
+def _of_adapter(adapter: dict[str, Any]) -> str:
+    """Return what the card says of a round that is an adapter of its start."""
+    return (
+        f"The round is a LoRA adapter of rank {adapter['rank']} of the model that it started from."
+        " The weights here have it in them; `adapter/` is the adapter alone, which peft loads onto"
+        ' that model: `PeftModel.from_pretrained(network, "adapter")`.'
+    )

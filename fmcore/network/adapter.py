@@ -15,12 +15,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from fmcore.checked import FILES, read_checked
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.diffusers_class import DiffusersNetwork
 from fmcore.network.images import ImageNetwork
 from fmcore.network.mlp import ResidualMLP
 from fmcore.network.outside import OutsideNetwork
 from fmcore.network.snapshots import write_tensors
+from fmcore.network.store import read_config
 from fmcore.settings import ReflowError, Settings
 
 FOLDER = "adapter"
@@ -124,6 +126,17 @@ def write_adapter(path: Path, network: nn.Module) -> None:
     named = {PREFIX + key: value for key, value in config.items()}
     about = {"format": "pt", "lora_adapter_metadata": json.dumps(named, sort_keys=True)}
     write_tensors(folder / WEIGHTS, tensors, about=about)
+
+
+def copy_adapter(model: Path, out: Path) -> bool:
+    """Copy the adapter of the model's folder `model` to `out`, checked; say if it has one."""
+    config = read_config(model)
+    names = [name for name in config[FILES] if name.startswith(f"{FOLDER}/")]
+    for name in names:
+        content = read_checked(model, name, config)
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(content)
+    return bool(names)
 
 
 def _host(network: nn.Module) -> Any:

@@ -95,7 +95,7 @@ class Average(AveragedModel):
         self._own_buffers, self._new_buffers = list(self.module.buffers()), list(model.buffers())
 
     def list_weights(self) -> None:
-        """List the trained weights of both networks; again after they were divided among processes."""
+        """List what is trained in both networks; again after it was divided among processes."""
         self._own: list[Tensor] = [*trained(self.module)]
         self._new: list[Tensor] = [*trained(self._of[0])]
         self._divided = any(hasattr(p, "to_local") for p in self._new)

@@ -4,15 +4,26 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from fmcore.network.store import load
 from tests import tiny_chain
+
+
+RF2 = """
+  rf2:
+    coupling: rf1
+    init: rf1
+    train: {steps: 10, batch: 32, adapter: {kind: lora, rank: 2}}
+couplings:"""
+PARAMS = tiny_chain.PARAMS.replace("\ncouplings:", RF2)
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    with tiny_chain.in_this_process(tmp_path_factory.mktemp("ship")) as project:
+    with tiny_chain.in_this_process(tmp_path_factory.mktemp("ship"), PARAMS) as project:
         yield project
 
 
@@ -38,6 +49,20 @@ def test_a_round_is_handed_on_with_its_card(chain):
     assert shown == pytest.approx([distances["1"], distances["2"]], rel=0.02)
     assert "rf1, a rectified flow of gaussian" in text and f"`{found['metric']}`" in text
     assert chain.sh("git", "rev-parse", "HEAD").stdout.strip()[:12] in text
+
+
+def test_an_adapter_goes_with_its_round_and_the_card_says_so(chain):
+    code, said = ship("rf2", "--to", "adapted", "--export")
+    assert code == 0 and "adapted/adapter: the adapter alone" in said.replace("\n", ""), said
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        ours = chain.root / "models/rf2/adapter" / name
+        assert (chain.root / "adapted/adapter" / name).read_bytes() == ours.read_bytes()
+    text = (chain.root / "adapted/README.md").read_text()
+    assert "a LoRA adapter of rank 2 of the model" in text and "\n- lora\n" in text
+    start, adapted = (load(chain.root / "models" / name) for name in ("rf1", "rf2"))
+    loaded = PeftModel.from_pretrained(start.network, chain.root / "adapted/adapter")
+    noise, t = torch.randn(4, 2), torch.ones(4)
+    torch.testing.assert_close(loaded(noise, t), adapted.network(noise, t), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

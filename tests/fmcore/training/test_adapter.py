@@ -1,6 +1,7 @@
 """Adapters: the start at first, few trained weights, resumption, and what peft makes of them."""
 
 import json
+import shutil
 import sys
 from functools import partial
 
@@ -9,14 +10,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from fmcore.conditions.table import Table
 from fmcore.matching.maps import Batch
 from fmcore.network import adapter
 from fmcore.network.adapter import Lora, adapt, merged
 from fmcore.network.build import build
+from fmcore.network.diffusers_class import DiffusersClass, absent_condition
 from fmcore.network.ema import frozen, trained
-from fmcore.network.images import DiT, MMDiT, UNet
+from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
+from fmcore.network.outside import Outside
 from fmcore.network.store import load
 from fmcore.settings import ReflowError
 from fmcore.tensors import coupled, fit_flow, independent
@@ -27,7 +29,10 @@ from fmcore.training.gradient import network_of
 from fmcore.training.processes import Group
 from fmcore.training.start import network_to_train
 from fmcore.work.compute import Compute
+from tests import diffusers_folders as folders
 from tests.chains import SMALL, two_dimensions
+from tests.fmcore.network.test_predictions import CLASSES, FLOW
+from tests.fmcore.test_adopt import adopted, coupling
 from tests.fmcore.training.test_train import Killed, run
 from tests.together import start as two_couplings  # noqa: F401
 from tests.together import together
@@ -76,7 +81,7 @@ def test_it_is_the_start_at_first_and_merged_it_is_itself(name):
     assert all(same)
     assert not torch.equal(trained(adapted)[0], trained(other)[0])
     changed(adapted)
-    assert float((adapted(*given) - network(*given)).abs().max()) > 1e-3
+    assert not torch.allclose(adapted(*given), network(*given), atol=1e-3)
     plain = merged(adapted)
     assert plain.state_dict().keys() == network.state_dict().keys()
     torch.testing.assert_close(plain(*given), adapted(*given), rtol=1e-5, atol=1e-5)
@@ -133,11 +138,13 @@ def test_the_optimiser_the_average_and_the_checkpoint_have_the_adapter_alone(tmp
     assert (tmp_path / "checkpoint.safetensors").stat().st_size < size / 10
 
 
-def step_of(state, settings):
+def step_of(state, settings, compute=None):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, *state.network.shape, generator=draw)
     batch = Batch(x[0], x[1], torch.linspace(0.2, 0.9, 8))
-    error, gradients = network_of(state.network, settings, Compute(), Group()).gradients(batch)
+    error, gradients = network_of(state.network, settings, compute or Compute(), Group()).gradients(
+        batch
+    )
     state.optimizer.step()
     state.ema.update_parameters(state.network)
     return error, gradients
@@ -219,17 +226,62 @@ def test_peft_loads_it_onto_the_network_of_diffusers(name, tmp_path):
     assert sorted(json.loads(first)["target_modules"]) == json.loads(first)["target_modules"]
 
 
-def test_diffusers_loads_it_with_its_strength(tmp_path):
-    table = Table.of_vectors(torch.randn(3, 4, 6)) if hasattr(Table, "of_vectors") else None
-    assert table is None or table
-    import diffusers
+def teacher(kind):
+    """A network that others trained, with weights that are drawn."""
+    config, classes = CLASSES[kind], 5 if kind.startswith("DiT") else 0
+    inner = DiffusersClass(
+        name="diffusers", kind=kind, config=config, classes=classes, null=bool(classes),
+        condition=absent_condition(kind, config),
+    )  # fmt: skip
+    settings = Outside(name="outside", network=inner, prediction=FLOW)
+    return changed(build(settings, (4, 8, 8), seed=0)).eval().requires_grad_(False)
 
-    net = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=1, out_channels=1, num_layers=2,
-        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=6,
-        caption_projection_dim=16, pooled_projection_dim=5, pos_embed_max_size=4,
-    ).eval()  # fmt: skip
-    assert net and MMDiT
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_peft_and_diffusers_load_it_onto_a_teacher(kind, tmp_path):
+    network, x, t = teacher(kind), torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.9])
+    adapted = adapt(network, LORA, seed=0)
+    assert torch.equal(adapted(x, t), network(x, t))
+    changed(adapted)
+    aim = adapted(x, t)
+    assert not torch.allclose(aim, network(x, t), atol=1e-3)
+    torch.testing.assert_close(merged(adapted)(x, t), aim, rtol=1e-5, atol=1e-5)
+    adapter.write_adapter(tmp_path, adapted)
+    theirs = teacher(kind)
+    inner = theirs.net.net
+    if hasattr(inner, "load_lora_adapter"):  # a LoRA of diffusers; alpha is not the rank
+        names = {"prefix": "base_model.model", "weight_name": "adapter_model.safetensors"}
+        inner.load_lora_adapter(str(tmp_path / "adapter"), **names)
+        torch.testing.assert_close(theirs(x, t), aim, rtol=1e-5, atol=1e-5)
+        inner.unload_lora()
+        torch.testing.assert_close(theirs(x, t), network(x, t), rtol=0, atol=0)
+    theirs.net.net = PeftModel.from_pretrained(inner, tmp_path / "adapter")
+    torch.testing.assert_close(theirs(x, t), aim, rtol=1e-5, atol=1e-5)
+
+
+def test_a_round_adapts_a_teacher(tmp_path):
+    torch.set_num_threads(1)
+    data = coupling(tmp_path / "data", torch.from_numpy(folders.images(64)))
+    pipeline = folders.pipeline(tmp_path / "pipeline")
+    out, _ = adopted(tmp_path, data, "init", kind="diffusers", path=str(pipeline))
+    found = run(tmp_path, "rf1", SETTINGS.model_copy(update={"steps": 4, "batch": 8}))
+    assert json.loads(found["metrics"])["trained_parameters"] > 0
+    theirs, ours = load(out).network, load(tmp_path / "rf1" / "model").network
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 0.9])
+    theirs.net.net = PeftModel.from_pretrained(theirs.net.net, tmp_path / "rf1/model/adapter")
+    torch.testing.assert_close(theirs(x, t), ours(x, t), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_has_the_same_gradient():
+    network, _ = made("mlp")
+    found = []
+    for whole in (False, True):
+        state = new_state(changed(adapt(network, LORA, seed=0)), SETTINGS)
+        found.append(step_of(state, SETTINGS, Compute(compile=whole))[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_processes_share_it_and_accumulation_and_recomputation_change_nothing(two_couplings):  # noqa: F811
