@@ -72,8 +72,7 @@ def make(run: Run, given: argparse.Namespace) -> None:
     """Make what all rounds share: round 1, its coupling, the yardstick."""
     root, few = run.root, given.quick
     prepare(root / "data", Digits(name="digits"), seed=0)
-    size = {"heads": 1, "head": 8, "depth": 1} if few else {"heads": 4, "head": 16, "depth": 3}
-    network = DiT(name="dit", **size, patch=2)
+    network = DiT(name="dit", heads=4, head=2 if few else 16, depth=1 if few else 3, patch=2)
     initialise(root / "data", root / "init", network, seed=0)
     features = FeatureSettings(kind="classifier", epochs=1 if few else 30)
     settings = YardstickSettings(features=features, samples=100 if few else 898, splits=4)

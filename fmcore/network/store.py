@@ -3,9 +3,9 @@
 A model is a directory: `config.json`, `model.safetensors` (EMA weights) and `raw.safetensors` (the
 optimiser's own weights). A network of diffusers keeps its EMA weights in `diffusers/` instead, as
 `from_pretrained` of diffusers reads them, and those of its input for spans in `span.safetensors`;
-`power/` has snapshots of power averages, if the training
-kept any. Nothing is ever unpickled. config.json has the sha256 of
-each of these files and its own, so that a model with a flipped bit is refused.
+`power/` has snapshots of power averages, if the training kept any, and `adapter/` the adapter of a
+round that trained one. Nothing is ever unpickled. config.json has the sha256 of each of these files
+and its own, so that a model with a flipped bit is refused.
 """
 
 import hashlib

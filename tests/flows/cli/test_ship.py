@@ -11,7 +11,6 @@ from flows.cli.main import app
 from fmcore.network.store import load
 from tests import tiny_chain
 
-
 RF2 = """
   rf2:
     coupling: rf1

@@ -54,6 +54,28 @@ CASES = [
     ("pairs: 30000", "weights: emma, pairs: 30000", r"couplings.rf1.weights: .*'ema' or 'raw'"),
     ("pairs: 30000", "weights: 0.5, pairs: 30000", r"couplings.rf1.weights: .*equal to 0.28"),
     (
+        "init: rf1\n    train: {steps: 4000",
+        "init: scratch\n    train: {adapter: {kind: lora}, steps: 4000",
+        r"rounds.rf2.init: scratch is untrained, and an adapter .*; name a round, or leave",
+    ),
+    (
+        "steps: 4000",
+        "steps: 4000, adapter: {kind: lora}, power_ema: {}",
+        r"rounds.rf2.train.power_ema: its averages are sums of whole weights.*; leave it or",
+    ),
+    (
+        "steps: 4000",
+        "steps: 4000, adapter: {kind: lora}, processes: 2, shard: full",
+        r"rounds.rf2.train.shard: full divides the weights that are trained.*; use replicate",
+    ),
+    (
+        "steps: 4000, batch: 256, lr: 2.0e-3, time: u_shaped",
+        "steps: 4000, adapter: {kind: lora}, objective: mean_flow",
+        r"rounds.rf2.train.objective: mean_flow gives the network an input for spans, which an",
+    ),
+    ("steps: 4000", "steps: 4000, adapter: {kind: dora}", r"train.adapter.kind: .*got 'dora'"),
+    ("steps: 4000", "steps: 4000, adapter: {rank: 0}", r"train.adapter.rank: .*or equal to 1"),
+    (
         "init: rf1",
         "init: rf9",
         r"params.yaml:\d+: rounds.rf2.init: no round 'rf9'; use one of: scratch",
