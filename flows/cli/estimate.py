@@ -37,6 +37,7 @@ from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
 from fmcore.training.fit import Train, fit, new_state
+from fmcore.training.start import network_to_train
 from fmcore.work.compute import Compute, rows_of_call
 from fmcore.work.work import Work
 
@@ -194,8 +195,8 @@ def one_step(
 ) -> tuple[Callable[[], float], float]:
     """Return a training step as a function, and the share of the round's batch that it takes."""
     device = compute.start()
-    if settings.objective == "mean_flow":
-        network = with_spans(network)
+    with_input = with_spans(network) if settings.objective == "mean_flow" else network
+    network = network_to_train(with_input, settings, seed=0)
     batch = settings.batch // settings.processes
     # On a CPU a step takes a time proportional to its rows: some of them are enough.
     rows = min(batch, network.tile) if device.type == "cpu" else batch

@@ -9,17 +9,21 @@ import pytest
 import torch
 
 import flows.cli.estimate
-from flows.cli.estimate import estimate
+from flows.cli.estimate import estimate, one_step
 from flows.params.load import load
 from fmcore.couple import couple
 from fmcore.coupling.compact import Store
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.verify import verify
+from fmcore.network.adapter import Lora
+from fmcore.network.build import build
 from fmcore.prepare import prepare
 from fmcore.sampling.pairs import Couple
 from fmcore.solve.solver import Solver
+from fmcore.train import Train
+from fmcore.work.compute import Compute
 from fmcore.work.work import Work
-from tests.chains import gaussian_data, scratch_model
+from tests.chains import SMALL, gaussian_data, scratch_model
 from tests.conftest import SOURCE
 from tests.real_chain import PARAMS
 
@@ -42,6 +46,17 @@ def test_every_training_and_coupling_has_a_cost(chain):
         assert cost.hours == pytest.approx(cost.amount / cost.rate / 3600)
     assert costs["train@rf1"].bytes is None
     assert not (chain.root / "models").exists()  # nothing ran
+
+
+def test_a_step_of_an_adapter_is_tried_on_a_network_that_is_not_there_yet(tmp_path):
+    data = gaussian_data(tmp_path / "data", mu=[2.0, -1.0], s=[1.0, 0.5])
+    network = build(SMALL, (2,), seed=0).requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for objective in ("velocity", "mean_flow"):
+        settings = Train(steps=5, batch=8, adapter=Lora(rank=2), objective=objective)
+        step, share = one_step(network, settings, data, Compute())
+        assert step() > 0 and step() > 0 and share == 1
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_pairs_scale_hours_and_bytes(chain):

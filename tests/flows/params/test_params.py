@@ -189,6 +189,14 @@ def test_a_mistake_gets_one_line_with_place_and_mend(tmp_path, before, after, me
     assert all(line.startswith("params.yaml") for line in str(error.value).splitlines())
 
 
+def test_a_flow_map_may_be_an_adapter_of_a_flow_map(tmp_path):
+    path = tmp_path / "params.yaml"
+    adapted = GOOD.replace("steps: 4000", "adapter: {kind: lora}, steps: 4000")
+    for text in (adapted, adapted.replace("train: {", "train: {objective: mean_flow, ")):
+        path.write_text(text.replace("time: u_shaped, ", ""))
+        assert load(path).rounds["rf2"].train.adapter.rank == 16
+
+
 def test_without_a_gpu_a_chain_can_be_a_share_of_its_size():
     whole = load(ROOT / "params" / "fashion_mnist.yaml")
     part = reductions(whole, WithoutGpu(share=0.01, batch=64))
