@@ -70,11 +70,8 @@ def train(
         own,
     ):
         running, state = states(network.to(own), settings, group)
-        if settings.adapter:
-            running.settings[START] = start.digest
         watch = _watch(state, opened, settings, work) if group.leads and state else None
-        if resume(work.scratch, running, group) and group.leads:
-            work.log({}, running.step)
+        _resume(running, start, settings, group, work)
         _run(running, state, opened, settings, group, work, watch)
         state = gather(running, state, group)
         if not group.leads or state is None:
@@ -90,12 +87,25 @@ def train(
         save(out, merged(state.ema.module), raw=merged(state.network), about=about)
     else:
         save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    ends = settings.average()  # the length of the average at the end
-    rest = {"ema_decay": ends["last_decay"], "ema_half_life": ends["last_half_life"]}
-    rest["learns_mean"] = int(settings.loss.learns_mean)
+    _write(curve, metrics, state, final | _known(state, settings), start, settings.batch)
+
+
+def _resume(running: State, start: Model, settings: Train, group: Group, work: Work) -> None:
+    """Fill a state from its last checkpoint, if there is one, and tell the step."""
     if settings.adapter:
-        rest["trained_parameters"] = sum(p.numel() for p in trained(state.network))
-    _write(curve, metrics, state, {**final, **rest}, start, settings.batch)
+        running.settings[START] = start.digest
+    if resume(work.scratch, running, group) and group.leads:
+        work.log({}, running.step)
+
+
+def _known(state: State, settings: Train) -> dict[str, float]:
+    """Return what the metrics say beside the losses: the average at the end, what was trained."""
+    ends = settings.average()
+    known = {"ema_decay": ends["last_decay"], "ema_half_life": ends["last_half_life"]}
+    known["learns_mean"] = int(settings.loss.learns_mean)
+    if settings.adapter:
+        known["trained_parameters"] = sum(p.numel() for p in trained(state.network))
+    return known
 
 
 def _advise(coupling: Coupling, settings: Train, work: Work) -> None:
