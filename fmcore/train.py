@@ -1,7 +1,5 @@
 """Verb: learn a velocity from a coupling; the same code trains round 1 and round k."""
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,20 @@ from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.matching.interpolant import Objective, Schedule
-from fmcore.network.adapter import merged, write_adapter
-from fmcore.network.ema import trained
 from fmcore.network.field import Field
-from fmcore.network.flops import TRAINING, flops_per_evaluation
 from fmcore.network.outside import check_null
 from fmcore.network.snapshots import POWER, save_snapshot, snapshot_file
-from fmcore.network.store import Model, condition, load, save
+from fmcore.network.store import Model, condition, load
 from fmcore.scale import same_units
 from fmcore.settings import ReflowError
 from fmcore.training.batches import batches, longest
-from fmcore.training.checkpoint import START, History, State
+from fmcore.training.checkpoint import START, State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.divided import gather, keep, resume, states
 from fmcore.training.fit import Train, fit, map_of
 from fmcore.training.held_out import Sides, beside_constant, held_out_losses, held_out_sides
 from fmcore.training.losses import Perceptual
+from fmcore.training.outcome import write, write_model
 from fmcore.training.processes import Group, rank, training_group
 from fmcore.training.start import network_to_train
 from fmcore.work.work import Work
@@ -82,12 +78,8 @@ def train(
     steps = _snapshot_steps(state, settings)
     about = {"round": name, "seed": work.seed, **_about(state, opened, settings, start, steps)}
     snapshots = [work.scratch / POWER / snapshot_file(step) for step in steps]
-    if settings.adapter:
-        write_adapter(out, state.ema.module)
-        save(out, merged(state.ema.module), raw=merged(state.network), about=about)
-    else:
-        save(out, state.ema, raw=state.network, about=about, snapshots=snapshots)
-    _write(curve, metrics, state, final | _known(state, settings), start, settings.batch)
+    write_model(out, state, settings, about, snapshots)
+    write(curve, metrics, state, final, start, settings)
 
 
 def _resume(running: State, start: Model, settings: Train, group: Group, work: Work) -> None:
@@ -96,16 +88,6 @@ def _resume(running: State, start: Model, settings: Train, group: Group, work: W
         running.settings[START] = start.digest
     if resume(work.scratch, running, group) and group.leads:
         work.log({}, running.step)
-
-
-def _known(state: State, settings: Train) -> dict[str, float]:
-    """Return what the metrics say beside the losses: the average at the end, what was trained."""
-    ends = settings.average()
-    known = {"ema_decay": ends["last_decay"], "ema_half_life": ends["last_half_life"]}
-    known["learns_mean"] = int(settings.loss.learns_mean)
-    if settings.adapter:
-        known["trained_parameters"] = sum(p.numel() for p in trained(state.network))
-    return known
 
 
 def _advise(coupling: Coupling, settings: Train, work: Work) -> None:
@@ -295,20 +277,3 @@ def _held_out(
     state.ema.module.to(home)
     state.ema.train()
     return found
-
-
-def _write(
-    curve: Path, metrics: Path, state: State, final: dict[str, float], start: Model, batch: int
-) -> None:
-    curve.parent.mkdir(parents=True, exist_ok=True)
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    columns = ["step", "loss", "lr", "grad_norm", "held_out_loss"]
-    history: History = [{**row, "step": int(row["step"])} for row in state.history]
-    with curve.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-    size = sum(p.numel() for p in start.network.parameters())
-    result = {"loss": history[-1]["loss"], **final, "steps": state.step, "parameters": size}
-    result["flops_training"] = TRAINING * flops_per_evaluation(start) * state.step * batch
-    metrics.write_text(json.dumps(result, indent=2) + "\n")
