@@ -35,6 +35,9 @@ EVALUATIONS = 2048
 PLACES = {"path", "scheduler", "condition", "weights", "network", "uri"}
 """Settings of a model that say where it lies: one that moved is the same model."""
 
+LEFT = ("network", "shape", "adapter")
+"""What the config of a model of ours says of its network, and of an adapter that stays there."""
+
 STRAIGHT: dict[str, Any] = {
     "interpolant": {"name": "linear"},
     "objective": "velocity",
@@ -81,7 +84,7 @@ def adopt(
         assert folder is not None
         kept = load(folder)
         network, raw = kept.network, load(folder, weights="raw").network
-        about = {k: v for k, v in kept.config.items() if k not in ("network", "shape")}
+        about = {k: v for k, v in kept.config.items() if k not in LEFT}
         about["taken_from"] = kept.digest
         snapshots = sorted((folder / POWER).glob("*.safetensors"))
         same_units(kept.scale, opened.about.units, str(coupling))
