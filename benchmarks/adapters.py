@@ -167,19 +167,23 @@ def page(found: dict[str, Any]) -> str:
         if slash:
             by_name.setdefault(name, {})[seed] = value
     whole = by_name.get(WHOLE, {})
-    for name, seeds in by_name.items():
+    size_of = {name: _size(next(iter(seeds.values()))) for name, seeds in by_name.items()}
+    for name, seeds in sorted(by_name.items(), key=lambda item: -size_of[item[0]]):
         distances = [_mean([at(v, n) for v in seeds.values()]) for n in NFE]
         shares = [
             (at(rf1, 1) - at(v, 1)) / (at(rf1, 1) - at(whole[s], 1))
             for s, v in seeds.items()
             if s in whole
         ]
-        one = next(iter(seeds.values()))
-        size = one.get("trained_parameters", one["parameters"])
-        cells = [name, str(len(seeds)), f"{size:,}", *distances, _mean(shares, 3)]
+        cells = [name, str(len(seeds)), f"{size_of[name]:,}", *distances, _mean(shares, 3)]
         cells.append(f"{statistics.fmean(v['s'] for v in seeds.values()):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _size(one: dict[str, Any]) -> int:
+    """Return how many weights a round trained."""
+    return int(one.get("trained_parameters", one["parameters"]))
 
 
 def _mean(values: list[float], digits: int = 1) -> str:
