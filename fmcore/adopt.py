@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.read import Coupling, labels, open_coupling
 from fmcore.network.build import VelocityNetwork
@@ -84,6 +85,7 @@ def adopt(
         about = {k: v for k, v in kept.config.items() if k not in ("network", "shape")}
         about["taken_from"] = kept.digest
         snapshots = sorted((folder / POWER).glob("*.safetensors"))
+        same_codec(kept.config.get("codec"), opened.about.codec, str(coupling))
         same_units(kept.scale, opened.about.units, str(coupling))
         condition(kept, opened.about.conditions, opened.conditions, str(coupling))
     kept_words = settings.model_dump(mode="json", exclude=PLACES, exclude_none=True)

@@ -59,6 +59,9 @@ class Gates(Settings):
     memorised: Level = Level(warn=0.3)
     """How much nearer generated samples are to the nearest training sample than held-out data is,
     as a share of the latter. Above it the flow repeats its training data."""
+    reconstruction: Level = Level(warn=2, fail=10)
+    """Distance to real data of what data.codec gives back of real data, over the floor. No round on
+    its latents can do better."""
 
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -108,6 +111,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "generated samples are nearer to training data than held-out data is, by {value:.3g} of the"
         " distance",
         "the flow repeats its training data: more data or pairs, fewer steps, a smaller network",
+    ),
+    "reconstruction": (
+        "real data that the codec encoded and decoded is {value:.3g} times as far from real data as"
+        " real data is",
+        "no round on these latents can do better: take a codec that was trained on such data, or"
+        " with more channels",
     ),
 }
 """For each gate: what was found, and what to change."""
