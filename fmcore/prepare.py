@@ -225,6 +225,7 @@ def _write_source(
             "source": None,
             "classes": None,
             "conditions": None,
+            "codec": None,
         }
     )
     found = samples.target if codec is None else latents.encoded(codec, samples.target, device)

@@ -45,10 +45,11 @@ def reconstruction(
         found.append(frechet_distance(fake.stats, real.stats))
     mean, error, floor = fmean(found), standard_error(found), measure.floor[name]
     least = max(floor, 1e-12)
-    result = {f"{name}/{NAME}": mean, NAME: mean / least}
+    key = f"{name}/{NAME}"
+    result = {key: mean, NAME: mean / least}
     if error is not None:
         own = math.hypot(error / least, mean * measure.floor.get(keys.error(name), 0) / least**2)
-        result |= {f"{name}/{NAME}_se": error, f"{NAME}_se": own, f"{NAME}_cuts": len(found)}
+        result |= {keys.error(key): error, keys.error(NAME): own, f"{NAME}_cuts": len(found)}
     return result
 
 
