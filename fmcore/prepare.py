@@ -81,33 +81,22 @@ def prepare(
     With a codec, which encodes on `device`, the targets are latents, and the samples are kept as
     they are in a folder of their own in `out`: distances are to them.
     """
-    samples = settings.read(derive_seed(seed, "target"))
-    samples, known = conditioned(samples, settings.conditions)
-    found = summary(samples)
-    for line in lines(samples, found):
-        say(line)
-    real, codec = samples, None
+    real, known, found = _read(settings, seed, say)
+    samples, codec = real, None
     if settings.codec is not None:
         samples, codec = _encoded(real, settings.codec, found, device, say)
     scale, recorded = _scales(samples, settings, found)
     if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
         warn(advice)
-    about = About(
-        kind="independent",
-        shape=list(samples.target.shape[1:]),
-        image=samples.image,
-        pairs=len(samples.target),
-        seed=derive_seed(seed, "independent"),
-        data=_described(settings),
-        classes=None if samples.names is None else list(samples.names),
-        scale=recorded.record,
-        source=None if isinstance(source, Noise) else _described(source),
-        conditions=None if known is None else known.about,
-        codec=codec,
+    about = _about(samples, settings, source, seed).model_copy(
+        update={
+            "scale": recorded.record,
+            "conditions": None if known is None else known.about,
+            "codec": codec,
+        }
     )
     if known is not None:
         conditions.write(out, known)
-        say(f"data: {len(known)} conditions, {known.vectors[0].numel()} numbers each")
     if not isinstance(source, Noise):
         _write_source(out / SAMPLES, source, about, scale, seed, say, settings.codec, device)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
@@ -118,6 +107,31 @@ def prepare(
     if metrics is not None:
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _read(settings: Dataset, seed: int, say: Say) -> tuple[Samples, Table | None, dict[str, float]]:
+    """Return the samples, the table of their conditions, and what they hold; say it."""
+    samples = settings.read(derive_seed(seed, "target"))
+    samples, known = conditioned(samples, settings.conditions)
+    found = summary(samples)
+    for line in lines(samples, found):
+        say(line)
+    if known is not None:
+        say(f"data: {len(known)} conditions, {known.vectors[0].numel()} numbers each")
+    return samples, known, found
+
+
+def _about(samples: Samples, settings: Dataset, source: SourceOf, seed: int) -> About:
+    return About(
+        kind="independent",
+        shape=list(samples.target.shape[1:]),
+        image=samples.image,
+        pairs=len(samples.target),
+        seed=derive_seed(seed, "independent"),
+        data=_described(settings),
+        classes=None if samples.names is None else list(samples.names),
+        source=None if isinstance(source, Noise) else _described(source),
+    )
 
 
 def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Table | None]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -106,10 +107,7 @@ class Evaluate(Settings):
 
 @dataclass(frozen=True)
 class Harness:
-    """A flow to measure, the noise and labels that every round gets, and the ways to sample it.
-
-    `units` bring its samples into the data's own, decoded if they are latents.
-    """
+    """A flow to measure, the noise and labels that every round gets, and the ways to sample it."""
 
     flow: Flow
     noise: Rows
@@ -117,7 +115,11 @@ class Harness:
     settings: Evaluate
     seed: int
     device: torch.device
-    units: Units
+
+    @cached_property
+    def units(self) -> Units:
+        """The way of samples into the data's own units; latents are decoded."""
+        return Units.of(self.flow.scale, self.flow.codec, self.device)
 
     def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
         """Integrate from the first `count` noise samples to t = 0."""
@@ -171,8 +173,7 @@ class Harness:
 def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
     """Return a flow's harness: `count` sources and, for a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
-    model = {} if flow.made_of is None else flow.made_of[0].config
-    same_codec(model.get("codec"), real.about.codec, str(data))
+    same_codec(flow.codec, real.about.codec, str(data))
     same_units(flow.scale, real.about.units, str(data))
     if advice := advice_on_few_steps(flow, settings.nfe):
         work.warn(advice)
@@ -187,8 +188,7 @@ def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Wor
         if given is not None:
             draws = uniform(derive_seed(work.seed, "evaluate"), ids, draw=1)
             label = given[torch.from_numpy((draws * len(given)).astype(np.int64))]
-    units = Units.of(flow.scale, real.about.codec, work.device)
-    return Harness(flow, noise, label, settings, work.seed, work.device, units)
+    return Harness(flow, noise, label, settings, work.seed, work.device)
 
 
 def guidance(harness: Harness) -> dict[str, float]:

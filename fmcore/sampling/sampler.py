@@ -25,7 +25,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     condition(velocity, real.about.conditions, real.conditions, str(data))
     flow = Flow.of(velocity, work.compute)
     _check(flow, real, settings)
-    same_codec(velocity.config.get("codec"), real.about.codec, str(data))
+    same_codec(flow.codec, real.about.codec, str(data))
     same_units(velocity.scale, real.about.units, str(data))
     named = settings.solver or solver_of_pairs(flow.interpolant)
     solver = None if isinstance(named, Auto) else named

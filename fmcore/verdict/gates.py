@@ -137,6 +137,7 @@ SURE = 2.0
 """Standard errors by which a mean must exceed a level: noise does so once in 44 times. For a mean
 over few cuts it is the quantile of Student's t of the same probability."""
 STAGES = {
+    "calibrate": ("reconstruction",),
     "couple": ("noise_z", "noise_repeats", "endpoint_shift", "solver_gap_rel"),
     "train": ("held_out_ratio", "held_out_rel"),
     "evaluate": ("cost_rise", "budget_defect", "drift_rel", "recall_lost", "memorised"),
