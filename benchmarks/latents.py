@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,6 +41,7 @@ from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
 from fmcore.verdict.errors import with_error
 from fmcore.work.compute import Compute
+from fmcore.work.of_diffusers import diffusers
 from fmcore.work.work import Work
 
 NFE = (1, 4, 16)
@@ -56,7 +56,7 @@ SECOND = 0.5
 def codec(images: torch.Tensor, folder: Path, steps: int) -> float:
     """Train an autoencoder on images [N, 1, H, W] and save it; return its operations."""
     torch.manual_seed(0)
-    model = diffusers.AutoencoderTiny(
+    model: Any = diffusers().AutoencoderTiny(
         in_channels=1, out_channels=1, latent_channels=4,
         encoder_block_out_channels=CHANNELS, decoder_block_out_channels=CHANNELS,
         num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),

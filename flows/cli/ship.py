@@ -137,5 +137,7 @@ class HandOn:
             whole.write_onnx(graph, model, part / "flow.onnx")
             use += ["", f"`flow.onnx` has inputs {' and '.join(whole.names(graph))}."]
             said.append(f"{self.to / 'flow.onnx'}: noise to samples, checked by onnxruntime")
+        if graph.of_latents and (self.export or self.onnx):
+            said.append("the graph gives latents: decode them with the codec of the data")
         write(card(chain, round_, self.nfe, use=use, licence=self.licence, tags=tags), part)
         return said

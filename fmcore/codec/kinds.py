@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore.own import Own, called
+from fmcore.scale import Scale
 from fmcore.settings import ReflowError, Settings
 from fmcore.work.of_diffusers import config_in, pretrained
 
@@ -70,6 +71,13 @@ class DiffusersCodec(Codec):
         if (kind := config_in(file).get("_class_name")) not in KINDS:
             raise ReflowError(f"{file}: _class_name {kind!r}; expected {' or '.join(KINDS)}")
         return pretrained(kind, self.folder).eval().requires_grad_(False)
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of latents on which pipelines of diffusers train, by its config."""
+        given = self.module.config
+        factor, shift = given.get("scaling_factor"), given.get("shift_factor")
+        return Scale((float(shift or 0.0),), (1 / float(factor or 1.0),))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents [B, C', H', W'] of images [B, C, H, W]."""
