@@ -80,9 +80,7 @@ def adopt(
         about = {**STRAIGHT, **opened.about.carried(), **found.about}
         if isinstance(settings, OwnModel):  # it is not known what it was trained on
             about["coupling"] = "unknown"
-        if isinstance(settings, DiffusersFolder):
-            found.notes.extend(_of_codec(settings, opened, coupling))
-        for note in found.notes:
+        for note in (*found.notes, *_of_codec(settings, opened, coupling)):
             work.warn(f"rounds.{name}.model: {note}")
     else:
         assert folder is not None
@@ -104,12 +102,14 @@ def adopt(
     _write(curve, metrics, network, losses)
 
 
-def _of_codec(settings: DiffusersFolder, data: Coupling, where: Path) -> list[str]:
+def _of_codec(settings: DiffusersFolder | OwnModel, data: Coupling, where: Path) -> list[str]:
     """Return what to tell of a pipeline's own codec, where the data are latents.
 
     Raises ReflowError if the latents are of another one.
     """
-    if data.about.codec is None or not (Path(settings.path) / PART).is_dir():
+    if isinstance(settings, OwnModel) or data.about.codec is None:
+        return []
+    if not (Path(settings.path) / PART).is_dir():
         return []
     codec = DiffusersCodec(name="diffusers", path=settings.path)
     same_codec({"sha256": codec.digest()}, data.about.codec, str(where))
