@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flows.cli.estimate import estimate
-from flows.cli.sample import Draw, draw
+from flows.cli.sample import Draw, _solved, draw
+from flows.compare.data_card import data_card
 from flows.dag import inputs
 from flows.dag.plan import plan
 from flows.params.load import load
@@ -81,6 +82,14 @@ def test_the_chain_runs_on_latents_and_is_judged_on_images(chain):
     assert (pictures / "samples.png").is_file() and (pictures / "trajectories.png").is_file()
 
 
+def test_the_card_of_a_coupling_says_that_it_holds_latents(chain):
+    about = open_coupling(chain.root / "couplings/rf1").about
+    text = data_card("rf1", "me/pairs", about, None, None)
+    assert "Samples are latents" in text and about.codec["sha256"] in text
+    plain = data_card("rf1", "me/pairs", about.model_copy(update={"codec": None}), None, None)
+    assert "latents" not in plain
+
+
 def test_samples_are_what_diffusers_decodes(chain, tmp_path):
     draw(chain.root, "rf1", tmp_path / "x.npy", Draw(count=3))
     draw(chain.root, "rf1", tmp_path / "x.png", Draw(count=3))
@@ -88,8 +97,6 @@ def test_samples_are_what_diffusers_decodes(chain, tmp_path):
     x = torch.from_numpy(np.load(tmp_path / "x.npy"))
     assert x.shape == (3, 1, 8, 8) and float(x.abs().max()) <= 1
     model = load_model(chain.root / "models/rf1")
-    from flows.cli.sample import _solved
-
     z = _solved(chain.root / "models/rf1", None, Draw(count=3))[0].x
     vae = diffusers.AutoencoderTiny.from_pretrained(chain.root / "vae").eval()
     with torch.no_grad():
