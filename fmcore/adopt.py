@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fmcore.codec.kinds import PART, DiffusersCodec
+from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.read import Coupling, labels, open_coupling
 from fmcore.network.build import VelocityNetwork
@@ -31,6 +33,9 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "held_out_loss")
 """The columns of a training's curve; there was no training, so it has no rows."""
 EVALUATIONS = 2048
 """Evaluations of the network, about, by which its losses are measured on each side."""
+
+SAME = 1e-3
+"""Largest difference of two scales that are the same, over the standard deviation."""
 
 PLACES = {"path", "scheduler", "condition", "weights", "network", "uri"}
 """Settings of a model that say where it lies: one that moved is the same model."""
@@ -78,7 +83,7 @@ def adopt(
         about = {**STRAIGHT, **opened.about.carried(), **found.about}
         if isinstance(settings, OwnModel):  # it is not known what it was trained on
             about["coupling"] = "unknown"
-        for note in found.notes:
+        for note in (*found.notes, *_of_codec(settings, opened, coupling)):
             work.warn(f"rounds.{name}.model: {note}")
     else:
         assert folder is not None
@@ -87,6 +92,7 @@ def adopt(
         about = {k: v for k, v in kept.config.items() if k not in LEFT}
         about["taken_from"] = kept.digest
         snapshots = sorted((folder / POWER).glob("*.safetensors"))
+        same_codec(kept.config.get("codec"), opened.about.codec, str(coupling))
         same_units(kept.scale, opened.about.units, str(coupling))
         condition(kept, opened.about.conditions, opened.conditions, str(coupling))
     kept_words = settings.model_dump(mode="json", exclude=PLACES, exclude_none=True)
@@ -97,6 +103,28 @@ def adopt(
     work.accept(losses)
     save(out, network.cpu(), raw=raw.cpu(), about=about, snapshots=snapshots)
     _write(curve, metrics, network, losses)
+
+
+def _of_codec(settings: DiffusersFolder | OwnModel, data: Coupling, where: Path) -> list[str]:
+    """Return what to tell of a pipeline's own codec, where the data are latents.
+
+    Raises ReflowError if the latents are of another one.
+    """
+    if isinstance(settings, OwnModel) or data.about.codec is None:
+        return []
+    if not (Path(settings.path) / PART).is_dir():
+        return []
+    codec = DiffusersCodec(name="diffusers", path=settings.path)
+    same_codec({"sha256": codec.digest()}, data.about.codec, str(where))
+    mean, std = codec.scale.mean[0], codec.scale.std[0]
+    x = torch.stack([torch.zeros(data.about.shape), torch.ones(data.about.shape)])
+    apart = data.about.units.inverse(x) - codec.scale.inverse(x)
+    if float(apart.abs().max()) < std * SAME:
+        return []
+    return [
+        f"its pipeline trains on latents of data.scale {{mean: {mean:g}, std: {std:g}}}, the data"
+        " has another scale; set that one unless the network was trained on yours"
+    ]
 
 
 def _check(

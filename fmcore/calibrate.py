@@ -1,9 +1,11 @@
 """Verb: make the yardstick that every round is measured with."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from fmcore.coupling.read import open_coupling
 from fmcore.measure import protocol, yardstick
+from fmcore.measure.reconstructed import NAME, reconstruction
 from fmcore.measure.yardstick import Yardstick, YardstickSettings
 from fmcore.settings import Say
 from fmcore.verdict import keys
@@ -30,9 +32,10 @@ def calibrate(
 
     `say` is told which metric judges the rounds, its floor, and which differences it can resolve;
     `warn` is called where it cannot judge what samples show. The reference of the published
-    protocol is written too, if the settings have one.
+    protocol is written too, if the settings have one. Of latents the distance of what a codec gives
+    back is measured, and must be accepted: no round can have a smaller one.
     """
-    if settings.features.kind == "identity" and open_coupling(data).about.image:
+    if settings.features.kind == "identity" and open_coupling(data).originals.about.image:
         warn(
             "yardstick.features.kind identity judges images by mean and covariance of their raw"
             " pixels, which do not see what an image shows: take lite0, or classifier for images"
@@ -42,8 +45,22 @@ def calibrate(
         reference = protocol.fit(data, settings.protocol, seed=work.seed, device=work.device)
         protocol.save(out / protocol.FOLDER, reference)
     made = yardstick.fit(data, settings, seed=work.seed, log=work.log)
+    again = reconstruction(open_coupling(data), made, seed=work.seed, device=work.device)
+    if again:
+        made = replace(made, about={**made.about, NAME: again})
+        say(_lost(made, again))
+        work.accept(again)
     yardstick.save(out, made)
     say(_words(made))
+
+
+def _lost(made: Yardstick, again: dict[str, float]) -> str:
+    name = f"{made.about['frechet']}/{NAME}"
+    scored = with_error(again[name], again.get(keys.error(name)))
+    return (
+        f"real data that the codec encoded and decoded scores {scored}, {again[NAME]:.3g} times the"
+        " floor: no round on its latents can be better"
+    )
 
 
 def _words(made: Yardstick) -> str:

@@ -3,7 +3,8 @@
 Distances to real data by NFE, straightness, transport cost for three convex costs, and the budget
 identity cost(k-1) - cost(k) = S + V of Liu et al. 2022 (S straightness, V least training loss).
 Distances, likelihood and pictures of samples are in the data's own units; paths and losses in model
-units, in which the source is N(0, I).
+units, in which the source is N(0, I). Where a flow learns latents, distances and pictures are of
+what a codec decodes; all else, the likelihood too, is of latents.
 """
 
 import csv
@@ -89,6 +90,7 @@ def evaluate(paths: EvaluatePaths, settings: Evaluate, work: Work) -> dict[str, 
     result = {
         **_flat(rows, measure),
         **_against_floor(rows, measure),
+        **measure.reconstruction,
         **beside,
         "flops_per_evaluation": flops_per_evaluation(loaded),
         **_paths(path, settings.solver),
@@ -161,7 +163,7 @@ def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     found = bend.with_errors({"ivd": bend.initial_velocity_delta(first, path)})
     about = open_coupling(data).about
     settings = about.data or {}
-    if settings.get("name") == "gaussian" and about.source is None:
+    if settings.get("name") == "gaussian" and about.source is None and about.codec is None:
         own, spread = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
         mean = about.units.forward(own[None])[0]
         std = about.units.forward((own + spread)[None])[0] - mean if about.scale else spread
@@ -237,12 +239,16 @@ def _draw(
     paths.out.mkdir(parents=True, exist_ok=True)
     real = open_coupling(paths.data)
     some = read(real, limit=max(ROWS, shown_of(real.about.shape)), sources=False).target
-    examples = real.about.units.inverse(some[: shown_of(real.about.shape)])
+    seen = real.originals
+    examples = some[: shown_of(seen.about.shape)]
+    if seen is not real:
+        examples = read(seen, limit=shown_of(seen.about.shape), sources=False).target
+    examples = seen.about.units.inverse(examples)
     pictures.samples_by_nfe(
-        paths.out / "samples.png", shown, image=real.about.image, reference=examples,
+        paths.out / "samples.png", shown, image=seen.about.image, reference=examples,
         title=titled("Samples by number of Euler steps (NFE)", *of),
     )  # fmt: skip
-    plane = None if real.about.image else Plane.of(examples)
+    plane = None if seen.about.image else Plane.of(examples)
     (paths.out / FILE).write_bytes(to_show(shown, examples, plane).content())
     title = titled(f"Paths ({sampler_name(settings.solver).replace('_', ' ')} steps)", *of)
     pictures.trajectories(paths.out / "trajectories.png", path, Plane.of(some, path[0]), title)

@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmcore.codec import latents
+from fmcore.codec.kinds import Codec
+from fmcore.codec.latents import CPU
 from fmcore.conditions import table as conditions
 from fmcore.conditions.encoders import Conditions, table_of
 from fmcore.conditions.table import Table
+from fmcore.coupling.compact import Store
 from fmcore.coupling.noise import identities
-from fmcore.coupling.source import SAMPLES
+from fmcore.coupling.source import ORIGINALS, SAMPLES
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.kinds import Dataset, Noise, SourceOf
 from fmcore.dataset.samples import Samples
@@ -27,6 +31,9 @@ __all__ = ["Dataset", "SourceOf", "prepare"]
 NOISE = Noise()
 
 SHARD_ROWS = 16384
+
+AGAIN = 2048
+"""Samples whose reconstruction by a codec is measured."""
 
 SHARD_BYTES = 256 << 20
 """Most bytes of targets in one shard, which is in memory as a whole while it is written."""
@@ -59,6 +66,7 @@ def prepare(
     metrics: Path | None = None,
     say: Say = silent,
     warn: Say = silent,
+    device: torch.device = CPU,
 ) -> None:
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
@@ -69,16 +77,52 @@ def prepare(
     recorded. `warn` is called with a sentence if data without a scale is far from that of the
     noise. What the data hold is told to `say` line by line, and written to `metrics` (json), in the
     data's own units.
+
+    With a codec, which encodes on `device`, the targets are latents, and the samples are kept as
+    they are in a folder of their own in `out`: distances are to them.
     """
+    real, known, found = _read(settings, seed, say)
+    samples, codec = real, None
+    if settings.codec is not None:
+        samples, codec = _encoded(real, settings.codec, found, device, say)
+    scale, recorded = _scales(samples, settings, found)
+    if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
+        warn(advice)
+    about = _about(samples, settings, source, seed).model_copy(
+        update={
+            "scale": recorded.record,
+            "conditions": None if known is None else known.about,
+            "codec": codec,
+        }
+    )
+    if known is not None:
+        conditions.write(out, known)
+    if not isinstance(source, Noise):
+        _write_source(out / SAMPLES, source, about, scale, seed, say, settings.codec, device)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
+    order = torch.randperm(about.pairs, generator=generator)
+    if codec is not None:
+        _write(out / ORIGINALS, _of_originals(about, real), real, order, Scale())
+    _write(out, about, samples, order, scale, real.target)
+    if metrics is not None:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _read(settings: Dataset, seed: int, say: Say) -> tuple[Samples, Table | None, dict[str, float]]:
+    """Return the samples, the table of their conditions, and what they hold; say it."""
     samples = settings.read(derive_seed(seed, "target"))
     samples, known = conditioned(samples, settings.conditions)
     found = summary(samples)
     for line in lines(samples, found):
         say(line)
-    scale, recorded = _scales(samples, settings, found)
-    if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
-        warn(advice)
-    about = About(
+    if known is not None:
+        say(f"data: {len(known)} conditions, {known.vectors[0].numel()} numbers each")
+    return samples, known, found
+
+
+def _about(samples: Samples, settings: Dataset, source: SourceOf, seed: int) -> About:
+    return About(
         kind="independent",
         shape=list(samples.target.shape[1:]),
         image=samples.image,
@@ -86,20 +130,8 @@ def prepare(
         seed=derive_seed(seed, "independent"),
         data=_described(settings),
         classes=None if samples.names is None else list(samples.names),
-        scale=recorded.record,
         source=None if isinstance(source, Noise) else _described(source),
-        conditions=None if known is None else known.about,
     )
-    if known is not None:
-        conditions.write(out, known)
-        say(f"data: {len(known)} conditions, {known.vectors[0].numel()} numbers each")
-    if not isinstance(source, Noise):
-        _write_source(out / SAMPLES, source, about, scale, seed, say)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
-    _write(out, about, samples, torch.randperm(about.pairs, generator=generator), scale)
-    if metrics is not None:
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Table | None]:
@@ -132,12 +164,57 @@ def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Ta
     return replace(samples, label=label, names=None, captions=None), known
 
 
+def _encoded(
+    real: Samples, codec: Codec, found: dict[str, float], device: torch.device, say: Say
+) -> tuple[Samples, dict[str, Any]]:
+    """Return samples as latents, and the record of the codec; add its errors to what was `found`.
+
+    They are measured on the first samples, `AGAIN` of them.
+    """
+    if real.image and not -1 <= found["min"] <= found["max"] <= 1:
+        raise ReflowError(
+            f"data.codec: it encodes images in [-1, 1], these have values from {found['min']:g} to"
+            f" {found['max']:g}; map them there before, data.scale is that of the latents"
+        )
+    x, shape = real.target, tuple(real.target.shape[1:])
+
+    def again(z: Tensor) -> Tensor:
+        return latents.decoded(codec, z, shape, image=real.image, device=device)
+
+    again(latents.encoded(codec, x[:1], device))  # what does not fit fails at once
+    whole = latents.encoded(codec, x, device)
+    found |= latents.errors(x[:AGAIN], again(whole[:AGAIN]))
+    record = latents.record(codec, whole, shape, image=real.image)
+    said = "x".join(str(side) for side in whole.shape[1:])
+    say(
+        f"codec: latents of shape {said}, {record['sha256'][:12]}; what comes back differs by"
+        f" {found['reconstruction_rms']:.3g} (root mean square), {found['reconstruction_rel']:.2%}"
+        " of the variance"
+    )
+    return replace(real, target=whole, image=False), record
+
+
+def _of_originals(latent: About, real: Samples) -> About:
+    """Return the description of the samples as they were: images are kept by their levels."""
+    levels = Store(target="uint8").settled(image=True) if real.image else None
+    own = {"shape": list(real.target.shape[1:]), "image": real.image, "store": levels}
+    without = dict.fromkeys(("scale", "codec", "source", "conditions"))
+    return latent.model_copy(update={**own, **without})
+
+
 def _described(settings: Dataset) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude={"scale", "seed"})
+    return settings.model_dump(mode="json", exclude={"scale", "seed", "codec"})
 
 
 def _write_source(
-    out: Path, settings: Dataset, target: About, scale: Scale, seed: int, say: Say
+    out: Path,
+    settings: Dataset,
+    target: About,
+    scale: Scale,
+    seed: int,
+    say: Say,
+    codec: Codec | None,
+    device: torch.device,
 ) -> None:
     """Write the source samples as prepared data of their own, in the units of the target.
 
@@ -147,10 +224,11 @@ def _write_source(
         raise ReflowError("source.scale: both sides are mapped by data.scale; remove source.scale")
     own = seed if settings.seed is None else settings.seed
     samples = settings.read(derive_seed(own, "source"))
-    if list(samples.target.shape[1:]) != target.shape:
+    wanted = target.shape if target.codec is None else target.codec["shape"]
+    if list(samples.target.shape[1:]) != wanted:
         raise ReflowError(
             f"source: samples of shape {list(samples.target.shape[1:])}, those of data have"
-            f" {target.shape}; choose data sets of one shape, or resize one"
+            f" {wanted}; choose data sets of one shape, or resize one"
         )
     for line in lines(samples, summary(samples)):
         say(line.replace("data:", "source:", 1))
@@ -161,21 +239,34 @@ def _write_source(
             "source": None,
             "classes": None,
             "conditions": None,
+            "codec": None,
         }
     )
-    unlabelled = replace(samples, label=None)
-    _write(out, about, unlabelled, torch.arange(about.pairs), scale)
+    found = samples.target if codec is None else latents.encoded(codec, samples.target, device)
+    unlabelled = replace(samples, target=found, label=None)
+    _write(out, about, unlabelled, torch.arange(about.pairs), scale, samples.target)
 
 
-def _write(out: Path, about: About, samples: Samples, order: Tensor, scale: Scale) -> None:
-    """Write samples in an order and in model units, shard by shard, then the manifest."""
+def _write(
+    out: Path,
+    about: About,
+    samples: Samples,
+    order: Tensor,
+    scale: Scale,
+    real: Tensor | None = None,
+) -> None:
+    """Write samples in an order and in model units, shard by shard, then the manifest.
+
+    `real` [N, *D] are the samples by which they are identified; without, they are so themselves.
+    """
+    real = samples.target if real is None else real
     width = 4 * samples.target[0].numel()
     starts = range(0, len(order), max(1, min(SHARD_ROWS, SHARD_BYTES // width)))
     for index, start in enumerate(starts):
         rows = order[start : start + starts.step]
         label = None if samples.label is None else samples.label[rows]
         ids = np.arange(start, start + len(rows), dtype=np.int64)
-        own = samples.target[rows]  # identified in its own units: a scale may depend on all data
-        target, real_id = scale.forward(own), identities(own)
+        target = scale.forward(samples.target[rows])
+        real_id = identities(real[rows])  # in own units: a scale may depend on all data
         write_shard(out, index, table(about, ids, target, label=label, real_id=real_id))
     finish(out, about, len(starts))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmcore.choices.laws import LawOfTime
+from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels, check_source
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
@@ -228,6 +229,7 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
             f"{init}: samples of shape {shape}, those of {coupling.path} {coupling.about.shape};"
             " start the round from a model of the same shape, or from scratch"
         )
+    same_codec(start.config.get("codec"), coupling.about.codec, str(coupling.path))
     same_units(start.scale, coupling.about.units, str(coupling.path))
     condition(start, coupling.about.conditions, coupling.conditions, str(coupling.path))
     check_source(coupling.about.source, settings.interpolant)

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 
-def network(**more):
+def network(channels=1, **more):
     torch.manual_seed(0)
     return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
+        sample_size=8, in_channels=channels, out_channels=channels, layers_per_block=1,
         block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"), **more,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from flows.params.load import SCRATCH, Params, load
 from fmcore.calibrate import calibrate
+from fmcore.codec.kinds import DiffusersCodec
 from fmcore.couple import couple
 from fmcore.dataset.emoji import FONT as EMOJI_FONT
 from fmcore.dataset.public import FASHION_FOLDERS
@@ -18,6 +19,7 @@ from fmcore.prepare import prepare
 from fmcore.solve.solver import Solver
 from fmcore.train import train
 from fmcore.work.work import Work
+from tests.codecs import tiny
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"fashion_mnist": Path(FASHION_FOLDERS[0]), "emoji": Path(EMOJI_FONT)}
@@ -48,6 +50,9 @@ def shrunk(params: Params, tmp_path) -> Params:
         data = load(ROOT / "params" / "images.yaml").data.model_copy(
             update={"root": str(tmp_path / "images"), "resize": 16}
         )
+    if params.data.codec is not None:
+        vae = DiffusersCodec(name="diffusers", path=str(tiny(tmp_path / "vae", channels=3)))
+        data = data.model_copy(update={"codec": vae, "scale": params.data.scale})
     data = small(data, samples=80, size=8, path=str(tmp_path / "x.npy"))
     kind = "identity" if data.name == "images" else params.yardstick.features.kind
     features = small(params.yardstick.features, epochs=1, kind=kind)

@@ -12,28 +12,23 @@ import torch
 from rich.table import Table
 
 from flows.cli.load import clock
+from flows.cli.probe_data import some_data
 from flows.dag import graph
 from flows.dag.graph import prepared
 from flows.params.adopted import teacher_of
 from flows.params.load import FILE, Params, Round, load
-from flows.params.seeds import seed_of
 from flows.stage.adopted import adopt_round
 from flows.stage.imports import pairs_of
 from fmcore.choices.multistep import AdamsBashforth
-from fmcore.conditions import table as conditions
-from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
-from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.build import VelocityNetwork, fitting, with_spans
 from fmcore.network.store import load as load_model
 from fmcore.outside.imported import Imported, importer_of
-from fmcore.prepare import conditioned
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple
 from fmcore.sampling.probe import Auto
 from fmcore.sampling.sampler import sampler_of
-from fmcore.settings import derive_seed
 from fmcore.solve.adaptive import Adaptive
 from fmcore.training.batches import batches
 from fmcore.training.fit import Train, fit, new_state
@@ -98,30 +93,6 @@ def estimate(
                 begin(f"couple@{key}")
                 found.append(_import(root, params, key, data, pairs, seconds))
     return found
-
-
-def some_data(root: Path, params: Params, path: str | None, folder: Path) -> Path:
-    """Return the prepared data of the project if `path` holds it, else some noise of its shape."""
-    if path and (root / path / MANIFEST).exists():
-        return root / path
-    samples = params.data.read(derive_seed(seed_of(params, "prepare"), "target"))
-    shape = tuple(samples.target.shape[1:])
-    ids = np.arange(min(1024, len(samples.target)))
-    samples, known = conditioned(samples, params.data.conditions)
-    about = About(
-        kind="independent",
-        shape=list(shape),
-        image=samples.image,
-        pairs=len(ids),
-        seed=0,
-        conditions=None if known is None else known.about,
-    )
-    if known is not None:
-        conditions.write(folder, known)
-    label = None if samples.label is None else samples.label[: len(ids)]
-    write_shard(folder, 0, table(about, ids, gaussian_noise(0, ids, shape), label=label))
-    finish(folder, about, 1)
-    return folder
 
 
 def model_of(

@@ -79,7 +79,7 @@ def sheet(root: Path, round_: str, file: Path, wanted: "Draw", prompts: Path) ->
     columns, spent, label = {}, 0, torch.arange(len(texts))
     for solver in grids:
         found = flow.sample(noise, solver, label=label, guidance=wanted.pull)
-        columns[f"NFE {found.nfe}"], spent = loaded.scale.inverse(found.x), found.nfe
+        columns[f"NFE {found.nfe}"], spent = loaded.units.inverse(found.x), found.nfe
     title = titled("Samples by text and NFE", called, place.name)
     sheet_of_prompts(file, texts, columns, title=title)
     return len(texts) * len(columns), spent

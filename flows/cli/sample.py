@@ -140,7 +140,7 @@ def draw(root: Path, round_: str, file: Path, wanted: Draw) -> tuple[int, int]:
 
     place = _place(root, round_, wanted)
     found, model, count = _solved(place.model, place.data, wanted, film=file.suffix in FILMS)
-    x = model.scale.inverse(found.x)
+    x = model.units.inverse(found.x)
     part = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -283,15 +283,15 @@ def _picture(
         opened = open_coupling(place.data)
         called = data_name(opened.about.data)
         if not image:
-            pairs = read(opened, limit=BEHIND, sources=False)
-            real = opened.about.units.inverse(pairs.target)
+            pairs = read(opened.originals, limit=BEHIND, sources=False)
+            real = opened.originals.about.units.inverse(pairs.target)
     by = "reverse SDE" if wanted.churn else wanted.solver
     class_ = "" if wanted.label is None else f", class {wanted.label}"
     class_ += f": {wanted.prompt}" if wanted.prompt else ""
     title = titled(f"Samples at NFE {found.nfe} ({by}){class_}", called, place.name)
     solver = wanted.chosen(film=True)
-    if found.trajectory is not None and isinstance(solver, Solver):
-        states = model.scale.inverse(found.trajectory.flatten(0, 1)).view_as(found.trajectory)
+    if (path := found.trajectory) is not None and isinstance(solver, Solver):
+        states = model.units.inverse(path.flatten(0, 1)).unflatten(0, path.shape[:2])
         times = [float(t) for t in solver.grid(1.0, 0.0)]
         film.film(file, states, times, real=real, title=title, colour=place.colour)
     elif image:

@@ -144,6 +144,8 @@ class HandOn:
         if adapter := model.config.get("adapter"):
             tags.append("lora")
             use += ["", _of_adapter(adapter)]
+        if graph.of_latents and (self.export or self.onnx):
+            said.append("the graph gives latents: decode them with the codec of the data")
         write(card(chain, round_, self.nfe, use=use, licence=self.licence, tags=tags), part)
         return said
 

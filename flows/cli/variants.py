@@ -21,8 +21,8 @@ from flows.cli.estimate import (
     model_of,
     network_of,
     one_step,
-    some_data,
 )
+from flows.cli.probe_data import some_data
 from flows.dag import graph
 from flows.params.load import FILE, load
 from fmcore.coupling.noise import gaussian_noise

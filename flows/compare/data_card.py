@@ -123,6 +123,8 @@ def _use(repo: str, about: About) -> list[str]:
     if about.scale:
         scale = json.dumps(about.scale)
         lines += ["", f"Numbers are in units of the model; x * std + mean is the data's: {scale}."]
+    if about.codec:
+        lines += ["", "Samples are latents, which the codec named below decodes (`data.codec`)."]
     if not about.form.store.source:
         lines += ["", "`source` is not stored but drawn from seed and pair_id: `reflow export`."]
     return lines
@@ -136,7 +138,7 @@ def _made(about: About, made: Made | None) -> list[str]:
     said = {"source": "N(0, I)", "guidance": "none", **about.model_dump(exclude_none=True)}
     for name, value in said.items():
         if name not in UNSAID and not (name == "seed" and about.kind == "imported"):
-            rows[NAMES.get(name, name)] = value
+            rows[NAMES.get(name, name)] = _without_folders(value)
     return ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())]
 
 

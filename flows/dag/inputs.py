@@ -5,7 +5,7 @@ It writes a small JSON file for each other stage, and that stage depends on the 
     code   the meaning of each module of fmcore that the stage's verb imports
     own    the meaning of the user's own classes that its parameters name
     files  the content of the files and folders that its parameters name, with count and bytes
-    source for prepare, where it is set: the section `source`, which params.yaml may lack
+    source, compute for prepare, where they are set or a codec encodes (sections.py)
 
 So editing a comment reruns nothing, editing a function reruns the stages that use it, and replacing
 a data file changes the input, on this and on every other machine. This module does not import torch
@@ -24,7 +24,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.dag import teachers
+from flows.dag import sections, teachers
 from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
@@ -55,7 +55,7 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
                 "code": closures[verb],
                 "own": _own(code, chosen, closures[verb]),
                 "files": dict(_files(root, seen, verb, chosen)),
-                **_source(chosen),
+                **sections.sections(verb, chosen),
             }
             found[path] = json.dumps(entry, indent=1, sort_keys=True) + "\n"
     return found
@@ -93,13 +93,6 @@ def write(root: Path) -> None:
             _remove(other)
 
 
-def _source(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `source` where it is no noise: DVC refuses absent parameters, and it may
-    be absent, so it is no parameter of the stage prepare."""
-    found = {str(key): str(value) for key, value in _mapping(chosen.get("source")).items()}
-    return {"source": found} if found and found.get("name") != "noise" else {}
-
-
 def text_of(file: Path) -> str | None:
     """Return the text of a file; None if it cannot be read as text."""
     try:
@@ -123,7 +116,8 @@ def changes(before: str | None, after: str | None) -> list[str]:
         return ["params.yaml no longer has it"]
     old, new = _parts(before), _parts(after)
     said = [f"code of {name} changed" for name in _different(old["code"], new["code"])]
-    said += ["source changed in params.yaml"] if old["source"] != new["source"] else []
+    for part in ("source", "compute"):
+        said += [f"{part} changed in params.yaml"] if old[part] != new[part] else []
     for name in _different(old["own"], new["own"]):
         named_now, named_before = name in new["own"], name in old["own"]
         how = "changed" if named_now and named_before else "is named now"
@@ -138,9 +132,8 @@ def _parts(text: str | None) -> dict[str, Mapping[str, Any]]:
         found = json.loads(text or "{}")
     except ValueError:
         found = {}
-    return {
-        part: _mapping(_mapping(found).get(part)) for part in ("code", "own", "files", "source")
-    }
+    named = ("code", "own", "files", "source", "compute")
+    return {part: _mapping(_mapping(found).get(part)) for part in named}
 
 
 def md5(text: str) -> str:
@@ -249,6 +242,7 @@ def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(path, str):
             yield f"yardstick.protocol.{key}", path
     yield from teachers.files(chosen) if verb == "adopt" else ()
+    yield from sections.files(chosen)
 
 
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -35,9 +35,9 @@ PROTOCOL = ("weights", "statistics", "dinov2", "clip")
 """Settings of yardstick.protocol that name a file, which `calibrate` reads."""
 
 READS = {
-    "prepare": ("data", "source"),
+    "prepare": ("data", "source", "compute"),
     "initialise": ("network",),
-    "calibrate": ("yardstick",),
+    "calibrate": ("yardstick", "data.codec"),
     "train": ("network", "rounds.{key}.train"),
     "adopt": ("rounds.{key}.model",),  # the stage train of a round with `model`
     "couple": (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flows.params.adapters import impossible_adapters
 from flows.params.adopted import teacher_of
+from flows.params.codec import impossible_codec, learned
 from flows.params.guidance import impossible_guidance, takes_conditions
 from flows.params.pieces import impossible_pieces
 from fmcore.dataset.kinds import Noise
@@ -40,15 +41,17 @@ def impossible(params: "Params") -> Iterator[Mistake]:
     known = params.data.known()
     if known.samples is not None and known.samples < FEWEST:
         yield ("data", "samples"), f"{known.samples} cannot be cut in two halves; at least {FEWEST}"
+    yield from impossible_codec(params, known)
+    yield from _features(params, known)
+    known = learned(params, known)  # a network, a training and pairs are of latents
     yield from _network(params, ("network",), params.network, known)
     if params.without_gpu and params.without_gpu.network:
         yield from _network(params, ("without_gpu", "network"), params.without_gpu.network, known)
-    yield from _features(params, known)
     for name in params.rounds:
         yield from _round(params, name, known)
     yield from _pairs_of_students(params)
     yield from _scores(params)
-    yield from _source(params, known)
+    yield from _source(params)
     yield from impossible_guidance(params)
     yield from _averages(params)
     yield from impossible_adapters(params)
@@ -218,14 +221,14 @@ def _scores(params: "Params") -> Iterator[Mistake]:
         yield ("evaluate", "sde"), what
 
 
-def _source(params: "Params", known: Known) -> Iterator[Mistake]:
+def _source(params: "Params") -> Iterator[Mistake]:
     """A source that is no noise: other shapes, units, and what is known of noise alone."""
     source = params.source
     if isinstance(source, Noise):
         return
     if source.scale.name != "none":
         yield ("source", "scale"), "both sides are mapped by data.scale; remove source.scale"
-    shapes = [known.shape, source.known().shape]
+    shapes = [params.data.known().shape, source.known().shape]
     if None not in shapes and shapes[0] != shapes[1]:
         given = " and ".join(str(list(shape or ())) for shape in shapes)
         yield ("source",), f"data and source need one shape, got {given}"

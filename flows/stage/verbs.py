@@ -39,7 +39,8 @@ def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
     from fmcore.prepare import prepare
 
     out, metrics, seed = paths["out"], paths["metrics"], seed_of(params, "prepare")
-    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=_say, warn=warn)
+    how = {} if params.data.codec is None else {"device": params.compute.start()}
+    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=_say, warn=warn, **how)
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:

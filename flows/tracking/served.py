@@ -19,8 +19,8 @@ from fmcore.solve.solver import Solver
 class Sampler(PythonModel):
     """`predict(noise [B, *D], params={"nfe": 1})` -> samples [B, *D] by Euler steps.
 
-    Samples are in the data's own units. A class is given by `label`, its number, or `class`, its
-    name.
+    Samples are in the data's own units; those of a flow on latents are latents. A class is given by
+    `label`, its number, or `class`, its name.
 
     With `count` above 0 the noise is drawn: `predict([], params={"seed": 0, "count": 64})` gives
     what `reflow sample` gives for that seed.

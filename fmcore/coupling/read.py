@@ -24,7 +24,7 @@ from fmcore.coupling.manifest import MANIFEST, check
 from fmcore.coupling.noise import NOT_REAL
 from fmcore.coupling.pairs import Pairs, joined
 from fmcore.coupling.remote import SCHEME, Remote
-from fmcore.coupling.source import SAMPLES, Source
+from fmcore.coupling.source import ORIGINALS, SAMPLES, Source
 from fmcore.coupling.write import COLUMNS, About
 from fmcore.settings import ReflowError, derive_seed
 
@@ -56,6 +56,13 @@ class Coupling:
         samples = _opened(self.path / SAMPLES, self.remote and self.remote.below(SAMPLES))
         pairs = read(samples, sources=False)
         return Source(shape, pairs.target, pairs.real_id)
+
+    @cached_property
+    def originals(self) -> "Coupling":
+        """The prepared samples as they were before a codec encoded them; itself without one."""
+        if self.about.codec is None:
+            return self
+        return _opened(self.path / ORIGINALS, self.remote and self.remote.below(ORIGINALS))
 
     @cached_property
     def conditions(self) -> Table | None:

@@ -20,6 +20,10 @@ SAMPLES = "_source"
 """The folder of the real source samples, inside that of the prepared data."""
 
 
+ORIGINALS = "_originals"
+"""The folder of the samples that a codec encoded, inside that of the prepared data."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where sources come from: noise of `shape`, or `samples` [M, *D] with identities [M].

@@ -9,7 +9,7 @@ from fmcore.checked import MEND, sha256
 from fmcore.conditions import table as conditions
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.read import Coupling, open_coupling, open_shard, readable, tables
-from fmcore.coupling.source import SAMPLES
+from fmcore.coupling.source import ORIGINALS, SAMPLES
 from fmcore.settings import ReflowError
 
 
@@ -28,6 +28,9 @@ def verify(path: Path) -> Coupling:
     if coupling.independent and coupling.about.source is not None:
         verify(path / SAMPLES)
         listed |= {SAMPLES}
+    if coupling.independent and coupling.about.codec is not None:
+        verify(path / ORIGINALS)
+        listed |= {ORIGINALS}
     if coupling.conditions is not None:
         listed |= {conditions.FILE}
     for file in sorted(path.iterdir()):

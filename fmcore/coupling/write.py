@@ -70,6 +70,8 @@ class About(Settings):
     """The table of conditions by id: its hash, sizes and text encoder; None for plain labels."""
     guidance_within: list[float] | None = None
     """The times between which there was guidance; None for all."""
+    codec: dict[str, Any] | None = None
+    """What encoded the samples: settings, digest, and what is known of latents; None for none."""
 
     @property
     def units(self) -> Scale:
@@ -84,7 +86,7 @@ class About(Settings):
 
     def carried(self) -> dict[str, Any]:
         """Return what a model made from this one keeps of it."""
-        kept = {"classes", "scale", "guided", "source", "conditions"}
+        kept = {"classes", "scale", "guided", "source", "conditions", "codec"}
         return self.model_dump(include=kept, exclude_none=True)
 
     @property

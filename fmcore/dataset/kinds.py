@@ -21,9 +21,11 @@ class Custom(Own, Data):
     base: ClassVar[type] = Data
 
     def check(self, own: Data) -> None:
-        """Raise ValueError for a scale or a seed among the class's own settings: without effect."""
+        """Raise ValueError for what has no effect in own settings: a scale, a codec, a seed."""
         if isinstance(own.scale, Settings) and own.scale.name != "none":
             raise ValueError("scale belongs beside path, not into settings: data.scale")
+        if own.codec is not None:
+            raise ValueError("codec belongs beside path, not into settings: data.codec")
         if own.seed is not None:
             raise ValueError("seed belongs beside path, not into settings: data.seed")
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fmcore.codec.kinds import CodecOf
 from fmcore.conditions.encoders import Conditions
 from fmcore.scale import AsIs, ScaleOf
 from fmcore.settings import Seed, Settings
@@ -79,6 +80,9 @@ class Data(Settings):
     conditions: Conditions | None = Field(default=None, exclude_if=lambda given: given is None)
     """A vector or a text beside each sample, on which networks with `conditions: {}` depend:
     `{encoder: {name: wordllama}}` embeds texts once. null takes labels, if there are any."""
+    codec: CodecOf | None = Field(default=None, exclude_if=lambda given: given is None)
+    """What encodes the samples once, so that flows learn latents: `{name: diffusers, path: vae}` or
+    a class of your own. `scale` is then that of the latents. null is none."""
     seed: Seed | None = None
     """Seed of the samples of a density and of the order of all. null takes the chain's."""
 

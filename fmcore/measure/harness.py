@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fmcore import own
 from fmcore.choices.solvers import GridSolver, OdeSolver, sampler_name
+from fmcore.codec.latents import Units, same_codec
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.noise import uniform
 from fmcore.coupling.read import labels, open_coupling, read
@@ -114,6 +116,11 @@ class Harness:
     seed: int
     device: torch.device
 
+    @cached_property
+    def units(self) -> Units:
+        """The way of samples into the data's own units; latents are decoded."""
+        return Units.of(self.flow.scale, self.flow.codec, self.device)
+
     def samples(self, solver: Solver, *, count: int | None = None, keep: bool = False) -> Solution:
         """Integrate from the first `count` noise samples to t = 0."""
         label = None if self.label is None else self.label[:count]
@@ -166,6 +173,7 @@ class Harness:
 def harness_of(flow: Flow, data: Path, count: int, settings: Evaluate, work: Work) -> Harness:
     """Return a flow's harness: `count` sources and, for a flow with classes, real labels."""
     real, ids = open_coupling(data), np.arange(count)
+    same_codec(flow.codec, real.about.codec, str(data))
     same_units(flow.scale, real.about.units, str(data))
     if advice := advice_on_few_steps(flow, settings.nfe):
         work.warn(advice)
@@ -238,7 +246,7 @@ def reconstruction(harness: Harness, data: Path, fake: Tensor) -> dict[str, floa
 def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     """Return the mean -log p in nats of real data under the flow, of held-out data if there is any.
 
-    The density is that of the data in its own units.
+    The density is that of the data in its own units; of latents, that of the latents.
     Images first get uniform noise of one level, and `bits_per_dim` is returned too. Where the
     density of the data is known, `nll/floor` is its own mean -log p: no flow has a lower one. Each
     is with its standard error over the samples.
@@ -266,7 +274,7 @@ def likelihood(harness: Harness, data: Path) -> dict[str, float]:
     if coupling.about.image:
         bits = {"bits_per_dim": bits_per_dim(result["nll"], size)}
         return {**result, **bits, "bits_per_dim_se": result["nll_se"] / (size * math.log(2))}
-    if not coupling.about.data:
+    if not coupling.about.data or coupling.about.codec:
         return result
     known = own.read(Dataset, coupling.about.data, f"{data}: data").log_density(x)
     if known is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from fmcore.scale import Scale
+from fmcore.codec.latents import Units
 from fmcore.solve.solver import Solution
 
 
@@ -47,8 +47,8 @@ class Passing:
     first samples, `shown` of them.
     """
 
-    def __init__(self, found: Iterable[Solution], scale: Scale, shown: int) -> None:
-        self._found, self._scale, self._left = iter(found), scale, shown
+    def __init__(self, found: Iterable[Solution], units: Units, shown: int) -> None:
+        self._found, self._units, self._left = iter(found), units, shown
         self._first: list[Tensor] = []
         self._evaluations, self.count, self.seconds = 0.0, 0, 0.0
 
@@ -63,7 +63,7 @@ class Passing:
             rows = len(solution.x)
             self._evaluations += solution.nfe * rows if counted is None else float(counted.sum())
             self.count += rows
-            x = self._scale.inverse(solution.x)
+            x = self._units.inverse(solution.x)
             if self._left > 0:
                 self._first.append(x[: self._left].clone())
                 self._left -= len(self._first[-1])

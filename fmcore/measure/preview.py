@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fmcore.codec.latents import Units
 from fmcore.coupling.read import Coupling, read
 from fmcore.coupling.source import Source
 from fmcore.matching.times import Grid, Point
@@ -55,6 +56,7 @@ class Preview:
         self.spent = self.took = 0.0
         self.source: Tensor | None = None
         self.plane: Plane | None = None
+        self.units: Units | None = None
 
     def __call__(self, state: State) -> None:
         """Show samples of the average after the present step, if their time has come."""
@@ -75,10 +77,11 @@ class Preview:
 
     def _drawn(self, state: State) -> Shown:
         about = self.coupling.about
-        if not about.image and self.plane is None:
+        units = self.units = self.units or Units.of(about.units, about.codec)
+        if not (about.image or units.image) and self.plane is None:
             some = read(self.coupling, split="train", limit=ROWS, sources=False).target
-            self.plane = Plane.of(about.units.inverse(some))
-        found = {nfe: about.units.inverse(self._sampled(state, nfe)) for nfe in self.nfe}
+            self.plane = Plane.of(units.inverse(some))
+        found = {nfe: units.inverse(self._sampled(state, nfe)) for nfe in self.nfe}
         return to_show(found, None, self.plane, step=state.step)
 
     @torch.no_grad()

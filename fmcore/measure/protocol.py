@@ -198,7 +198,7 @@ def fit(data: Path, settings: Protocol, *, seed: int, device: torch.device) -> P
         if known.spatial is not None:
             found.stats["spatial"] = known.spatial
         return found
-    images = _images(open_coupling(data), settings, seed)
+    images = _images(open_coupling(data).originals, settings, seed)
     order = torch.randperm(
         len(images), generator=torch.Generator().manual_seed(derive_seed(seed, FOLDER))
     )

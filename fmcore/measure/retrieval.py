@@ -81,7 +81,8 @@ def retrieval(harness: Harness, data: Path, extractor: Features | None) -> dict[
     coupling, count = open_coupling(data), harness.settings.retrieval
     if coupling.about.conditions is None or not harness.flow.classes or not count:
         return {}
-    real = real_samples(coupling, coded=coupling.about.image and extractor is not None)
+    seen = coupling.originals
+    real = real_samples(seen, coded=seen.about.image and extractor is not None)
     real = real.rows(torch.arange(min(len(real), GALLERY)))
     assert real.label is not None
     gallery = Gallery(features_of(extractor, real.target), real.label)
@@ -99,7 +100,7 @@ def retrieval(harness: Harness, data: Path, extractor: Features | None) -> dict[
         found |= {} if top is None else _shares(name, "floor", top)
         for steps in harness.settings.nfe:
             made = harness.made(Solver(name="euler", steps=steps), label)
-            x = harness.flow.scale.inverse(made.x)
+            x = harness.units.inverse(made.x)
             hits = gallery.hits(features_of(extractor, x), label)
             found |= _shares(name, f"nfe_{made.nfe}", hits)
     return found

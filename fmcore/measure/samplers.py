@@ -43,14 +43,14 @@ def by_solver(
     """
     rows: list[SamplerCuts] = []
     shown: dict[int, Tensor] = {}
-    settings, label, scale = harness.settings, harness.label, harness.flow.scale
-    some = shown_of(harness.noise[:1].shape[1:])
+    settings, label = harness.settings, harness.label
+    some = shown_of(harness.units.shape or harness.noise[:1].shape[1:])
     job = SampleJob(harness.flow, settings.guidance, harness.device)
     with start_workers(work.executor, job, harness.device) as run:
         for done, solver in enumerate(solvers, start=1):
             found = solutions(run, harness.noise, solver, batch=settings.batch, label=label)
             name = sampler_name(solver)
-            row, passed = measure.row(name, found, scale, label, shown=some)
+            row, passed = measure.row(name, found, harness.units, label, shown=some)
             rows.append(row)
             if row.euler:
                 shown[round(row.nfe)] = passed.shown
@@ -87,6 +87,6 @@ def by_churn(harness: Harness, measure: Scores) -> list[SamplerCuts]:
     """Return what the reverse SDE scores, for a velocity that is a score."""
     rows: list[SamplerCuts] = []
     for sde in harness.settings.sde if harness.flow.score else ():
-        name, scale = keys.churned(sde.churn, sde.steps), harness.flow.scale
-        rows.append(measure.row(name, harness.diffused(sde), scale, harness.label)[0])
+        name, found = keys.churned(sde.churn, sde.steps), harness.diffused(sde)
+        rows.append(measure.row(name, found, harness.units, harness.label)[0])
     return rows

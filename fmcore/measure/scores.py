@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fmcore.codec.latents import Units
 from fmcore.measure import protocol
 from fmcore.measure.passing import Passing
 from fmcore.measure.protocol import Published
 from fmcore.measure.yardstick import Yardstick
-from fmcore.scale import Scale
 from fmcore.solve.solver import Solution
 from fmcore.verdict.cuts import SamplerCuts
 
@@ -39,7 +39,7 @@ class Scores:
         self,
         sampler: str,
         found: Iterable[Solution],
-        scale: Scale,
+        units: Units,
         label: Tensor | None,
         *,
         shown: int = 0,
@@ -49,7 +49,7 @@ class Scores:
         Each part is measured and dropped. Only a protocol keeps its samples, for its metrics take
         all of them together. The first `shown` are in what passed.
         """
-        n, passed = self.yardstick.samples, Passing(found, scale, shown)
+        n, passed = self.yardstick.samples, Passing(found, units, shown)
         kept: list[Tensor] = []
 
         def first() -> Iterator[Tensor]:

@@ -113,6 +113,11 @@ class Yardstick:
         """Return every metric of real against real data, with its standard error."""
         return dict(self.about["floor"])
 
+    @property
+    def reconstruction(self) -> dict[str, float]:
+        """Return what reconstructions of a codec score (`measure.reconstructed`); empty without."""
+        return dict(self.about.get("reconstruction", {}))
+
     def measure(
         self, x: Tensor | Iterable[Tensor], label: Tensor | None = None
     ) -> list[dict[str, float]]:
@@ -179,7 +184,7 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
 
     In memory are the features of all samples, and of images their levels, a byte each.
     """
-    coupling = open_coupling(data)
+    coupling = open_coupling(data).originals
     images = coupling.about.image and settings.features.kind != "identity"
     pairs = real_samples(coupling, coded=images)
     n = min(settings.samples, len(pairs) // 2)

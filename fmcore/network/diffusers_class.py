@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fmcore.conditions.table import ConditionInput, Table
 from fmcore.network.given import Given
-from fmcore.network.made import diffusers
 from fmcore.settings import ClassCount, ReflowError, Settings
+from fmcore.work.of_diffusers import diffusers
 
 Name = Literal[
     "UNet2DModel",

@@ -1,21 +1,12 @@
-"""Networks of diffusers, made from settings. diffusers is imported when the first one is made."""
+"""Networks of diffusers, made from settings."""
 
-import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from fmcore.network.given import zeroed
-
-
-def diffusers() -> Any:
-    """Import diffusers, only where needed: it takes ten times as long as the rest of fmcore."""
-    with warnings.catch_warnings(action="ignore"):
-        import diffusers
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    return diffusers
+from fmcore.work.of_diffusers import diffusers
 
 
 def _groups(channels: tuple[int, ...]) -> int:

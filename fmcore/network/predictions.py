@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fmcore.matching.conversions import from_source, from_target
 from fmcore.matching.interpolant import Schedule, expand
-from fmcore.network.made import diffusers
 from fmcore.settings import Length, Settings
+from fmcore.work.of_diffusers import diffusers
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x [B, *D] in the network's own scale, its own time [B]) -> its output [B, *D]."""

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fmcore.network.made import diffusers
 from fmcore.network.predictions import AnyPrediction
 from fmcore.own import read
 from fmcore.settings import ReflowError
+from fmcore.work.of_diffusers import diffusers
 
 STEPS = (
     "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler",

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
@@ -23,6 +24,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from fmcore.checked import FILES, hashes, read_checked, read_json, sealed
+from fmcore.codec.latents import Units
 from fmcore.conditions import table as conditions
 from fmcore.matching.interpolant import Objective
 from fmcore.network.build import AnyNetwork, VelocityNetwork, build, table_of, take
@@ -82,6 +84,11 @@ class Model:
     def scale(self) -> Scale:
         """The scale between the data's own units and those in which the model samples."""
         return Scale.of(self.config.get("scale"))
+
+    @cached_property
+    def units(self) -> Units:
+        """The way from the units in which the model samples to the data's own; decodes latents."""
+        return Units.of(self.scale, self.config.get("codec"))
 
     def label(self, given: int | str) -> int:
         """Return the number of a class that is given by its name or its number.

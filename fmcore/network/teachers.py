@@ -3,8 +3,6 @@
 Weights are read from safetensors alone: nothing is unpickled, and nothing is downloaded.
 """
 
-import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,13 +22,13 @@ from fmcore.network.diffusers_class import (
     embedded_classes,
     summed,
 )
-from fmcore.network.made import diffusers
 from fmcore.network.outside import Outside, OutsideNetwork
 from fmcore.network.own import Custom, OwnNetwork
 from fmcore.network.predictions import AnyPrediction
 from fmcore.network.schedulers import prediction_of
 from fmcore.own import read
 from fmcore.settings import ClassCount, ReflowError, Settings
+from fmcore.work.of_diffusers import config_in, pretrained
 
 PARTS = ("unet", "transformer")
 """The folders of a pipeline of diffusers that may hold its network."""
@@ -160,7 +158,7 @@ def _own(settings: OwnModel, shape: tuple[int, ...]) -> Found:
 def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...], table: Table | None) -> Found:
     folder = Path(settings.path)
     part = next((folder / name for name in PARTS if (folder / name).is_dir()), folder)
-    config = _config(part / "config.json")
+    config = config_in(part / "config.json")
     kind = config.get("_class_name")
     known: Name = read(Name, kind, f"{part / 'config.json'}: _class_name")
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -168,7 +166,7 @@ def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...], table: Table |
     notes: list[str] = []
     if prediction is None:
         place = Path(settings.scheduler) if settings.scheduler else folder
-        scheduler = _config(_scheduler_file(place))
+        scheduler = config_in(_scheduler_file(place))
         prediction, notes = prediction_of(scheduler, str(_scheduler_file(place)))
     condition, said = _condition(settings, known, plain)
     embeds = embedded_classes(known, plain)
@@ -187,7 +185,7 @@ def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...], table: Table |
         made = made.sized(table)
     network = Outside(name="outside", network=made, prediction=prediction).build(shape)
     take(network, table)
-    tensors = _pretrained(known, part).state_dict()
+    tensors = pretrained(known, part).state_dict()
     tensors = {f"net.{name}": value.float() for name, value in tensors.items()}
     tensors |= {f"condition_{name}": value for name, value in condition.items()}
     _fill(network.net, tensors, str(part))
@@ -198,47 +196,6 @@ def _scheduler_file(place: Path) -> Path:
     name = "scheduler_config.json"
     inner = place / "scheduler" / name
     return inner if inner.is_file() else place / name
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ReflowError(
-            f"{file}: cannot be read ({error.strerror}); expected a folder that diffusers'"
-            " save_pretrained wrote (docs/teachers.md)"
-        ) from None
-    except ValueError as error:
-        raise ReflowError(f"{file}: not JSON ({error}); save the model again") from None
-    if not isinstance(found, dict):
-        raise ReflowError(f"{file}: not a JSON object; save the model again")
-    return found
-
-
-def _pretrained(kind: str, folder: Path) -> Any:
-    """Return diffusers' own network of a folder, from safetensors and complete."""
-    if not sorted(folder.glob("*.safetensors")):
-        raise ReflowError(
-            f"{folder}: no safetensors there; load the model where you trust it and save it with"
-            " save_pretrained(folder, safe_serialization=True)"
-        )
-    told = logging.getLogger("diffusers")
-    told.setLevel(logging.ERROR)
-    try:
-        made, info = getattr(diffusers(), kind).from_pretrained(
-            str(folder), use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True,
-            output_loading_info=True, torch_dtype=torch.float32,
-        )  # fmt: skip
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ReflowError(f"{folder}: diffusers cannot load it ({reason[:200]})") from None
-    lacking = [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]
-    if lacking:
-        raise ReflowError(
-            f"{folder}: its weights are not those of its config, for one {lacking[0]}; save the"
-            " model again"
-        )
-    return made
 
 
 def _condition(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmcore.checked import folder_digest
+from fmcore.codec.latents import same_codec
 from fmcore.conditions.table import Table
 from fmcore.coupling.checks import noise_z
 from fmcore.coupling.compact import LEVELS, Store
@@ -221,6 +222,7 @@ def importer_of(data: Path, settings: Imported) -> Importer:
 
 def _of_chain(real: Coupling, rows: ChainRows, settings: Imported) -> Importer:
     other = rows.about
+    same_codec(other.codec, real.about.codec, rows.place)
     if other.units != real.about.units:
         raise ReflowError(
             f"{rows.place}: its pairs are in units of the scale {other.scale}, the data here has"
@@ -279,6 +281,7 @@ def _about(
         store=settings.store.settled(image=real.about.image),
         origin=origin,
         conditions=real.about.conditions,
+        codec=real.about.codec,
     )
 
 

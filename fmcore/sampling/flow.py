@@ -84,6 +84,11 @@ class Flow(Field):
         return Scale() if self.made_of is None else self.made_of[0].scale
 
     @property
+    def codec(self) -> Mapping[str, Any] | None:
+        """The record of the codec whose latents the flow makes; None for none."""
+        return None if self.made_of is None else self.made_of[0].config.get("codec")
+
+    @property
     def table(self) -> Table | None:
         """The table of conditions that the network was given; None if it takes none."""
         return None if self.made_of is None else table_of(self.made_of[0].network)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcore.choices.solvers import solver_of_pairs
+from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels
 from fmcore.coupling.read import Coupling, open_coupling, read
 from fmcore.coupling.write import About
@@ -24,6 +25,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
     condition(velocity, real.about.conditions, real.conditions, str(data))
     flow = Flow.of(velocity, work.compute)
     _check(flow, real, settings)
+    same_codec(flow.codec, real.about.codec, str(data))
     same_units(velocity.scale, real.about.units, str(data))
     named = settings.solver or solver_of_pairs(flow.interpolant)
     solver = None if isinstance(named, Auto) else named
@@ -46,6 +48,7 @@ def sampler_of(model: Path, data: Path, settings: Couple, work: Work) -> PairSam
         source=real.about.source,
         store=settings.store.settled(image=real.about.image),
         conditions=real.about.conditions,
+        codec=real.about.codec,
     )
     needed = flow.classes or "inverted" in settings.mix
     known = read(real, sources=False) if needed else None

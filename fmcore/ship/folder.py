@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fmcore.codec.kinds import DiffusersCodec
 from fmcore.network.images import ImageNetwork, UNet
 from fmcore.network.store import Model
 from fmcore.settings import ReflowError
@@ -40,6 +41,8 @@ def refusal(model: Model) -> str | None:
     about = model.config
     if not isinstance(model.network, ImageNetwork):
         return f"network {model.network.settings.name} is none of diffusers'"
+    if about.get("codec") and about["codec"]["settings"]["name"] != "diffusers":
+        return "its codec is of your own, which diffusers cannot load"
     if (objective := about.get("objective", "velocity")) != "velocity":
         return f"objective {objective}: its scheduler takes a velocity"
     if (scale := model.network.settings.time_scale) != THOUSAND:
@@ -66,7 +69,7 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
         if is_plain(model):
             diffusers.DDPMPipeline(network.net, scheduler).save_pretrained(out)
             return True
-        settings = network.settings
+        settings, codec = network.settings, model.units.codec
         made = own.RectifiedFlowPipeline(
             network.net,
             scheduler,
@@ -76,6 +79,7 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
             classes=settings.classes,
             mean=list(model.scale.mean),
             std=list(model.scale.std),
+            vae=codec.module if isinstance(codec, DiffusersCodec) else None,
         )
         made.save_pretrained(out)
     shutil.copyfile(PIPELINE, out / "pipeline.py")
@@ -87,10 +91,10 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
 
 
 def is_plain(model: Model) -> bool:
-    """Whether diffusers' DDPMPipeline samples a model: a U-Net without labels or patches."""
+    """Whether diffusers' DDPMPipeline samples it: a U-Net without labels, patches or a codec."""
     settings = model.network.settings
     plain = isinstance(settings, UNet) and settings.patch == 1 and not settings.classes
-    return plain and model.scale.identity
+    return plain and model.scale.identity and not model.config.get("codec")
 
 
 def lines_to_load(folder: str, steps: int, *, plain: bool) -> list[str]:

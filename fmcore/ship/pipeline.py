@@ -14,15 +14,19 @@ class RectifiedFlowPipeline(DiffusionPipeline):
     """Noise at t = 1 to images at t = 0 by the scheduler's steps: x <- x - h v(x, t).
 
     `patch` x `patch` pixels enter the network as channels; `classes` is the number of labels, and
-    itself the null label; a sample in the data's own units is x * std + mean, for each channel.
+    itself the null label; a sample in the data's own units is x * std + mean, for each channel. Of
+    latents that is what the `vae` decodes.
     """
 
-    def __init__(  # what model_index.json keeps
+    _optional_components = ["vae"]  # noqa: RUF012  # as diffusers reads it
+
+    def __init__(  # noqa: PLR0913  # what model_index.json keeps
         self, network: Any, scheduler: Any, shape: list[int] = [], steps: int = 1, patch: int = 1,  # noqa: B006
         classes: int = 0, mean: list[float] = [0.0], std: list[float] = [1.0],  # noqa: B006
+        vae: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.register_modules(network=network, scheduler=scheduler)
+        self.register_modules(network=network, scheduler=scheduler, vae=vae)
         self.register_to_config(
             shape=shape, steps=steps, patch=patch, classes=classes, mean=mean, std=std
         )
@@ -59,6 +63,8 @@ class RectifiedFlowPipeline(DiffusionPipeline):
         wide = (1, -1, 1, 1)
         x = x * torch.tensor(c.std, device=x.device).reshape(wide)
         x = x + torch.tensor(c.mean, device=x.device).reshape(wide)
+        if self.vae is not None:
+            x = self.vae.decode(x).sample.clamp(-1, 1)
         if output_type == "pil":
             whole = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
             x = self.numpy_to_pil(whole)

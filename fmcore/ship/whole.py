@@ -29,7 +29,8 @@ ROWS = (1, 3)
 class Whole(nn.Module):
     """Noise [B, *D], and labels [B] where there are classes, to samples [B, *D] in own units.
 
-    `steps` of Euler on the uniform grid from t = 1 to t = 0: x <- x - h v(x, t).
+    `steps` of Euler on the uniform grid from t = 1 to t = 0: x <- x - h v(x, t). Samples of a flow
+    on latents (`of_latents`) are latents, not decoded.
     """
 
     mean: Tensor
@@ -43,6 +44,7 @@ class Whole(nn.Module):
         self.field = Field(self.network, interpolant, about.get("objective", "velocity"), classes)
         self.steps, self.guidance, self.classes = steps, guidance, classes
         self.to_end = maps_to_end(about)
+        self.of_latents = bool(about.get("codec"))
         self.noise_scale = interpolant.noise_scale
         wide = (-1, *[1] * (len(model.shape) - 1))
         self.register_buffer("mean", torch.tensor(model.scale.mean).reshape(wide))

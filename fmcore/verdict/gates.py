@@ -59,6 +59,9 @@ class Gates(Settings):
     memorised: Level = Level(warn=0.3)
     """How much nearer generated samples are to the nearest training sample than held-out data is,
     as a share of the latter. Above it the flow repeats its training data."""
+    reconstruction: Level = Level(warn=2, fail=10)
+    """Distance to real data of what data.codec gives back of real data, over the floor. No round on
+    its latents can do better."""
 
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -109,6 +112,12 @@ WORDS: dict[str, tuple[str, str]] = {
         " distance",
         "the flow repeats its training data: more data or pairs, fewer steps, a smaller network",
     ),
+    "reconstruction": (
+        "real data that the codec encoded and decoded is {value:.3g} times as far from real data as"
+        " real data is",
+        "no round on these latents can do better: take a codec that was trained on such data, or"
+        " with more channels",
+    ),
 }
 """For each gate: what was found, and what to change."""
 
@@ -128,6 +137,7 @@ SURE = 2.0
 """Standard errors by which a mean must exceed a level: noise does so once in 44 times. For a mean
 over few cuts it is the quantile of Student's t of the same probability."""
 STAGES = {
+    "calibrate": ("reconstruction",),
     "couple": ("noise_z", "noise_repeats", "endpoint_shift", "solver_gap_rel"),
     "train": ("held_out_ratio", "held_out_rel"),
     "evaluate": ("cost_rise", "budget_defect", "drift_rel", "recall_lost", "memorised"),

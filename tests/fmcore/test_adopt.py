@@ -17,12 +17,15 @@ from fmcore.adopt import Teacher, adopt
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.dataset.arrays import Array
 from fmcore.network.store import load
+from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
 from fmcore.work.work import Work
+from tests import codecs
 from tests import diffusers_folders as folders
 
 TEACHER = TypeAdapter(Teacher)
@@ -56,6 +59,26 @@ def adopted(tmp_path, data, name="teacher", folder=None, **settings):
         work=Work(scratch=tmp_path, warn=told.append),
     )  # fmt: skip
     return out, told
+
+
+def test_a_pipeline_of_another_vae_or_scale_than_the_latents_is_told(tmp_path):
+    for name, seed in (("right", 0), ("wrong", 1)):
+        folders.pipeline(tmp_path / name, folders.network(channels=4))
+        codecs.tiny(tmp_path / name / "vae", seed=seed)
+    np.save(tmp_path / "x.npy", folders.images(64).repeat(2, 2).repeat(2, 3))
+    for name, scale in (("data", {"name": "none"}), ("other", {"mean": [0.0], "std": [2.0]})):
+        vae = {"name": "diffusers", "path": str(tmp_path / "right")}
+        told = {"name": "array", "path": str(tmp_path / "x.npy"), "codec": vae, "scale": scale}
+        prepare(tmp_path / name, Array.model_validate(told), seed=0)
+
+    def taken(data, pipeline):
+        path = str(tmp_path / pipeline)
+        return adopted(tmp_path, tmp_path / data, kind="diffusers", path=path)[1]
+
+    assert not any("data.scale" in note for note in taken("data", "right"))
+    assert any("data.scale {mean: 0, std: 1}" in note for note in taken("other", "right"))
+    with pytest.raises(ReflowError, match="codec .* is another than the model's"):
+        taken("data", "wrong")
 
 
 def test_a_pipeline_becomes_a_round(tmp_path, data, pipeline):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from fmcore.codec.kinds import DiffusersCodec
+from fmcore.codec.latents import record
 from fmcore.network.build import build
 from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
@@ -15,11 +17,13 @@ from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.ship import folder, whole
 from fmcore.solve.solver import Solver
+from tests import codecs
 
 NETWORKS = {
     "mlp": (MLP(width=8, depth=1, time_features=4), (2,)),
     "mlp, classes": (MLP(width=8, depth=1, time_features=4, classes=3), (2,)),
     "unet": (UNet(name="unet", channels=(8, 16)), (1, 8, 8)),
+    "unet, latents": (UNet(name="unet", channels=(8, 16)), (4, 4, 4)),
     "unet, patch, classes": (UNet(name="unet", channels=(8, 8), patch=2, classes=3), (2, 8, 8)),
     "unet, slow": (UNet(name="unet", channels=(8, 16), time_scale=10.0), (1, 8, 8)),
     "unet, spans": (UNet(name="unet", channels=(8, 16), spans=True), (1, 8, 8)),
@@ -133,6 +137,27 @@ def test_a_folder_with_its_own_pipeline_draws_the_samples_of_the_round(tmp_path,
     if name == "dit":  # one channel: the other has two, which is no picture
         pictures = pipe(batch_size=2, output_type="pil").images
         assert [p.size for p in pictures] == [(8, 8), (8, 8)]
+
+
+def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    vae = DiffusersCodec(name="diffusers", path=str(codecs.kl(tmp_path / "vae")))
+    told = record(vae, torch.zeros(2, 4, 4, 4), (1, 8, 8), image=True)
+    given = model(tmp_path, "unet, latents", scale=SCALE, codec=told)
+    out = tmp_path / "out"
+    assert not folder.write_folder(given, out, 3)
+    (tmp_path / "vae").rename(tmp_path / "gone")  # the folder has its own
+    pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    (noise,) = whole.example(given, 3)
+    with torch.no_grad():
+        wanted = vae.module.decode(own(given, noise)).sample.clamp(-1, 1)
+    torch.testing.assert_close(pipe(noise=noise).images, wanted, rtol=1e-4, atol=1e-5)
+    assert whole.Whole(given, 3).of_latents
+    told["settings"] = {"name": "custom", "path": "mine:Codec", "settings": {}}
+    with pytest.raises(ReflowError, match="its codec is of your own"):
+        folder.write_folder(model(tmp_path, "unet, latents", codec=told), tmp_path / "o", 1)
 
 
 def test_the_scheduler_has_steps_of_one_length():

@@ -1,0 +1,1 @@
+"""Codecs: latents in place of samples, and the way back to the data."""
