@@ -93,9 +93,9 @@ class Train(Settings):
     loss: LossOfRound = Loss()
     """What is minimised: the error of the prediction, as a function of its size and of t."""
     pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
-    """Into how many pieces of one length in t each path is cut, of which each is learned as
-    straight (PeRFlow). Its coupling keeps states for it (`store.pieces`, a multiple). With `time:
-    {name: grid}` of as many steps it learns where they begin alone. 1 is one straight path."""
+    """Into how many pieces of one length in t a path is cut, each learned as straight (PeRFlow),
+    from states of its coupling (`store.pieces`, a multiple). With `time: {name: grid}` it learns
+    where they begin alone. 1 is one straight path."""
     pairing: Pairing = Independent()
     """How the sources and targets of each batch are paired again, for straighter paths in round 1.
     Only for the independent coupling; with network.classes, within each class."""
