@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from fmcore.conditions import table as conditions
 from fmcore.conditions.encoders import EncoderFolder, table_of
 from fmcore.couple import Couple, couple
+from fmcore.coupling.compact import Store
 from fmcore.coupling.read import open_coupling, read
+from fmcore.coupling.verify import verify
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.predictions import Discrete
 from fmcore.network.store import load
@@ -21,6 +23,7 @@ from fmcore.sampling.prompts import prompted
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
+from fmcore.work.executor import Executor
 from fmcore.work.work import Work
 from tests.fmcore.test_adopt import adopted
 
@@ -166,3 +169,17 @@ def test_a_masked_padding_is_another_encoder(tmp_path, data, pipeline):
     masked = captioned(tmp_path / "masked", pipeline / "text_encoder", "masked")
     a, b = (open_coupling(folder).about.conditions for folder in (data, masked))
     assert a["sha256"] != b["sha256"] and "padding" not in b["encoder"]
+
+
+def test_workers_of_other_processes_give_the_same_bytes(tmp_path, data, teacher):
+    store = Store(pieces=2, target="float16")
+    settings = Couple(
+        pairs=40, solver=Solver(name="euler", steps=2), guidance=2.0, shard=16, store=store
+    )
+    for name, executor in (("here", None), ("there", Executor.parse("processes:2"))):
+        how = {} if executor is None else {"executor": executor}
+        work = Work(scratch=tmp_path / f"{name}-scratch", **how)
+        couple(teacher, data, tmp_path / name, tmp_path / f"{name}.json", settings, work)
+    verify(tmp_path / "there")
+    for file in sorted((tmp_path / "here").iterdir()):
+        assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes()
