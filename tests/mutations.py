@@ -100,7 +100,7 @@ MUTATIONS = [
     Mutation(
         "EMA not restored from a checkpoint",
         "fmcore/training/checkpoint.py",
-        "        average.load_state_dict(kept)\n",
+        "        average.load_state_dict({**frozen(average), **kept})\n",
         "",
         "tests/fmcore/training/test_train.py::test_a_killed_training_resumes_bit_for_bit",
     ),
@@ -240,15 +240,15 @@ MUTATIONS = [
     Mutation(
         "guidance swapped",
         "fmcore/network/field.py",
-        "out = plain + self.guidance * (out - plain)",
-        "out = out + self.guidance * (plain - out)",
+        "return plain + strength(self.guidance) * (out - plain)",
+        "return out + strength(self.guidance) * (plain - out)",
         "tests/fmcore/sampling/test_flow_model.py::test_guidance_extrapolates_from_the_null_class_and_counts_twice",
     ),
     Mutation(
         "guidance counted once",
         "fmcore/sampling/flow.py",
-        "1 if label is None or guidance == 1 else 2",
-        "1",
+        "nfe=found.nfe + int(nulls.max())",
+        "nfe=found.nfe",
         "tests/fmcore/sampling/test_flow_model.py::test_guidance_extrapolates_from_the_null_class_and_counts_twice",
     ),
     Mutation(
@@ -309,7 +309,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sha256 unchecked by verify",
-        "fmcore/coupling/read.py",
+        "fmcore/coupling/verify.py",
         'if sha256(file) != shard["sha256"]:',
         "if False:",
         "tests/fmcore/coupling/test_coupling.py::test_verify_names_the_bad_shard",

@@ -40,7 +40,7 @@ def merged(old, new):
 def test_the_settings_of_the_page_are_right(tmp_path):
     from flows.params.load import load
 
-    whole, change = (YAML().load(code) for kind, code in BLOCKS if kind == "yaml")
+    whole, texts, change = (YAML().load(code) for kind, code in BLOCKS if kind == "yaml")
     YAML().dump(whole, tmp_path / "params.yaml")
     load(tmp_path / "params.yaml")
     merged(whole, change)
@@ -48,6 +48,10 @@ def test_the_settings_of_the_page_are_right(tmp_path):
     found = load(tmp_path / "params.yaml")
     assert found.rounds["student"].train.shard == "full"
     assert found.couplings["teacher"].store.target == "float16"
+    whole.update(texts)
+    whole["rounds"]["teacher"]["model"]["conditions"] = {}
+    YAML().dump(whole, tmp_path / "params.yaml")
+    assert load(tmp_path / "params.yaml").data.conditions.encoder.padding == "seen"
 
 
 @pytest.mark.slow

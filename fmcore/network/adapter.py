@@ -124,7 +124,8 @@ def write_adapter(path: Path, network: nn.Module) -> None:
         if weight.requires_grad
     }
     named = {PREFIX + key: value for key, value in config.items()}
-    about = {"format": "pt", "lora_adapter_metadata": json.dumps(named, sort_keys=True)}
+    # One entry alone: safetensors does not keep the order of several, and bytes have to repeat.
+    about = {"lora_adapter_metadata": json.dumps(named, sort_keys=True)}
     write_tensors(folder / WEIGHTS, tensors, about=about)
 
 
