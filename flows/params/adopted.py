@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fmcore.network.teachers import ProjectModel
+from fmcore.network.teachers import DiffusersFolder, ProjectModel
 
 if TYPE_CHECKING:
     from flows.params.load import Params
@@ -36,6 +36,10 @@ def mistakes(params: "Params") -> Iterator[tuple[tuple[str, ...], str]]:
         if round_.continue_ or round_.replicate_of:
             key = "continue" if round_.continue_ else "replicate_of"
             yield ("rounds", name, key), "a round with `model` is not trained; leave it out"
+        texts = isinstance(round_.model, DiffusersFolder) and round_.model.conditions is not None
+        if texts and params.data.conditions is None:
+            what = "the data has none; set data.conditions, or leave it out"
+            yield ("rounds", name, "model", "conditions"), what
         if isinstance(round_.model, ProjectModel) and round_.model.rev and not round_.model.round:
             what = "rev is a revision of a project; name its `round` too"
             yield ("rounds", name, "model", "rev"), what

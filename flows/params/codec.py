@@ -17,9 +17,11 @@ def learned(params: "Params", known: Known) -> Known:
 
 
 def impossible_codec(params: "Params", known: Known) -> Iterator[tuple[tuple[str, ...], str]]:
-    """A codec for samples that are no images, or of the source."""
+    """A codec for samples that are no images; a codec or conditions of the source."""
     codec, source = params.data.codec, params.source
     if codec is not None and codec.name == "diffusers" and known.image is False:
         yield ("data", "codec"), "diffusers encodes images, and this data has none; leave it out"
+    if not isinstance(source, Noise) and source.conditions is not None:
+        yield ("source", "conditions"), "conditions are of targets, data.conditions; leave it out"
     if not isinstance(source, Noise) and source.codec is not None:
         yield ("source", "codec"), "both sides are encoded by data.codec; remove source.codec"

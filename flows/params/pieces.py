@@ -31,10 +31,13 @@ def impossible_pieces(params: "Params") -> Mistakes:
             continue
         train = params.rounds[coupling.round].train
         solver = coupling.solver or solver_of_pairs(train.interpolant if train else Linear())
+        if isinstance(solver, Auto):
+            what = "auto chooses a grid that need not stop where pieces end; name a solver"
+            yield ("couplings", key, "solver"), what
+            continue
         for back in {kind == "inverted" for kind in coupling.mix}:
             try:
-                if not isinstance(solver, Auto):  # its grid is known when it has probed the flow
-                    steps_at(solver, coupling.store.pieces, back=back)
+                steps_at(solver, coupling.store.pieces, back=back)
             except ReflowError as error:
                 yield place, str(error).removeprefix("store.pieces ")
 

@@ -207,6 +207,12 @@ def importer_of(data: Path, settings: Imported) -> Importer:
     if isinstance(rows, ChainRows):
         return _of_chain(real, rows, settings)
     stated = rows.stated
+    kind = stated.get("kind")
+    if kind in ("mixed", "inverted") and getattr(settings.of, "real", None) is None:
+        raise ReflowError(
+            f"couplings: the pairs are of a coupling of kind {kind}, made from real samples of which"
+            " some are held out; import it by kind reflow, or set import.real to target"
+        )
     data_units = (settings.of.units or stated.get("units") or "data") == "data"  # type: ignore[union-attr]
     if not data_units and "scale" in stated and Scale.of(stated["scale"]) != real.about.units:
         raise ReflowError(

@@ -262,6 +262,10 @@ IMPOSSIBLE = [
     ([PIECES, ("steps: 4000", "steps: 4000, pieces: 3")], "4 pieces, which cannot be joined to 3"),
     ([PIECES, ("steps: 4000", "steps: 4000, pieces: 4"), ("u_shaped", "point")], "do not begin"),
     (
+        [("{name: ab4, steps: 23, shift: 0.5}", "{name: auto}, store: {pieces: 4}")],
+        "couplings.rf1.solver: auto chooses a grid that need not stop",
+    ),
+    (
         [("steps: 23, shift: 0.5}", "steps: 23, shift: 0.5}, store: {pieces: 4}")],
         "rf1.store.pieces: 4 keeps states at multiples of 1/4, and the solver does not stop at",
     ),
@@ -284,6 +288,10 @@ IMPOSSIBLE = [
         [*VECTORS, ("pairs: 30000", "pairs: 30000, store: {source: false}"),
          ("seed: 0", "seed: 0\nsource: {name: two_moons}")],
         "couplings.rf1.store.source: false needs noise",
+    ),
+    (
+        [*VECTORS, ("seed: 0", "seed: 0\nsource: {name: two_moons, conditions: {}}")],
+        "source.conditions: conditions are of targets",
     ),
     (
         [("pairs: 30000", "pairs: 30000, mix: {inverted: 1.0}, store: {source: false}")],

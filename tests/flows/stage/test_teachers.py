@@ -132,6 +132,7 @@ def test_a_changed_teacher_runs_again_what_follows(chain):
         (", model: {kind: diffusers, path: ddpm}", "", "neither is there"),
         ("teacher: {coupling: independent", "teacher: {coupling: teacher",
          "is not trained; write coupling: independent"),
+        ("path: ddpm}", "path: ddpm, conditions: {}}", "model.conditions: the data has none"),
         ("kind: diffusers", "kind: pickle", "rounds.teacher.model.kind: expected one of"),
         ("kind: diffusers", "kind: reflow, rev: main", "name its `round` too"),
         ("grid, steps: 2}", "uniform}, objective: mean_flow", "mean_flow needs an input for spans"),

@@ -12,9 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fmcore.coupling.compact import Store
+from fmcore.coupling.read import open_coupling, read
+from fmcore.outside.export import export
 from fmcore.settings import ReflowError
 from fmcore.verdict.gates import Gates, judge
 from fmcore.work.work import Work
+from tests.fmcore.coupling.test_compact import make
 from tests.fmcore.outside.layouts import as_bytes, data, pairs, taken, write
 
 
@@ -221,3 +225,15 @@ def test_guidance_that_is_stated_otherwise(root):
     path = write("npz", root, pairs())
     (path / "metadata.json").write_text(json.dumps({"guidance": 4.5}))
     refused(root, "the pairs say 4.5", kind="npz", path=str(path), guidance=2.0)
+
+
+def test_inverted_pairs_keep_their_held_out_samples_or_are_refused(root):
+    mixed = make(root / "mixed", Store(), shape=(2,), mixed=True)
+    export(mixed, root / "npz", "npz")
+    how = {"kind": "npz", "path": str(root / "npz")}
+    with pytest.raises(ReflowError, match="of kind mixed, made from real samples"):
+        taken(root, **how)
+    taken(root, **how, real="target")
+    own = read(open_coupling(mixed))
+    kept = taken(root, name="whole", kind="reflow", path=str(mixed))
+    assert torch.equal(kept.held_out, own.held_out)
