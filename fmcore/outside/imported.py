@@ -210,7 +210,7 @@ def importer_of(data: Path, settings: Imported) -> Importer:
     kind = stated.get("kind")
     if kind in ("mixed", "inverted") and getattr(settings.of, "real", None) is None:
         raise ReflowError(
-            f"couplings: the pairs are of a coupling of kind {kind}, made from real samples of which"
+            f"couplings: the pairs are of a {kind} coupling, made from real samples of which"
             " some are held out; import it by kind reflow, or set import.real to target"
         )
     data_units = (settings.of.units or stated.get("units") or "data") == "data"  # type: ignore[union-attr]

@@ -231,7 +231,7 @@ def test_inverted_pairs_keep_their_held_out_samples_or_are_refused(root):
     mixed = make(root / "mixed", Store(), shape=(2,), mixed=True)
     export(mixed, root / "npz", "npz")
     how = {"kind": "npz", "path": str(root / "npz")}
-    with pytest.raises(ReflowError, match="of kind mixed, made from real samples"):
+    with pytest.raises(ReflowError, match="of a mixed coupling, made from real samples"):
         taken(root, **how)
     taken(root, **how, real="target")
     own = read(open_coupling(mixed))
