@@ -146,8 +146,8 @@ def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Ta
         captions = tuple(samples.names[i] for i in label.tolist())
     if captions is None:
         raise ReflowError(
-            "data.conditions: this data has no texts, vectors or names of classes; name their"
-            " column in data.conditions.column, add captions, or remove data.conditions"
+            "data.conditions: this data has no texts, vectors or names of classes; add them as"
+            " docs/data.md says, or remove data.conditions"
         )
     if isinstance(captions, Tensor):
         if given.encoder is not None:

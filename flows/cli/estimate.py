@@ -166,6 +166,7 @@ def one_step(
 ) -> tuple[Callable[[], float], float]:
     """Return a training step as a function, and the share of the round's batch that it takes."""
     device = compute.start()
+    # A round before may have added the input for spans, which an adapter cannot.
     with_input = with_spans(network) if settings.objective == "mean_flow" else network
     network = network_to_train(with_input, settings, seed=0)
     batch = settings.batch // settings.processes

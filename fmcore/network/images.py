@@ -34,6 +34,10 @@ class OfImages(Labelled):
     """Whether the untrained network has an input for spans. A round with objective mean_flow adds
     it by itself, so leave it out."""
 
+    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
+        """Make the network for images of `shape`."""
+        return ImageNetwork(cast("UNet | DiT | MMDiT", self), shape)
+
 
 class UNet(OfImages):
     """diffusers' UNet2DModel: channels and blocks per resolution, attention at levels `attend`.
@@ -93,10 +97,6 @@ class UNet(OfImages):
                 f"{' or a smaller patch' if patches else ''}"
             )
 
-    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
-        """Make the network for images of `shape`."""
-        return ImageNetwork(self, shape)
-
 
 class DiT(OfImages):
     """diffusers' DiTTransformer2DModel on patches of the image.
@@ -133,10 +133,6 @@ class DiT(OfImages):
         """Raise ReflowError if the network cannot be built for samples of `shape`."""
         _check_images(self, shape)
         _check_square(self.patch, shape)
-
-    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
-        """Make the network for images of `shape`."""
-        return ImageNetwork(self, shape)
 
 
 class MMDiT(OfImages):
@@ -179,10 +175,6 @@ class MMDiT(OfImages):
                 " each; use dit, or a text encoder that gives sequences (folder)"
             )
         return found
-
-    def build(self, shape: tuple[int, ...]) -> "ImageNetwork":
-        """Make the network for images of `shape`."""
-        return ImageNetwork(self, shape)
 
 
 class ImageNetwork(nn.Module):

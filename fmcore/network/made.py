@@ -13,24 +13,29 @@ def _groups(channels: tuple[int, ...]) -> int:
     return next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
 
 
+def _levels(settings: Any, shape: tuple[int, ...], attends: str) -> dict[str, Any]:
+    """Return what both U-Nets are told; `attends` is the block of the levels that attend."""
+    channels, inner = settings.channels, shape[0] * settings.patch**2
+    down = [attends if i in settings.attend else "DownBlock2D" for i in range(len(channels))]
+    return {
+        "sample_size": tuple(side // settings.patch for side in shape[1:]),
+        "in_channels": inner,
+        "out_channels": inner,
+        "layers_per_block": settings.blocks,
+        "block_out_channels": channels,
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(down)),
+        "norm_num_groups": _groups(channels),
+        "dropout": settings.dropout,
+    }
+
+
 def unet(settings: Any, shape: tuple[int, ...]) -> Any:
     """Return the U-Net of settings; with conditions it adds a vector to that of the time."""
-    levels, channels = len(settings.channels), settings.channels
-    groups = _groups(channels)
-    down = ["AttnDownBlock2D" if i in settings.attend else "DownBlock2D" for i in range(levels)]
-    up = [name.replace("Down", "Up") for name in reversed(down)]
     given = settings.conditions
     return diffusers().UNet2DModel(
-        sample_size=tuple(side // settings.patch for side in shape[1:]),
-        in_channels=shape[0] * settings.patch**2,
-        out_channels=shape[0] * settings.patch**2,
-        layers_per_block=settings.blocks,
-        block_out_channels=channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
+        **_levels(settings, shape, "AttnDownBlock2D"),
         attention_head_dim=settings.head,
-        norm_num_groups=groups,
-        dropout=settings.dropout,
         num_class_embeds=settings.learnt + 1 if settings.learnt else None,
         class_embed_type="identity" if given else None,  # it is mapped to that width before
     )
@@ -64,23 +69,12 @@ def unet_of_tokens(settings: Any, shape: tuple[int, ...]) -> Any:
 
     What they take from the tokens is 0 before training.
     """
-    channels, attend = settings.channels, settings.attend
-    down = ["CrossAttnDownBlock2D" if i in attend else "DownBlock2D" for i in range(len(channels))]
-    up = [name.replace("Down", "Up") for name in reversed(down)]
     net = diffusers().UNet2DConditionModel(
-        sample_size=tuple(side // settings.patch for side in shape[1:]),
-        in_channels=shape[0] * settings.patch**2,
-        out_channels=shape[0] * settings.patch**2,
-        layers_per_block=settings.blocks,
-        block_out_channels=channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
+        **_levels(settings, shape, "CrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=settings.conditions.features,
         # diffusers calls the number of heads so here (its issue 2011)
-        attention_head_dim=tuple(max(1, c // settings.head) for c in channels),
-        norm_num_groups=_groups(channels),
-        dropout=settings.dropout,
+        attention_head_dim=tuple(max(1, c // settings.head) for c in settings.channels),
     )
     for name, module in net.named_modules():
         if name.endswith("attn2"):

@@ -15,10 +15,14 @@ def prompted(flow: Flow, texts: Sequence[str]) -> Flow:
 
     Raises ReflowError for a flow that was not made with texts.
     """
-    if flow.made_of is None or flow.table is None:
+    if flow.made_of is None or getattr(flow.made_of[0].network, "given", None) is None:
         raise ReflowError(
-            "--prompt: this round has no texts as conditions, or its table is too large for the"
-            " model's folder and not at hand; use --label"
+            "--prompt: this round takes no texts; leave it out, or train one on data.conditions"
+        )
+    if flow.table is None:
+        raise ReflowError(
+            "--prompt: the table of this round's texts is too large for the model's folder and not"
+            " at hand; prepare the data, or use --label"
         )
     model, compute = flow.made_of
     network: Any = deepcopy(model.network)
