@@ -81,7 +81,7 @@ def plan(as_json: AsJson = False) -> None:
     """Show which stages will run and why, including those downstream. Runs nothing."""
     from dataclasses import asdict
 
-    from flows.dag import plan
+    from flows.dag import absent, plan
 
     with one_line_errors():
         planned = plan.plan(project())
@@ -89,6 +89,8 @@ def plan(as_json: AsJson = False) -> None:
             print(json.dumps([asdict(p) for p in planned], indent=2))
         else:
             out.print(plan_table(planned))
+            for line in absent.lines(planned):
+                say(f"missing: {line}")
 
 
 @app.command()

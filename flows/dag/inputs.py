@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.dag import sections, teachers
-from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS
+from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS, in_params
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
 from flows.project.seen import Seen
@@ -63,13 +63,17 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
 
 def missing(root: Path) -> dict[str, str]:
     """Return the files and folders that params.yaml names and that are not there, by place."""
-    params = _params(root)
-    return {
-        place: path
-        for _, verb, words in _stages(params)
-        for place, path in _paths(verb, _chosen(params, verb, words))
-        if not (root / path).exists()
-    }
+    return {place: path for found in missing_to(root).values() for place, path in found.items()}
+
+
+def missing_to(root: Path) -> dict[str, dict[str, str]]:
+    """Return the same for each stage that reads some of them, by its file of `inputs`."""
+    params, found = _params(root), dict[str, dict[str, str]]()
+    for file, verb, words in _stages(params):
+        for place, path in _paths(verb, _chosen(params, verb, words)):
+            if not (root / path).exists():
+                found.setdefault(file, {})[in_params(place, words.get("key", ""))] = path
+    return found
 
 
 def write(root: Path) -> None:
@@ -225,9 +229,7 @@ def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         top, _, inner = place.partition(".")
         settings = next((v for k, v in chosen.items() if k.split(".")[-1] == top), None)
-        if inner:
-            settings = _mapping(settings).get(inner)
-        settings = _mapping(settings)
+        settings = _mapping(_at(_mapping(settings), inner) if inner else settings)
         if name in (settings.get("name"), settings.get("kind")):
             path = settings.get(key) or default
             if isinstance(path, str):

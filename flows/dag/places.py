@@ -13,7 +13,7 @@ IMPORTS = ("parquet", "datasets", "npy", "npz", "safetensors", "pt", "webdataset
 
 NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     **{(at, name): key for at in ("data", "source") for name, key in DATA_FILES.items()},
-    ("data.conditions", "folder"): ("path", None),
+    ("data.conditions.encoder", "folder"): ("path", None),
     ("yardstick.features", "inception"): ("weights", None),
     ("yardstick.features", "dinov2"): ("weights", None),
     ("train.loss", "perceptual"): ("weights", None),
@@ -24,7 +24,7 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
 READER = {
     "data": "prepare",
     "source": "prepare",
-    "data.conditions": "prepare",
+    "data.conditions.encoder": "prepare",
     "yardstick.features": "calibrate",
     "train.loss": "train",
     "import": "couple",
@@ -50,3 +50,16 @@ READS = {
     "compare": (),
 }
 """For each verb, the places of params.yaml whose files and own classes it reads."""
+
+SECTIONS = {"model": "rounds", "train": "rounds", "import": "couplings"}
+"""The section of params.yaml that a place lies in where each round or coupling has its own."""
+
+
+def in_params(place: str, key: str) -> str:
+    """Return a place as params.yaml has it, for the stage of the round or coupling `key`.
+
+    >>> in_params("import.path", "rf1"), in_params("data.path", "")
+    ('couplings.rf1.import.path', 'data.path')
+    """
+    section = SECTIONS.get(place.partition(".")[0])
+    return f"{section}.{key}.{place}" if section else place

@@ -4,8 +4,8 @@ DVC's own `status` and `repro --dry` stop at the first changed stage. This plan 
 stages downstream, and says which results the run cache holds and which must be computed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from dvc.stage.loader import StageLoader
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 
-from flows.dag import inputs
+from flows.dag import absent, inputs
 from flows.dag.graph import (
     Command,
     Project,
@@ -44,12 +44,14 @@ class Planned:
     """What will happen to a stage, and why.
 
     `run`: its own inputs changed. `downstream`: a stage that it depends on will run. `cached`: DVC
-    restores the result without running the stage. `unchanged`: nothing happens.
+    restores the result without running the stage. `unchanged`: nothing happens. `missing` are the
+    paths in params.yaml that a stage which runs needs and that are not there, by their places.
     """
 
     stage: str
     state: State
     reasons: tuple[str, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def _plan(project: Project) -> list[Planned]:
     planned = []
     future: Future = {}
     states: dict[str, State] = {}
+    nowhere = absent.missing(project)
     for name, stage in project.stages.items():
         above = [
             up
@@ -107,7 +110,8 @@ def _plan(project: Project) -> list[Planned]:
                 after = restored.hashes[out.def_path] if restored else None
                 future[out.def_path] = (name, after, after != out.hash_info)
         states[name] = state
-        planned.append(Planned(name, state, (*own, *later)))
+        needed = absent.needed(stage, nowhere) if state == "run" else {}
+        planned.append(Planned(name, state, (*own, *later), needed))
     return planned
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from flows.dag import plan
+from flows.dag import absent, plan
 from flows.dag.receipts import timings
 from flows.project import environment, servers
 from flows.project.journal import Journal, StageLine, State, path_of
@@ -41,6 +41,7 @@ def update_chain(
 
     With Prefect each stage is a task run of the flow `reflow-chain`; without, the same schedule
     runs in threads alone. With `pull`, stages that anyone ran before come from the default remote.
+    Raises ReflowError before anything starts if a stage that runs needs a path that is not there.
     A failing stage blocks only its dependents. If the run is interrupted (Ctrl-C, SIGTERM), all of
     its processes end; the next run continues where this one stopped.
     """
@@ -51,6 +52,7 @@ def update_chain(
     stages, planned = plan.read_and_plan(root)
     unchanged = frozenset(p.stage for p in planned if p.state == "unchanged")
     chain_run = ChainRun(root, select(stages, targets), listeners, pull, unchanged=unchanged)
+    absent.refuse(p for p in planned if p.stage in chain_run.stages)
     if chain_run.nothing_to_do and not _prefect_runs_already(root):
         prefect = False  # do not start a server only to report that nothing ran
     url = os.environ.get("PREFECT_API_URL", "")

@@ -35,7 +35,7 @@ def test_all_files_that_any_stage_reads_are_looked_for(empty):
     assert inputs.missing(empty.root) == {
         "data.path": "x.npy",
         "yardstick.protocol.weights": "w.pth",
-        "train.loss.weights": "vgg.pth",
+        "rounds.rf1.train.loss.weights": "vgg.pth",
     }
     empty.write("x.npy", "")
     assert "data.path" not in inputs.missing(empty.root)

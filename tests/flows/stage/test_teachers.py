@@ -119,7 +119,7 @@ def test_a_changed_teacher_runs_again_what_follows(chain):
         file.write_bytes(whole)
     (chain.root / "ddpm").rename(chain.root / "gone")
     try:
-        assert inputs.missing(chain.root) == {"model.path": "ddpm"}
+        assert inputs.missing(chain.root) == {"rounds.teacher.model.path": "ddpm"}
     finally:
         (chain.root / "gone").rename(chain.root / "ddpm")
 
