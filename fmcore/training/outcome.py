@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fmcore.matching.maps import Batch
 from fmcore.network.adapter import merged, write_adapter
 from fmcore.network.ema import trained
-from fmcore.network.flops import TRAINING, flops_per_evaluation
+from fmcore.network.flops import TRAINING, flops_of, flops_per_evaluation
 from fmcore.network.store import Model, save
 from fmcore.training.checkpoint import History, State
 from fmcore.training.fit import Train
@@ -42,9 +45,34 @@ def write(
     size = sum(p.numel() for p in start.network.parameters())
     rest = {"steps": state.step, "parameters": size}
     result = {"loss": history[-1]["loss"], **final, **_known(state, settings), **rest}
-    flops = TRAINING * flops_per_evaluation(start) * state.step * settings.batch
+    flops = flops_per_sample(state, start, settings) * state.step * settings.batch
     result["flops_training"] = flops
     metrics.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def flops_per_sample(state: State, start: Model, settings: Train) -> int:
+    """Return the operations of the network for one sample of a training step from `start`.
+
+    Those of a plain step are three evaluations. The rule of a flow map calls the network more than
+    once and differentiates it, and beside an adapter most weights have no gradient: there the
+    operations of one gradient are counted. The loss is left out.
+    """
+    if settings.objective != "mean_flow" and settings.adapter is None:
+        return TRAINING * flops_per_evaluation(start)
+    network, weights = state.network, trained(state.network)
+    t = torch.full((1,), 0.5, device=weights[0].device)
+    x = torch.zeros(1, *network.shape, device=t.device)
+    label = torch.zeros_like(t, dtype=torch.int64) if network.settings.classes else None
+    batch = Batch(x, x, t, label, t / 2)
+
+    def gradient() -> None:
+        if settings.objective == "mean_flow":
+            gap = settings.map.gap(network, batch, x, x, settings.interpolant)
+        else:
+            gap = network(x, t) if label is None else network(x, t, label)
+        torch.autograd.grad(gap.square().mean(), weights, allow_unused=True)
+
+    return flops_of(gradient)
 
 
 def _known(state: State, settings: Train) -> dict[str, float]:
