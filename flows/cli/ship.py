@@ -14,6 +14,7 @@ from fmcore.settings import ReflowError
 if TYPE_CHECKING:
     from flows.compare.chains import ComparedChain
     from fmcore.network.store import Model
+    from fmcore.solve.solver import Solver
 
 
 def ship(  # noqa: PLR0913  # each is an option of the command
@@ -34,7 +35,16 @@ def ship(  # noqa: PLR0913  # each is an option of the command
         Path | None,
         typer.Option(help="Write the round to this new folder, as diffusers loads it; no alias."),
     ] = None,
-    nfe: Annotated[int, typer.Option(min=1, help="With --to: steps of Euler.")] = 1,
+    nfe: Annotated[
+        int | None, typer.Option(min=1, help="With --to: steps of Euler. Default: 1.")
+    ] = None,
+    shift: Annotated[
+        float,
+        typer.Option(min=1e-3, max=1e3, help="With --to: moves the grid, as solver.shift does."),
+    ] = 1.0,
+    times: Annotated[
+        str | None, typer.Option(help="With --to: a grid of your own, such as 1,0.8,0.5,0.")
+    ] = None,
     export: Annotated[
         bool, typer.Option("--export", help="With --to: also flow.pt2, which torch alone loads.")
     ] = False,
@@ -51,14 +61,15 @@ def ship(  # noqa: PLR0913  # each is an option of the command
         if to is not None:
             if round_ is None or rule or use:
                 raise ReflowError("--to: expected a round, such as rf2; neither --as nor --rule")
-            lines = HandOn(to, nfe, export, onnx, guidance, licence).write(project(), round_)
+            solver = solver_of(nfe, shift, times)
+            lines = HandOn(to, solver, export, onnx, guidance, licence).write(project(), round_)
         else:
             if (round_ is None) != rule:
                 raise ReflowError("name the round to ship, such as rf2, or give --rule: one")
-            if export or onnx or nfe != 1 or guidance != 1 or licence:
+            if export or onnx or nfe or shift != 1 or times or guidance != 1 or licence:
                 raise ReflowError(
-                    "--nfe, --export, --onnx, --guidance and --licence say what --to FOLDER writes;"
-                    " add it"
+                    "--nfe, --shift, --times, --export, --onnx, --guidance and --licence say what"
+                    " --to FOLDER writes; add it"
                 )
             lines = _aliases(round_, use)
         for line in lines:
@@ -72,12 +83,33 @@ def _aliases(round_: str | None, use: list[str] | None) -> list[str]:
     return move(project(), round_, use or USES)
 
 
+def solver_of(nfe: int | None, shift: float, times: str | None) -> "Solver":
+    """Return Euler on the grid that the options name; raise ReflowError for one that is none."""
+    from fmcore.own import read
+    from fmcore.solve.solver import Solver
+
+    if times is None:
+        given = {"name": "euler", "steps": nfe or 1, "shift": shift}
+        solver: Solver = read(Solver, given, "--nfe")
+        return solver
+    try:
+        listed = [float(word) for word in times.split(",")]
+    except ValueError:
+        raise ReflowError(
+            f"--times: expected numbers that fall from 1 to 0, such as 1,0.8,0.5,0; got {times!r}"
+        ) from None
+    if shift != 1 or nfe not in (None, len(listed) - 1):
+        raise ReflowError("--times: is a whole grid; leave out --shift and --nfe")
+    solver = read(Solver, {"name": "euler", "times": listed}, "--times")
+    return solver
+
+
 @dataclass(frozen=True)
 class HandOn:
-    """What is written for a round: the folder, its steps of Euler, graphs beside it, a licence."""
+    """What is written for a round: the folder, Euler's grid, graphs beside it, a licence."""
 
     to: Path
-    nfe: int = 1
+    solver: "Solver"
     export: bool = False
     onnx: bool = False
     guidance: float = 1.0
@@ -127,11 +159,11 @@ class HandOn:
 
         use, tags, said = list[str](), list[str](), list[str]()
         if folder.refusal(model) is None:
-            plain = folder.write_folder(model, part, self.nfe)
-            lines = folder.lines_to_load(self.to.name, self.nfe, plain=plain)
+            plain = folder.write_folder(model, part, self.solver)
+            lines = folder.lines_to_load(self.to.name, self.solver.steps, plain=plain)
             use, tags = ["```python", *lines, "```"], ["diffusers"]
             said.append(f"{self.to}: diffusers loads it: {lines[1]}")
-        graph = whole.Whole(model, self.nfe, self.guidance)
+        graph = whole.Whole(model, self.solver, self.guidance)
         if self.export:
             whole.write_export(graph, model, part / "flow.pt2")
             script = shutil.copyfile(whole.SCRIPT, part / whole.SCRIPT.name).name
@@ -146,7 +178,8 @@ class HandOn:
             use += ["", _of_adapter(adapter)]
         if graph.of_latents and (self.export or self.onnx):
             said.append("the graph gives latents: decode them with the codec of the data")
-        write(card(chain, round_, self.nfe, use=use, licence=self.licence, tags=tags), part)
+        text = card(chain, round_, self.solver, use=use, licence=self.licence, tags=tags)
+        write(text, part)
         return said
 
 

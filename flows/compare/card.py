@@ -6,6 +6,8 @@ from pathlib import Path
 
 from flows.compare.chains import ComparedChain
 from fmcore.settings import ReflowError
+from fmcore.ship.folder import is_even
+from fmcore.solve.solver import Solver
 from fmcore.verdict.comparison import RoundResult
 from fmcore.verdict.errors import with_error
 
@@ -13,15 +15,15 @@ from fmcore.verdict.errors import with_error
 def card(
     chain: ComparedChain,
     round_: str,
-    nfe: int | None,
+    solver: Solver | None,
     *,
     use: Sequence[str],
     licence: str | None,
     tags: Sequence[str] = (),
 ) -> str:
-    """Return the card of a round, sampled in `nfe` steps of Euler: what it is, how good, from what.
+    """Return the card of a round, sampled by Euler on a grid: what it is, how good, from what.
 
-    Without `nfe` the number of steps is open, as it is for a model's own files.
+    Without `solver` the number of steps is open, as it is for a model's own files.
     `use` are blocks of Markdown that say how it is loaded; the front matter is that of a model hub.
     Raises ReflowError if the chain has no such round.
     """
@@ -33,7 +35,7 @@ def card(
     said += ["tags:", *(f"- {tag}" for tag in ("rectified-flow", *tags))]
     lines = ["---", *said, "---", "", f"# {round_}, a rectified flow of {chain.about.data}", ""]
     lines += [
-        _what(known[round_], chain, nfe),
+        _what(known[round_], chain, solver),
         "",
         "## Use",
         "",
@@ -42,7 +44,7 @@ def card(
         "## Numbers",
         "",
     ]
-    lines += numbers(chain, nfe)
+    lines += numbers(chain, solver)
     lines += ["", "## Gates", ""]
     if not found.gates:
         lines += ["None was measured."]
@@ -54,12 +56,17 @@ def card(
     return "\n".join(lines) + "\n"
 
 
-def _what(own: RoundResult, chain: ComparedChain, nfe: int | None) -> str:
+def _what(own: RoundResult, chain: ComparedChain, solver: Solver | None) -> str:
     made = f"the coupling `{own.coupling}`"
     made += (
         f", which {own.parent} generated" if own.parent else ", data and source paired at random"
     )
-    steps = f", here in {nfe} step{'' if nfe == 1 else 's'} of Euler" if nfe else ""
+    steps = ""
+    if solver:
+        steps = f", here in {solver.steps} step{'' if solver.steps == 1 else 's'} of Euler"
+        if not is_even(solver):
+            times = ", ".join(f"{t:.4g}" for t in solver.grid(1.0, 0.0).tolist())
+            steps += f" at the times {times}"
     kind = "A student of" if own.student else "A velocity field trained on"
     return (
         f"{kind} {made}; it carries the source at t = 1 to data at t = 0 by dx/dt = v(x, t)"
@@ -73,7 +80,7 @@ def _short(commit: str) -> str:
     return number[:12] + (" with edits" if edits else "")
 
 
-def numbers(chain: ComparedChain, nfe: int | None) -> list[str]:
+def numbers(chain: ComparedChain, solver: Solver | None) -> list[str]:
     """Return the table of distances of all rounds, with what they are and are not."""
     found = chain.found
     table = found.table(["straightness_rel", "transport_cost"])
@@ -89,9 +96,12 @@ def numbers(chain: ComparedChain, nfe: int | None) -> list[str]:
         f"Measured by the yardstick {found.fingerprint}: distances of two yardsticks do not"
         " compare.",
     ]
-    if nfe is not None and nfe not in found.nfes:
+    if solver and not is_even(solver):
+        lines += ["", "They were measured on even steps; on the grid that is shipped they differ."]
+    elif solver and solver.steps not in found.nfes:
         measured = ", ".join(map(str, found.nfes))
-        lines += ["", f"NFE {nfe}, which is shipped, was not measured; these were: {measured}."]
+        said = f"NFE {solver.steps}, which is shipped, was not measured; these were: {measured}."
+        lines += ["", said]
     return lines
 
 

@@ -1,7 +1,8 @@
 """A round as a folder that diffusers loads: network, scheduler with the steps of the round, index.
 
 An unconditional U-Net in [-1, 1] becomes diffusers' own DDPMPipeline, whose loop is that of any
-scheduler; any other image network comes with `pipeline.py`, as diffusers has no pipeline for it.
+scheduler; any other image network, and a grid whose steps have not one length, comes with
+`pipeline.py`, as diffusers has no pipeline for it.
 """
 
 import json
@@ -11,10 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fmcore.codec.kinds import DiffusersCodec
 from fmcore.network.images import ImageNetwork, UNet
 from fmcore.network.store import Model
 from fmcore.settings import ReflowError
+from fmcore.solve.solver import Solver
 
 PIPELINE = Path(__file__).with_name("pipeline.py")
 """The pipeline that a folder of another network comes with; it needs diffusers alone."""
@@ -23,17 +27,25 @@ THOUSAND = 1000
 TRUSTED = 'trust_remote_code=True, custom_pipeline="{folder}"'
 
 
-def scheduler_config(steps: int) -> dict[str, Any]:
-    """Return the settings of FlowMatchEulerDiscreteScheduler for the uniform grid of `steps`.
+def scheduler_config(solver: Solver) -> dict[str, Any]:
+    """Return the settings of FlowMatchEulerDiscreteScheduler for the grid of a solver.
 
     By itself its last time is 1 / 1000, whatever the number of steps; `shift_terminal` stretches
-    its times to end at 1 / steps, and so makes steps of one length.
+    its times to end at 1 / steps, and so makes steps of one length. No settings make another grid,
+    as its shift moves that last time, too: a pipeline gives it the times.
     """
+    even = is_even(solver) and solver.steps > 1
     return {
         "num_train_timesteps": THOUSAND,
         "shift": 1.0,
-        "shift_terminal": None if steps == 1 else 1 / steps,
+        "shift_terminal": 1 / solver.steps if even else None,
     }
+
+
+def is_even(solver: Solver) -> bool:
+    """Whether the steps of a grid have one length."""
+    even = torch.linspace(1, 0, solver.steps + 1, dtype=torch.float64)
+    return torch.allclose(solver.grid(1.0, 0.0), even, rtol=0, atol=1e-9)
 
 
 def refusal(model: Model) -> str | None:
@@ -52,11 +64,11 @@ def refusal(model: Model) -> str | None:
     return None
 
 
-def write_folder(model: Model, out: Path, steps: int) -> bool:
+def write_folder(model: Model, out: Path, solver: Solver) -> bool:
     """Write the network, the scheduler and model_index.json to `out`; say if it is a plain one.
 
-    A plain one is loaded without code of its own. Raises ReflowError for a model that diffusers has
-    no scheduler for.
+    It samples by Euler on the grid of `solver`. A plain one is loaded without code of its own.
+    Raises ReflowError for a model that diffusers has no scheduler for.
     """
     if why := refusal(model):
         raise ReflowError(f"--to: {why}; ship it with --export or --onnx")
@@ -65,8 +77,8 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
         own: Any = import_module("fmcore.ship.pipeline")
         network = model.network
         assert isinstance(network, ImageNetwork)
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**scheduler_config(steps))
-        if is_plain(model):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**scheduler_config(solver))
+        if is_plain(model) and is_even(solver):
             diffusers.DDPMPipeline(network.net, scheduler).save_pretrained(out)
             return True
         settings, codec = network.settings, model.units.codec
@@ -74,7 +86,7 @@ def write_folder(model: Model, out: Path, steps: int) -> bool:
             network.net,
             scheduler,
             shape=list(model.shape),
-            steps=steps,
+            times=solver.grid(1.0, 0.0)[:-1].tolist(),
             patch=settings.patch if isinstance(settings, UNet) else 1,
             classes=settings.classes,
             mean=list(model.scale.mean),

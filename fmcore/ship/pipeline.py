@@ -13,22 +13,24 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 class RectifiedFlowPipeline(DiffusionPipeline):
     """Noise at t = 1 to images at t = 0 by the scheduler's steps: x <- x - h v(x, t).
 
-    `patch` x `patch` pixels enter the network as channels; `classes` is the number of labels, and
-    itself the null label; a sample in the data's own units is x * std + mean, for each channel. Of
-    latents that is what the `vae` decodes.
+    `times` are those at which a step begins, falling from 1; the last step ends at 0. `patch` x
+    `patch` pixels enter the network as channels; `classes` is the number of labels, and itself the
+    null label; a sample in the data's own units is x * std + mean, for each channel. Of latents
+    that is what the `vae` decodes.
     """
 
     _optional_components = ["vae"]  # noqa: RUF012  # as diffusers reads it
 
     def __init__(  # noqa: PLR0913  # what model_index.json keeps
-        self, network: Any, scheduler: Any, shape: list[int] = [], steps: int = 1, patch: int = 1,  # noqa: B006
+        self, network: Any, scheduler: Any, shape: list[int] = [], times: list[float] = [1.0],  # noqa: B006
+        patch: int = 1,
         classes: int = 0, mean: list[float] = [0.0], std: list[float] = [1.0],  # noqa: B006
         vae: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.register_modules(network=network, scheduler=scheduler, vae=vae)
         self.register_to_config(
-            shape=shape, steps=steps, patch=patch, classes=classes, mean=mean, std=std
+            shape=shape, times=times, patch=patch, classes=classes, mean=mean, std=std
         )
 
     @torch.no_grad()
@@ -53,7 +55,7 @@ class RectifiedFlowPipeline(DiffusionPipeline):
             return torch.nn.functional.pixel_shuffle(v, c.patch) if c.patch > 1 else v
 
         x = noise
-        self.scheduler.set_timesteps(c.steps, device=noise.device)
+        self.scheduler.set_timesteps(sigmas=c.times, device=noise.device)
         for t in self.progress_bar(self.scheduler.timesteps):
             v = velocity(x, t, label)
             if guidance != 1:

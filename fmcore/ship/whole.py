@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,20 +30,20 @@ ROWS = (1, 3)
 class Whole(nn.Module):
     """Noise [B, *D], and labels [B] where there are classes, to samples [B, *D] in own units.
 
-    `steps` of Euler on the uniform grid from t = 1 to t = 0: x <- x - h v(x, t). Samples of a flow
-    on latents (`of_latents`) are latents, not decoded.
+    Steps of Euler on the grid of `solver` from t = 1 to t = 0: x <- x - h v(x, t). Samples of a
+    flow on latents (`of_latents`) are latents, not decoded.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Model, steps: int, guidance: float = 1.0) -> None:
+    def __init__(self, model: Model, solver: Solver, guidance: float = 1.0) -> None:
         super().__init__()
         self.network = model.network
         about, classes = model.config, model.network.settings.classes
         interpolant = interpolant_of(about)
         self.field = Field(self.network, interpolant, about.get("objective", "velocity"), classes)
-        self.steps, self.guidance, self.classes = steps, guidance, classes
+        self.solver, self.guidance, self.classes = solver, guidance, classes
         self.to_end = maps_to_end(about)
         self.of_latents = bool(about.get("codec"))
         self.noise_scale = interpolant.noise_scale
@@ -52,13 +53,12 @@ class Whole(nn.Module):
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the samples [B, *D]."""
-        length = 1 / self.steps
-        span = (lambda t: t) if self.to_end else length
-        v = self.field.velocity(label, guidance=self.guidance, span=span)
         x = self.noise_scale * noise
-        for step in range(self.steps):
-            t = torch.full((1,), 1 - step * length, device=x.device).expand(x.shape[0])
-            x = x - length * v(x, t)
+        for begin, end in pairwise(self.solver.grid(1.0, 0.0).tolist()):
+            span = (lambda t: t) if self.to_end else begin - end
+            v = self.field.velocity(label, guidance=self.guidance, span=span)
+            t = torch.full((1,), begin, device=x.device).expand(x.shape[0])
+            x = x - (begin - end) * v(x, t)
         return x * self.std + self.mean
 
 
@@ -152,7 +152,7 @@ def _upsampled(block: Any, x: Tensor, output_size: Any = None, *_: Any, **__: An
 
 def _compare(model: Model, whole: Whole, call: Callable[..., Tensor], place: str) -> None:
     """Raise ReflowError unless a written graph gives the samples of `Flow.sample`."""
-    flow, solver = Flow.of(model), Solver(name="euler", steps=whole.steps)
+    flow, solver = Flow.of(model), whole.solver
     for rows in ROWS:
         noise, *label = example(model, rows, seed=rows)
         own = flow.sample(noise, solver, label=label[0] if label else None, guidance=whole.guidance)

@@ -50,6 +50,15 @@ def test_a_round_is_handed_on_with_its_card(chain):
     assert chain.sh("git", "rev-parse", "HEAD").stdout.strip()[:12] in text
 
 
+def test_another_grid_is_in_the_graph_and_on_the_card(chain):
+    words = ("--export", "--times", "1,0.9,0.5,0")
+    code, said = ship("rf1", "--to", "uneven", *words)  # the graph is compared with the round
+    assert code == 0, said
+    text = (chain.root / "uneven/README.md").read_text()
+    assert "here in 3 steps of Euler at the times 1, 0.9, 0.5, 0. Commit" in text
+    assert "They were measured on even steps; on the grid that is shipped they differ." in text
+
+
 def test_an_adapter_goes_with_its_round_and_the_card_says_so(chain):
     code, said = ship("rf2", "--to", "adapted", "--export")
     assert code == 0 and "adapted/adapter: the adapter alone" in said.replace("\n", ""), said
@@ -73,6 +82,14 @@ def test_an_adapter_goes_with_its_round_and_the_card_says_so(chain):
         (["rf1", "--to", "x", "--as", "best"], "neither --as nor --rule"),
         (["rf1", "--export"], "--to FOLDER"),
         (["rf1", "--as", "best", "--nfe", "4"], "--to FOLDER"),
+        (["rf1", "--as", "best", "--shift", "3"], "--to FOLDER"),
+        (
+            ["rf1", "--to", "x", "--export", "--times", "1,half,0"],
+            "got '1,half,0'",
+        ),
+        (["rf1", "--to", "x", "--export", "--times", "1,0.5"], "times must fall from 1 to 0"),
+        (["rf1", "--to", "x", "--export", "--times", "1,0.5,0", "--nfe", "3"], "a whole grid"),
+        (["rf1", "--to", "x", "--export", "--shift", "0"], "Invalid value for '--shift'"),
         (["rf1", "--to", "x", "--export", "--guidance", "2"], "needs a round with classes"),
     ],
 )

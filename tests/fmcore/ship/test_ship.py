@@ -30,6 +30,12 @@ NETWORKS = {
     "dit": (DiT(name="dit", heads=1, head=8, depth=1, classes=3), (1, 8, 8)),
 }
 SCALE = {"mean": [0.5], "std": [2.0]}
+EULER = {steps: Solver(name="euler", steps=steps) for steps in range(1, 6)}
+GRIDS = {
+    "shift 3": Solver(name="euler", steps=4, shift=3.0),
+    "shift 0.5": Solver(name="euler", steps=2, shift=0.5),
+    "times": Solver(name="euler", times=(1.0, 0.97, 0.3, 0.0)),
+}
 
 
 def model(tmp_path, name, **about):
@@ -43,8 +49,8 @@ def model(tmp_path, name, **about):
     return load(tmp_path / "model")
 
 
-def own(model, noise, label=None, steps=3, guidance=1.0):
-    solver = Solver(name="euler", steps=steps)
+def own(model, noise, label=None, steps=3, guidance=1.0, solver=None):
+    solver = solver or EULER[steps]
     found = Flow.of(model).sample(noise, solver, label=label, guidance=guidance)
     return model.scale.inverse(found.x)
 
@@ -53,7 +59,7 @@ def own(model, noise, label=None, steps=3, guidance=1.0):
 def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path, name):
     given = model(tmp_path, name, scale=SCALE)
     guidance = 2.0 if given.network.settings.classes else 1.0
-    graph = whole.Whole(given, 3, guidance)
+    graph = whole.Whole(given, EULER[3], guidance)
     whole.write_export(graph, given, tmp_path / "flow.pt2")
     loaded = torch.export.load(tmp_path / "flow.pt2").module()
     for rows in (1, 2, 70):  # diffusers treats 64 rows and more another way
@@ -65,7 +71,7 @@ def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path,
 def test_the_graph_of_a_flow_map_asks_for_the_spans_of_its_rule(tmp_path):
     told = {"objective": "mean_flow", "map": {"name": "consistency"}}
     given = model(tmp_path, "unet, spans", **told)
-    graph = whole.Whole(given, 3)
+    graph = whole.Whole(given, EULER[3])
     whole.write_export(graph, given, tmp_path / "flow.pt2")
     noise, *_ = whole.example(given, 5)
     wanted = own(given, noise)
@@ -79,7 +85,7 @@ def test_onnx_gives_the_samples_of_the_round(tmp_path):
     import onnxruntime
 
     given = model(tmp_path, "mlp, classes", scale=SCALE)
-    graph = whole.Whole(given, 2, 3.0)
+    graph = whole.Whole(given, EULER[2], 3.0)
     whole.write_onnx(graph, given, tmp_path / "flow.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "flow.onnx")
     noise, label = whole.example(given, 70)
@@ -91,7 +97,8 @@ def test_onnx_gives_the_samples_of_the_round(tmp_path):
 def test_a_graph_with_other_samples_is_refused(tmp_path):
     given = model(tmp_path, "mlp")
     with pytest.raises(ReflowError, match="do not use it"):
-        whole._compare(given, whole.Whole(given, 3), whole.Whole(given, 4), "flow.pt2")
+        graphs = (whole.Whole(given, EULER[steps]) for steps in (3, 4))
+        whole._compare(given, *graphs, "flow.pt2")
 
 
 def test_a_network_that_chooses_by_values_is_one_line(tmp_path):
@@ -100,7 +107,7 @@ def test_a_network_that_chooses_by_values_is_one_line(tmp_path):
             return x if float(x.sum()) > 0 else -x
 
     given = model(tmp_path, "mlp")
-    graph = whole.Whole(given, 1)
+    graph = whole.Whole(given, EULER[1])
     object.__setattr__(graph.field, "network", Choosing())
     with pytest.raises(ReflowError, match="cannot be written as one graph") as found:
         whole.write_export(graph, given, tmp_path / "flow.pt2")
@@ -112,7 +119,7 @@ def test_plain_diffusers_draws_the_samples_of_a_unet(tmp_path, steps):
     from diffusers import DDPMPipeline, DiffusionPipeline
 
     given = model(tmp_path, "unet")
-    assert folder.write_folder(given, tmp_path / "out", steps)
+    assert folder.write_folder(given, tmp_path / "out", EULER[steps])
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert isinstance(pipe, DDPMPipeline)
     pipe.set_progress_bar_config(disable=True)
@@ -128,7 +135,7 @@ def test_a_folder_with_its_own_pipeline_draws_the_samples_of_the_round(tmp_path,
     from diffusers import DiffusionPipeline
 
     given, out = model(tmp_path, name, scale=SCALE), tmp_path / "out"
-    assert not folder.write_folder(given, out, 3)
+    assert not folder.write_folder(given, out, EULER[3])
     pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     noise, label = whole.example(given, 3)
@@ -139,6 +146,39 @@ def test_a_folder_with_its_own_pipeline_draws_the_samples_of_the_round(tmp_path,
         assert [p.size for p in pictures] == [(8, 8), (8, 8)]
 
 
+@pytest.mark.parametrize("solver", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("name", ["unet", "dit"])
+def test_a_folder_carries_any_grid(tmp_path, name, solver):
+    """Also of a network that is a plain pipeline on even steps: no scheduler has such a grid."""
+    from diffusers import DiffusionPipeline
+
+    more = {"scale": SCALE} if name == "dit" else {}
+    given, out = model(tmp_path, name, **more), tmp_path / "out"
+    assert not folder.write_folder(given, out, solver)
+    pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise, *label = whole.example(given, 3)
+    wanted = own(given, noise, *label, solver=solver)
+    got = pipe(noise=noise, label=label[0] if label else None).images
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    apart = (own(given, noise, *label, steps=solver.steps) - wanted).abs().max()
+    assert apart > 100 * (got - wanted).abs().max()  # the grid matters here
+
+
+@pytest.mark.parametrize("solver", GRIDS.values(), ids=GRIDS)
+def test_a_graph_carries_any_grid_and_the_spans_of_its_steps(tmp_path, solver):
+    given = model(tmp_path, "unet, spans", objective="mean_flow")
+    whole.write_export(whole.Whole(given, solver), given, tmp_path / "flow.pt2")
+    noise, *_ = whole.example(given, 5)
+    found = torch.export.load(tmp_path / "flow.pt2").module()(noise)
+    torch.testing.assert_close(found, own(given, noise, solver=solver), rtol=1e-4, atol=1e-5)
+
+
+def test_an_even_grid_by_its_times_is_a_plain_pipeline(tmp_path):
+    even = Solver(name="euler", times=(1.0, 0.5, 0.0))
+    assert folder.write_folder(model(tmp_path, "unet"), tmp_path / "out", even)
+
+
 def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path):
     from diffusers import DiffusionPipeline
 
@@ -146,7 +186,7 @@ def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path
     told = record(vae, torch.zeros(2, 4, 4, 4), (1, 8, 8), image=True)
     given = model(tmp_path, "unet, latents", scale=SCALE, codec=told)
     out = tmp_path / "out"
-    assert not folder.write_folder(given, out, 3)
+    assert not folder.write_folder(given, out, EULER[3])
     (tmp_path / "vae").rename(tmp_path / "gone")  # the folder has its own
     pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
@@ -154,17 +194,17 @@ def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path
     with torch.no_grad():
         wanted = vae.module.decode(own(given, noise)).sample.clamp(-1, 1)
     torch.testing.assert_close(pipe(noise=noise).images, wanted, rtol=1e-4, atol=1e-5)
-    assert whole.Whole(given, 3).of_latents
+    assert whole.Whole(given, EULER[3]).of_latents
     told["settings"] = {"name": "custom", "path": "mine:Codec", "settings": {}}
     with pytest.raises(ReflowError, match="its codec is of your own"):
-        folder.write_folder(model(tmp_path, "unet, latents", codec=told), tmp_path / "o", 1)
+        folder.write_folder(model(tmp_path, "unet, latents", codec=told), tmp_path / "o", EULER[1])
 
 
 def test_the_scheduler_has_steps_of_one_length():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     for steps in (1, 2, 5):
-        scheduler = FlowMatchEulerDiscreteScheduler(**folder.scheduler_config(steps))
+        scheduler = FlowMatchEulerDiscreteScheduler(**folder.scheduler_config(EULER[steps]))
         scheduler.set_timesteps(steps)
         wanted = Solver(name="euler", steps=steps).grid(1.0, 0.0)
         torch.testing.assert_close(scheduler.sigmas, wanted.float(), rtol=0, atol=1e-6)
@@ -181,12 +221,12 @@ def test_the_scheduler_has_steps_of_one_length():
 )
 def test_what_diffusers_has_no_scheduler_for_is_refused(tmp_path, name, about, why):
     with pytest.raises(ReflowError, match=why):
-        folder.write_folder(model(tmp_path, name, **about), tmp_path / "out", 1)
+        folder.write_folder(model(tmp_path, name, **about), tmp_path / "out", EULER[1])
 
 
 def test_the_script_needs_torch_alone(tmp_path):
     given = model(tmp_path, "mlp, classes", scale=SCALE)
-    whole.write_export(whole.Whole(given, 2), given, tmp_path / "flow.pt2")
+    whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
     script = tmp_path / "sample.py"
     script.write_text(whole.SCRIPT.read_text())
     words = [sys.executable, "-I", str(script), "5", str(tmp_path / "s.pt"), "7", "2"]
