@@ -49,7 +49,7 @@ def sheet(root: Path, round_: str, file: Path, wanted: "Draw", prompts: Path) ->
         )
     import torch
 
-    from flows.cli.sample import _check, _place
+    from flows.cli.sample import check_wanted, place_of
     from fmcore.choices import budget
     from fmcore.coupling.noise import gaussian_noise
     from fmcore.coupling.read import open_coupling
@@ -60,8 +60,8 @@ def sheet(root: Path, round_: str, file: Path, wanted: "Draw", prompts: Path) ->
     from fmcore.verdict.drawing import data_name, titled
     from fmcore.verdict.pictures import sheet_of_prompts
 
-    _check(file, replace(wanted, label="any"))  # guidance is of the texts
-    place = _place(root, round_, wanted)
+    check_wanted(file, replace(wanted, label="any"))  # guidance is of the texts
+    place = place_of(root, round_, wanted)
     loaded = load(place.model, weights=weights_of(wanted.weights))
     known, called = None, ""
     if place.data is not None and place.data.exists():

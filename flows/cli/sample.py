@@ -135,10 +135,10 @@ def sample(  # noqa: PLR0913  # each is an option of the command
 
 def draw(root: Path, round_: str, file: Path, wanted: Draw) -> tuple[int, int]:
     """Write samples of a round to a file; return their number, and the evaluations for each."""
-    _check(file, wanted)
+    check_wanted(file, wanted)
     import numpy as np
 
-    place = _place(root, round_, wanted)
+    place = place_of(root, round_, wanted)
     found, model, count = _solved(place.model, place.data, wanted, film=file.suffix in FILMS)
     x = model.units.inverse(found.x)
     part = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
@@ -156,7 +156,7 @@ def draw(root: Path, round_: str, file: Path, wanted: Draw) -> tuple[int, int]:
     return count, found.nfe
 
 
-def _check(file: Path, wanted: Draw) -> None:
+def check_wanted(file: Path, wanted: Draw) -> None:
     """Check what was asked for before anything is loaded. Raises ReflowError if it cannot be."""
     if file.suffix not in SUFFIXES:
         raise ReflowError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -185,7 +185,7 @@ def _check(file: Path, wanted: Draw) -> None:
             raise ReflowError("a film needs a solver on a grid, such as heun; dopri5 has none")
 
 
-def _place(root: Path, round_: str, wanted: Draw) -> Place:
+def place_of(root: Path, round_: str, wanted: Draw) -> Place:
     """Find a round's model and data, in the workspace or by DVC at a revision."""
     from flows.dag.graph import paths, prepared, read
     from flows.library.models import data_at, model_at

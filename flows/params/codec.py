@@ -16,6 +16,13 @@ def learned(params: "Params", known: Known) -> Known:
     return known if params.data.codec is None else replace(known, shape=None, image=False)
 
 
+def no_images(params: "Params") -> str:
+    """Say why flows learn no images: their data has none, or a codec makes latents of them."""
+    if params.data.codec is None:
+        return "this data has none"
+    return "flows learn the latents of data.codec"
+
+
 def impossible_codec(params: "Params", known: Known) -> Iterator[tuple[tuple[str, ...], str]]:
     """A codec for samples that are no images; a codec or conditions of the source."""
     codec, source = params.data.codec, params.source

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.params import adopted
+from flows.params.choices import meant
 from flows.params.couplings import CouplingOf
 from flows.params.possible import impossible
 from flows.params.replicates import mistakes
@@ -32,6 +33,8 @@ MOST_ROUNDS = 1000
 """Rounds and couplings of a file; DVC takes a minute to read the stages of a thousand."""
 SECTION_EXPECTED = {"model_type", "model_attributes_type", "dict_type", "dataclass_type"}
 """The types of pydantic's errors for a value where a section belongs."""
+LIST_EXPECTED = {"tuple_type", "list_type", "set_type"}
+"""The same for a value where a list belongs."""
 
 
 class Round(Settings):
@@ -128,7 +131,7 @@ def load(path: Path, root: Path | None = None) -> Params:
     try:
         params = Params.model_validate(given)
     except ValidationError as error:
-        lines = [_explain(path, tree, e) for e in error.errors()]
+        lines = [_explain(path, tree, e) for e in meant(error.errors())]
         raise ReflowError("\n".join(dict.fromkeys(lines))) from None
     # What refers to nothing is said alone: what does not fit together may follow from it.
     _refuse(path, tree, _graph_mistakes(params))
@@ -158,7 +161,8 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"{where}: unknown key; {hint}accepted: {', '.join(accepted)}"
     if missing:
-        return f"{where}: is missing; add it"
+        item = f"item {error['loc'][-1] + 1} " if isinstance(error["loc"][-1], int) else ""
+        return f"{where}: {item}is missing; add it"
     if error["type"] == "union_tag_invalid":
         context = error["ctx"]
         key = context["discriminator"].split("'")[-2]
@@ -172,6 +176,9 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
     if error["type"] in SECTION_EXPECTED:
         said = "expected a section, `{key: value, ...}`"
         return f"{where}: {said}, got {kind or shown(got)}"
+    if error["type"] in LIST_EXPECTED:
+        such = "[a, b]" if kind else f"[{shown(got)}]"
+        return f"{where}: expected a list, such as {such}, got {kind or shown(got)}"
     words = " ".join(error["msg"].removeprefix("Value error, ").split())
     message = words[0].lower() + words[1:]
     wrong_type = error["type"].endswith("_type") and kind

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flows.params.adapters import impossible_adapters
 from flows.params.adopted import teacher_of
-from flows.params.codec import impossible_codec, learned
+from flows.params.codec import impossible_codec, learned, no_images
 from flows.params.guidance import impossible_guidance, takes_conditions
 from flows.params.pieces import impossible_pieces
 from fmcore.dataset.kinds import Noise
@@ -119,7 +119,7 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
         )
         yield (*place, "time"), what
     if train.flip and (known.image is False or (known.shape and len(known.shape) != 3)):
-        yield (*place, "flip"), "mirrors images, and this data has none; leave it out"
+        yield (*place, "flip"), f"mirrors images, and {no_images(params)}; leave it out"
     if train.batch % train.processes:
         what = f"{train.batch} has no {train.processes} equal parts; make it a multiple"
         yield (*place, "batch"), what
@@ -129,7 +129,7 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
         yield (*place, "accumulate"), what
     if isinstance(train.loss, Perceptual):
         if known.image is False:
-            yield (*place, "loss"), "perceptual compares images, and this data has none; use mse"
+            yield (*place, "loss"), f"perceptual compares images, and {no_images(params)}; use mse"
         elif why := train.loss.refusal(train.objective, known.shape):
             yield (*place, "loss"), why
     yield from _mean_flow(params, name, train, place)

@@ -16,13 +16,13 @@ from fmcore.codec.latents import Units
 from fmcore.coupling.read import Coupling, read
 from fmcore.coupling.source import Source
 from fmcore.matching.times import Grid, Point
-from fmcore.network.field import Field
+from fmcore.network.field import Field, maps_to_end
 from fmcore.network.flops import TRAINING
 from fmcore.sampling.flow import span_of
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.solve.solver import Solver, solve
 from fmcore.training.checkpoint import State
-from fmcore.training.fit import Train
+from fmcore.training.fit import Train, map_of
 from fmcore.verdict.plane import ROWS, Plane
 from fmcore.verdict.shown import Shown, to_show
 
@@ -96,7 +96,7 @@ class Preview:
         field = Field(state.ema, settings.interpolant, settings.objective, classes)
         state.ema.eval()
         try:
-            to_end = settings.map.name == "consistency"
+            to_end = maps_to_end(map_of(settings))
             velocity = field.velocity(label, span=span_of(solver, 1.0, 0.0, to_end=to_end))
             return solve(velocity, source, solver, start=1.0, end=0.0).x.cpu()
         finally:
