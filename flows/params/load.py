@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.params import adopted
-from flows.params.choices import meant
+from flows.params.choices import SECTION_EXPECTED, meant
 from flows.params.couplings import CouplingOf
 from flows.params.possible import impossible
 from flows.params.replicates import mistakes
@@ -31,10 +31,8 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """Names of rounds and couplings are parts of the names of files, which have 255 characters."""
 MOST_ROUNDS = 1000
 """Rounds and couplings of a file; DVC takes a minute to read the stages of a thousand."""
-SECTION_EXPECTED = {"model_type", "model_attributes_type", "dict_type", "dataclass_type"}
-"""The types of pydantic's errors for a value where a section belongs."""
 LIST_EXPECTED = {"tuple_type", "list_type", "set_type"}
-"""The same for a value where a list belongs."""
+"""The types of pydantic's errors for a value where a list belongs."""
 
 
 class Round(Settings):
@@ -131,7 +129,7 @@ def load(path: Path, root: Path | None = None) -> Params:
     try:
         params = Params.model_validate(given)
     except ValidationError as error:
-        lines = [_explain(path, tree, e) for e in meant(error.errors())]
+        lines = [_explain(path, tree, e) for e in meant(error.errors(), given)]
         raise ReflowError("\n".join(dict.fromkeys(lines))) from None
     # What refers to nothing is said alone: what does not fit together may follow from it.
     _refuse(path, tree, _graph_mistakes(params))

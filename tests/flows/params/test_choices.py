@@ -41,9 +41,11 @@ def test_one_line_says_what_was_expected(tmp_path, edit, value, line):
     assert said.partition(": ")[2] == line
 
 
-def test_two_mistakes_of_one_section_are_two_lines(tmp_path):
+@pytest.mark.parametrize("strength", ["x", "{a: 1}"])  # a section, where only a number belongs
+def test_two_mistakes_of_one_section_are_two_lines(tmp_path, strength):
+    given = f"{{strength: {strength}, within: [0, 2]}}"
     file = tmp_path / "params.yaml"
-    file.write_text(PARAMS.replace(*GUIDED).replace("VALUE", "{strength: x, within: [0, 2]}"))
+    file.write_text(PARAMS.replace(*GUIDED).replace("VALUE", given))
     with pytest.raises(ReflowError) as caught:
         load(file)
     said = [line.split(": ")[1] for line in str(caught.value).splitlines()]
