@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from fmcore.network.store import Model
     from fmcore.solve.solver import Solver
 
+Nfe = Annotated[int | None, typer.Option(min=1, help="With --to: steps of Euler. Default: 1.")]
+Shift = Annotated[
+    float, typer.Option(min=1e-3, max=1e3, help="With --to: moves the grid, as solver.shift does.")
+]
+Times = Annotated[
+    str | None, typer.Option(help="With --to: a grid of your own, such as 1,0.8,0.5,0.")
+]
+
 
 def ship(  # noqa: PLR0913  # each is an option of the command
     round_: Annotated[
@@ -35,16 +43,9 @@ def ship(  # noqa: PLR0913  # each is an option of the command
         Path | None,
         typer.Option(help="Write the round to this new folder, as diffusers loads it; no alias."),
     ] = None,
-    nfe: Annotated[
-        int | None, typer.Option(min=1, help="With --to: steps of Euler. Default: 1.")
-    ] = None,
-    shift: Annotated[
-        float,
-        typer.Option(min=1e-3, max=1e3, help="With --to: moves the grid, as solver.shift does."),
-    ] = 1.0,
-    times: Annotated[
-        str | None, typer.Option(help="With --to: a grid of your own, such as 1,0.8,0.5,0.")
-    ] = None,
+    nfe: Nfe = None,
+    shift: Shift = 1.0,
+    times: Times = None,
     export: Annotated[
         bool, typer.Option("--export", help="With --to: also flow.pt2, which torch alone loads.")
     ] = False,
