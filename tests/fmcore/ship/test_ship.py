@@ -22,6 +22,7 @@ from tests import codecs
 NETWORKS = {
     "mlp": (MLP(width=8, depth=1, time_features=4), (2,)),
     "mlp, classes": (MLP(width=8, depth=1, time_features=4, classes=3), (2,)),
+    "mlp, spans": (MLP(width=8, depth=1, time_features=4, spans=True), (2,)),
     "unet": (UNet(name="unet", channels=(8, 16)), (1, 8, 8)),
     "unet, latents": (UNet(name="unet", channels=(8, 16)), (4, 4, 4)),
     "unet, patch, classes": (UNet(name="unet", channels=(8, 8), patch=2, classes=3), (2, 8, 8)),
@@ -167,7 +168,7 @@ def test_a_folder_carries_any_grid(tmp_path, name, solver):
 
 @pytest.mark.parametrize("solver", GRIDS.values(), ids=GRIDS)
 def test_a_graph_carries_any_grid_and_the_spans_of_its_steps(tmp_path, solver):
-    given = model(tmp_path, "unet, spans", objective="mean_flow")
+    given = model(tmp_path, "mlp, spans", objective="mean_flow")
     whole.write_export(whole.Whole(given, solver), given, tmp_path / "flow.pt2")
     noise, *_ = whole.example(given, 5)
     found = torch.export.load(tmp_path / "flow.pt2").module()(noise)
