@@ -46,11 +46,13 @@ def compute(root: Path, only: Collection[str] | None = None) -> dict[str, str]:
     found = {}
     with Seen(root) as seen:
         code = Code({"fmcore": _package(root)}, seen, folder=root)
-        closures = {verb: code.closure(f"fmcore.{verb}") for verb in READS}
+        closures: dict[str, dict[str, str]] = {}
         for path, verb, words in _stages(params):
             if only is not None and path not in only:
                 continue
             chosen = _chosen(params, verb, words)
+            if verb not in closures:
+                closures[verb] = code.closure(f"fmcore.{verb}")
             entry = {
                 "code": closures[verb],
                 "own": _own(code, chosen, closures[verb]),

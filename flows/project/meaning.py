@@ -34,6 +34,7 @@ class Code:
     seen: Seen
     folder: Path | None = None
     _known: dict[str, Module | None] = field(default_factory=dict)
+    _folders: dict[str, bool] = field(default_factory=dict)
 
     def closure(self, *modules: str) -> dict[str, str]:
         """Return the meaning of each module that importing `modules` loads, by its name.
@@ -49,7 +50,7 @@ class Code:
             wanted, package = queue.pop()
             owner, _, member = wanted.partition(":")
             inner = f"{owner}.{member}"
-            name = inner if member and self._module(inner) else owner
+            name = inner if member and self._is_folder(owner) and self._module(inner) else owner
             if name in read:
                 continue
             if name in self.packages and name == package:  # from inside
@@ -68,15 +69,25 @@ class Code:
 
     def file(self, module: str) -> Path | None:
         """Return the file of a module, if it is one of the packages or lies in the folder."""
-        first, *rest = module.split(".")
-        base = self.packages.get(first) or (self.folder and self.folder / first)
-        if not base:
+        if not (path := self._path(module)):
             return None
-        path = base.joinpath(*rest)
         for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
             if file.is_file():
                 return file
         return None
+
+    def _path(self, name: str) -> Path | None:
+        """Return where a module or a folder of this name would be, without a suffix."""
+        first, *rest = name.split(".")
+        base = self.packages.get(first) or (self.folder and self.folder / first)
+        return base.joinpath(*rest) if base else None
+
+    def _is_folder(self, name: str) -> bool:
+        """Whether a name that is imported from may hold modules: most hold names alone."""
+        if name not in self._folders:
+            path = self._path(name)
+            self._folders[name] = bool(path and path.is_dir())
+        return self._folders[name]
 
     def _module(self, name: str) -> Module | None:
         if name not in self._known:

@@ -20,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -29,13 +30,20 @@ from flows.project.process_group import die_with_parent, mark_as_starter
 from flows.project.warm import FORWARDED, OWN, SOCKET, circumstances, received
 
 MODULES = (
-    "dvc.cli", "dvc.commands.repro", "dvc.repo", "dvc.repo.reproduce",
+    "dvc.cli.parser", "dvc.commands.repro", "dvc.repo", "dvc.repo.reproduce",
+    "dvc.cachemgr", "dvc.data_cloud", "dvc.dirs", "dvc.repo.artifacts", "dvc.repo.datasets",
+    "dvc.repo.graph", "dvc.repo.plots", "dvc.repo.stage", "dvc.repo.trie", "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local", "dulwich.ignore", "dulwich.worktree", "configobj",
+    "fsspec.implementations.memory", "platformdirs.unix", "ruamel.yaml.mergevalue",
     "flows.dag.inputs", "flows.stage.verbs",
     "fmcore.prepare", "fmcore.initialise", "fmcore.calibrate", "fmcore.train", "fmcore.couple",
-    "fmcore.evaluate", "fmcore.compare",
-    "torch._dynamo", "scipy.optimize", "matplotlib.figure", "pyarrow.dataset",
+    "fmcore.evaluate", "fmcore.compare", "fmcore.measure.preview", "safetensors.numpy",
+    "torch._dynamo", "scipy.optimize", "matplotlib.backends.backend_agg", "pyarrow.dataset",
+    "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PpmImagePlugin",
+    "tabulate",  # by which torch._dynamo says at the exit what it compiled
 )  # fmt: skip
-"""What is imported: nothing here may start a thread, open a file for long, or ask for a GPU."""
+"""What is imported, also what DVC and the stages import late: in a fork it would be each stage's
+cost. Nothing here may start a thread, open a file for long, or ask for a GPU."""
 
 HARMLESS = {"jemalloc_bg_thd"}
 """Threads that may run beside the main one: pyarrow's allocator stops its own for a fork."""
@@ -50,6 +58,8 @@ def main(listening: socket.socket, parent: int) -> None:
     die_with_parent(parent)
     for module in MODULES:
         import_module(module)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # what the imports made ends with its process, as in `_leave`
     gc.collect()
     gc.freeze()
     seen = _sources()
@@ -209,7 +219,7 @@ def _sources(known: Seen | None = None) -> Seen:
     modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     for path in known or {path for path in modules if path}:
         with suppress(OSError):
-            about = Path(path).stat()
+            about = os.stat(path)  # noqa: PTH116  thousands of files, for each fork
             found[path] = (about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino)
     return found
 
