@@ -58,8 +58,6 @@ def main(listening: socket.socket, parent: int) -> None:
     die_with_parent(parent)
     for module in MODULES:
         import_module(module)
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False  # what the imports made ends with its process, as in `_leave`
     gc.collect()
     gc.freeze()
     seen = _sources()
@@ -177,6 +175,8 @@ def _become(told: Told, files: list[int], mine: Told) -> None:
     else:
         os.environ.update({**by_imports, **told["env"]})
         del os.environ[SOCKET]  # what a stage starts runs cold
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # what the imports made ends with the process that imported it
     sys.argv = [module, *told["words"]]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
