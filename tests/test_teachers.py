@@ -51,7 +51,7 @@ def test_the_settings_of_the_page_are_right(tmp_path):
     whole.update(texts)
     whole["rounds"]["teacher"]["model"]["conditions"] = {}
     YAML().dump(whole, tmp_path / "params.yaml")
-    assert load(tmp_path / "params.yaml").data.conditions.encoder.padding == "seen"
+    assert load(tmp_path / "params.yaml").data.conditions.encoder.name == "pipeline"
 
 
 @pytest.mark.slow

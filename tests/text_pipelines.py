@@ -1,6 +1,6 @@
 """Text-to-image pipelines of a few thousand weights, as plain diffusers and transformers save them.
 
-Of Stable Diffusion, SDXL, SD3 and Flux: their own text encoders, tokenizers, networks, schedulers.
+Of Stable Diffusion, SDXL, SD3, Flux and PixArt: encoders, tokenizers, networks, schedulers.
 """
 
 import json
@@ -101,12 +101,22 @@ def _flux(vae, tokens):
     return diffusers.FluxPipeline(scheduler, vae, _clip(), tokens, _t5(), _t5_tokens(), net)
 
 
+def _pixart(vae, _):
+    net = diffusers.PixArtTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=1,
+        attention_head_dim=4, num_attention_heads=2, cross_attention_dim=8, caption_channels=20,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    return diffusers.PixArtAlphaPipeline(_t5_tokens(), _t5(), vae, net, _ddim())
+
+
 MADE = {
     "sd": _sd,
     "sdxl": _sdxl,
     "sd3": _sd3,
     "sd3 without T5": lambda vae, tokens: _sd3(vae, tokens, t5=False),
     "flux": _flux,
+    "pixart": _pixart,
 }
 
 
@@ -127,9 +137,10 @@ def samples(folder: Path, texts, source, steps, guidance):
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
     pipe.set_progress_bar_config(disable=True)
     flux = isinstance(pipe, diffusers.FluxPipeline)
+    exact = {"use_resolution_binning": False} if "PixArt" in type(pipe).__name__ else {}
     given = pipe._pack_latents(source, *source.shape) if flux else source
     found = pipe(
         list(texts), latents=given, num_inference_steps=steps, guidance_scale=guidance,
-        height=8, width=8, output_type="latent",
+        height=8, width=8, output_type="latent", **exact,
     ).images  # fmt: skip
     return (pipe._unpack_latents(found, 8, 8, 1) if flux else found), pipe.scheduler.timesteps

@@ -191,8 +191,9 @@ def _transformers() -> Any:
         raise ReflowError(
             "data.conditions.encoder: needs transformers; `pip install 'reflow-chain[text]'`"
         ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    said: Any = transformers.utils.logging
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     return transformers
 
 

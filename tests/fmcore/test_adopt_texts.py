@@ -74,7 +74,7 @@ def teacher(tmp_path, data, pipeline):
     ("kind", "guidance"),
     [
         (kind, guidance)
-        for kind in ("sd", "sdxl", "sd3", "sd3 without T5", "flux")
+        for kind in ("sd", "sdxl", "sd3", "sd3 without T5", "flux", "pixart")
         for guidance in (1.0, 3.0)
         if (kind, guidance) != ("flux", 3.0)  # its pipeline does not guide
     ],
@@ -82,7 +82,8 @@ def teacher(tmp_path, data, pipeline):
 def test_samples_are_those_of_the_pipeline_with_each_ones_prompt(tmp_path, saved, kind, guidance):
     steps, pipeline = 5, saved(kind)
     data = captioned(tmp_path / "data", pipeline)
-    teacher, _ = adopted(tmp_path, data, kind="diffusers", path=str(pipeline), conditions={})
+    teacher, told = adopted(tmp_path, data, kind="diffusers", path=str(pipeline), conditions={})
+    assert any("pictures of 8 x 8" in line for line in told) == (kind == "sdxl")
     source = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     theirs, own_times = pipelines.samples(pipeline, TEXTS, source, steps, guidance)
     grid = load(teacher).network.settings.prediction.times(own_times.tolist())
