@@ -7,9 +7,11 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from fmcore import own
+from fmcore.adopt import Teacher
 from fmcore.calibrate import calibrate
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
@@ -54,7 +56,7 @@ def merged(old, new):
 def test_the_settings_of_the_page_are_right(tmp_path):
     from flows.params.load import load
 
-    whole, texts, change = (YAML().load(code) for kind, code in BLOCKS if kind == "yaml")
+    whole, wheel, texts, change = (YAML().load(code) for kind, code in BLOCKS if kind == "yaml")
     YAML().dump(whole, tmp_path / "params.yaml")
     load(tmp_path / "params.yaml")
     merged(whole, change)
@@ -62,6 +64,7 @@ def test_the_settings_of_the_page_are_right(tmp_path):
     found = load(tmp_path / "params.yaml")
     assert found.rounds["student"].train.shard == "full"
     assert found.couplings["teacher"].store.target == "float16"
+    TypeAdapter(Teacher).validate_python(wheel["model"])
     whole.update(texts)
     whole["rounds"]["teacher"]["model"]["conditions"] = {}
     YAML().dump(whole, tmp_path / "params.yaml")
@@ -106,13 +109,13 @@ def test_a_pretrained_teacher_of_a_wheel_is_a_round(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     # A quarter of a second an evaluation on one core.
     monkeypatch.setattr("fmcore.adopt.EVALUATIONS", 4)
-    shutil.copy(SOURCE / "tests" / "terrain.py", tmp_path / "terrain_teacher.py")
-    own.trust(tmp_path, ["terrain_teacher:Terrain"])
+    shutil.copy(SOURCE / "tests" / "terrain.py", tmp_path / "terrain.py")
+    own.trust(tmp_path, ["terrain:Terrain"])
     generator = terrain.TerrainGenerator(device="cpu")
     hard = np.full(24, 59 / 99, np.float32)  # difficulty 60 of 1 to 100
     made = generator._sample_native(hard, generator=np.random.default_rng(0), batch_size=4)
     data = coupling(tmp_path / "data", torch.from_numpy(made))
-    network = {"name": "custom", "path": "terrain_teacher:Terrain", "settings": {"difficulty": 60}}
+    network = {"name": "custom", "path": "terrain:Terrain", "settings": {"difficulty": 60}}
     out, _ = adopted(
         tmp_path, data, kind="own", network=network,
         prediction={"name": "edm", "output": "denoised"},

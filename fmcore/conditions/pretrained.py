@@ -24,8 +24,11 @@ AT_ONCE = 64
 """Texts that an encoder gets at once."""
 LOCAL: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
 """How weights are loaded: from a folder, from nowhere else, and never from a pickle."""
-WRONG = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError)
-"""What transformers and diffusers raise for a folder that is not whole."""
+WRONG = (
+    OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError,
+    SafetensorError,
+)  # fmt: skip
+"""What transformers and diffusers raise for a folder that is not whole, or needs a package."""
 PIPELINES: dict[str, tuple[int | None, int | None]] = {
     "StableDiffusionPipeline": (None, None),
     "StableDiffusionXLPipeline": (None, 2),
@@ -213,9 +216,9 @@ def _whole(kind: Any, folder: Path) -> Any:
 
 def _check_tokens(kind: Any, folder: Path) -> None:
     """Raise ValueError if a tokenizer has no vocabulary: transformers would take an empty one."""
-    if not any((folder / name).is_file() for name in kind.vocab_files_names.values()):
-        files = " or ".join(kind.vocab_files_names.values())
-        raise ValueError(f"{folder.name} has no vocabulary of a tokenizer: {files}")
+    files = kind.vocab_files_names.values()  # none for one of bytes
+    if files and not any((folder / name).is_file() for name in files):
+        raise ValueError(f"{folder.name} has no vocabulary of a tokenizer: {' or '.join(files)}")
 
 
 def _of_texts(name: str) -> bool:
