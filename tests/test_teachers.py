@@ -12,12 +12,8 @@ from ruamel.yaml import YAML
 
 from fmcore import own
 from fmcore.adopt import Teacher
-from fmcore.calibrate import calibrate
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
-from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
-from fmcore.features.extractor import FeatureSettings
-from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.store import load as load_model
 from fmcore.sampling.flow import Flow
 from fmcore.solve.solver import Solver
@@ -112,7 +108,7 @@ def test_a_pretrained_teacher_of_a_wheel_is_a_round(tmp_path, monkeypatch):
     shutil.copy(SOURCE / "tests" / "terrain.py", tmp_path / "terrain.py")
     own.trust(tmp_path, ["terrain:Terrain"])
     generator = terrain.TerrainGenerator(device="cpu")
-    hard = np.full(24, 59 / 99, np.float32)  # difficulty 60 of 1 to 100
+    hard = np.full(12, 59 / 99, np.float32)  # difficulty 60 of 1 to 100
     made = generator._sample_native(hard, generator=np.random.default_rng(0), batch_size=4)
     data = coupling(tmp_path / "data", torch.from_numpy(made))
     network = {"name": "custom", "path": "terrain:Terrain", "settings": {"difficulty": 60}}
@@ -137,18 +133,3 @@ def test_a_pretrained_teacher_of_a_wheel_is_a_round(tmp_path, monkeypatch):
     assert open_coupling(tmp_path / "pairs").about.model == load_model(out).digest
     again = Flow.of(load_model(out)).sample(pairs.source, one).x
     torch.testing.assert_close(pairs.target, again, atol=1e-4, rtol=1e-4)
-
-    calibrate(
-        data,
-        tmp_path / "yardstick",
-        YardstickSettings(features=FeatureSettings(kind="identity"), samples=8),
-        work,
-    )
-    places = ("metrics.json", "fd.csv", "straightness.csv", "pictures")
-    paths = EvaluatePaths(out, data, data, tmp_path / "yardstick", *(tmp_path / p for p in places))
-    little = Evaluate(
-        nfe=(1,), trajectories=2, solver={"name": "euler", "steps": 2}, weights=(),
-        reconstructions=0, batch=4,
-    )  # fmt: skip
-    found = evaluate(paths, little, work)
-    assert 0 < found["fd_pixels/nfe_1"] < float("inf")
