@@ -18,6 +18,7 @@ NAMED_FILES: dict[tuple[str, str], tuple[str, str | None]] = {
     ("yardstick.features", "dinov2"): ("weights", None),
     ("train.loss", "perceptual"): ("weights", None),
     **{("import", kind): ("path", None) for kind in IMPORTS},
+    ("data.conditions.encoder", "pipeline"): ("path", None),
 }
 """Settings that name a file or a folder: {(place, name or kind): (key, default path)}."""
 

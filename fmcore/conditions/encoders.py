@@ -5,56 +5,35 @@ it makes, hence of the identity of all that is made with it.
 """
 
 import hashlib
-import json
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from fmcore.checked import sha256
+from fmcore.conditions.base import Embedded, TextEncoder
+from fmcore.conditions.pretrained import EncoderFolder, EncoderPipeline
 from fmcore.conditions.table import Table
 from fmcore.own import Own, called, read
 from fmcore.settings import ReflowError, Settings
 
-AT_ONCE = 64
-"""Texts that an encoder gets at once."""
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Texts as vectors [N, E], or as sequences [N, L, E] with a mask [N, L] and pooled [N, P]."""
-
-    vectors: Tensor
-    mask: Tensor | None = None
-    pooled: Tensor | None = None
-
-
-class TextEncoder(Settings):
-    """The base of every text encoder.
-
-    One of your own (`name: custom`) has `encode`, its settings as fields, and `digest`, which
-    changes when its weights do. A file or folder named in its settings is an input of `prepare`.
-    """
-
-    @abstractmethod
-    def encode(self, texts: Sequence[str]) -> Embedded:
-        """Embed some texts [N]; the embedding of one depends on it alone. "" is no condition."""
-
-    @abstractmethod
-    def digest(self) -> str:
-        """Return a hash of the weights and the vocabulary."""
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings and the digest, as a table keeps them."""
-        return {**self.model_dump(mode="json"), "sha256": self.digest()}
+__all__ = [
+    "Conditions",
+    "CustomEncoder",
+    "Embedded",
+    "Encoder",
+    "EncoderFolder",
+    "EncoderPipeline",
+    "TextEncoder",
+    "WordLlama",
+    "beside",
+    "table_of",
+]
 
 
 class WordLlama(TextEncoder):
@@ -102,82 +81,6 @@ class WordLlama(TextEncoder):
         return Embedded(torch.stack(rows))
 
 
-class EncoderFolder(TextEncoder):
-    """A text encoder of transformers from a folder, as `save_pretrained` writes it: CLIP, T5, BERT.
-
-    Each text is a sequence of its last hidden states; `pooled` is the model's own, else the mean.
-    """
-
-    name: Literal["folder"]
-    path: str
-    """Folder with the encoder and its tokenizer, relative to the project. Nothing is downloaded,
-    and none of its code is run."""
-    length: int = Field(default=77, ge=1, le=4096)
-    """Tokens of a sequence: longer texts are cut, shorter ones are padded. The table has this many
-    vectors for each condition."""
-    padding: Literal["masked", "seen"] = Field(
-        default="masked", exclude_if=lambda padding: padding == "masked"
-    )
-    """`masked` hides the tokens of padding; `seen` keeps them, as Stable Diffusion's pipelines do:
-    for the text encoder of such a teacher."""
-
-    def digest(self) -> str:
-        """Return the hash of all files of the folder."""
-        root = Path(self.path)
-        files = sorted(f for f in root.rglob("*") if f.is_file())
-        named = {f.relative_to(root).as_posix(): sha256(f) for f in files}
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-
-    def encode(self, texts: Sequence[str]) -> Embedded:
-        """Return the last hidden states of each text, `length` of them."""
-        model, split = self._loaded()
-        parts = [self._of(model, split, part) for part in _cut(texts)]
-        vectors, mask, pooled = (torch.cat(each) for each in zip(*parts, strict=True))
-        return Embedded(vectors, mask, pooled)
-
-    @torch.no_grad()
-    def _of(self, model: Any, split: Any, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        given = split(
-            texts, padding="max_length", truncation=True, max_length=self.length,
-            return_tensors="pt",
-        )  # fmt: skip
-        seen = self.padding == "seen"
-        mask = torch.ones_like(given["attention_mask"]) if seen else given["attention_mask"]
-        found = model(input_ids=given["input_ids"], attention_mask=None if seen else mask)
-        mask = mask.bool()
-        states = found.last_hidden_state.float() * mask[..., None]
-        pooled = getattr(found, "pooler_output", None)
-        if pooled is None:
-            pooled = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return states.half(), mask, pooled.float()
-
-    def _loaded(self) -> tuple[Any, Any]:
-        if not (Path(self.path) / "config.json").is_file():
-            raise ReflowError(
-                f"data.conditions.encoder.path: {self.path}: no config.json in it; give a folder"
-                " that save_pretrained of transformers wrote"
-            )
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise ReflowError(
-                "data.conditions.encoder folder: needs transformers; `pip install"
-                " 'reflow-chain[text]'`"
-            ) from error
-        given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            split = AutoTokenizer.from_pretrained(self.path, **given)
-            model = AutoModel.from_pretrained(self.path, use_safetensors=True, **given)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = str(error).splitlines()[0][:160]
-            raise ReflowError(
-                f"data.conditions.encoder.path: {self.path}: no text encoder that can be read"
-                f" ({reason})"
-            ) from None
-        whole = model.get_encoder() if model.config.is_encoder_decoder else model
-        return getattr(whole, "text_model", whole).eval(), split
-
-
 class CustomEncoder(Own, TextEncoder):
     """A text encoder of the user's own, a subclass of `TextEncoder`."""
 
@@ -196,7 +99,9 @@ class CustomEncoder(Own, TextEncoder):
         return str(called(self.path, self.own.digest))
 
 
-Encoder = Annotated[WordLlama | EncoderFolder | CustomEncoder, Field(discriminator="name")]
+Encoder = Annotated[
+    WordLlama | EncoderFolder | EncoderPipeline | CustomEncoder, Field(discriminator="name")
+]
 
 
 class Conditions(Settings):
@@ -204,7 +109,8 @@ class Conditions(Settings):
 
     encoder: Encoder | None = None
     """The text encoder, which embeds each text once: `{name: wordllama, dim: 64}`, `{name: folder,
-    path: ...}` or a class of your own. null is for vectors, which are taken as they are."""
+    path: ...}`, `{name: pipeline, path: ...}` or a class of your own. null is for vectors, which
+    are taken as they are."""
     column: str | None = None
     """Where an array file has them: the column of Parquet or CSV, the array of .npz; for images the
     key in metadata.jsonl. null takes `text`; vectors need a name."""
@@ -239,11 +145,6 @@ def beside(texts: Sequence[str], known: Table) -> Table:
             f" (sha256 {digest[:12]}, expected {known.encoder['sha256'][:12]}); install the same"
         )
     return table_of(texts, encoder)
-
-
-def _cut(texts: Sequence[str]) -> Iterator[list[str]]:
-    for first in range(0, len(texts), AT_ONCE):
-        yield list(texts[first : first + AT_ONCE])
 
 
 def _checked(found: object, count: int, place: str) -> Embedded:

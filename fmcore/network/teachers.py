@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fmcore.codec.kinds import PART
 from fmcore.conditions.table import ConditionInput, Table
 from fmcore.network.build import take
 from fmcore.network.diffusers_class import (
@@ -168,7 +169,7 @@ def _diffusers(settings: DiffusersFolder, shape: tuple[int, ...], table: Table |
         place = Path(settings.scheduler) if settings.scheduler else folder
         scheduler = config_in(_scheduler_file(place))
         prediction, notes = prediction_of(scheduler, str(_scheduler_file(place)))
-    condition, said = _condition(settings, known, plain)
+    condition, said = _condition(settings, known, plain, shape)
     embeds = embedded_classes(known, plain)
     null = known == "DiTTransformer2DModel"
     classes = embeds - null if settings.classes is None else settings.classes
@@ -199,7 +200,7 @@ def _scheduler_file(place: Path) -> Path:
 
 
 def _condition(
-    settings: DiffusersFolder, kind: str, config: dict[str, Any]
+    settings: DiffusersFolder, kind: str, config: dict[str, Any], shape: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the inputs that all samples share, without a dimension for the batch."""
     found: dict[str, Tensor] = {}
@@ -220,16 +221,33 @@ def _condition(
             f"{settings.condition}: {twice[0]} is that of each sample's text (model.conditions);"
             " take it out of the file"
         )
-    needed = {"text_embeds", "time_ids"} if summed(config) else set()
-    if lacking := sorted(needed - found.keys() - {*theirs}):
+    said: list[str] = []
+    if summed(config) and "text_embeds" not in {*found, *theirs}:
         raise ReflowError(
-            f"{settings.path}: it needs {' and '.join(lacking)}; give them in `condition`"
+            f"{settings.path}: it needs text_embeds; give them in `condition`, or each sample its"
+            " own text (model.conditions)"
         )
+    if summed(config) and "time_ids" not in found:
+        found["time_ids"] = _uncropped(Path(settings.path), shape)
+        height, width = found["time_ids"][:2].int().tolist()
+        said.append(f"no time_ids in `condition`: pictures of {height} x {width}, uncropped")
     known_sizes = absent_condition(kind, config).items()
     absent = {n: s for n, s in known_sizes if n not in found and n not in theirs}
     zeros = {name: torch.zeros(sizes) for name, sizes in absent.items()}
-    said = [f"no {', '.join(zeros)} in `condition`: zeros are taken"] if zeros else []
+    if zeros:
+        said.append(f"no {', '.join(zeros)} in `condition`: zeros are taken")
     return {**found, **zeros}, said
+
+
+def _uncropped(folder: Path, shape: tuple[int, ...]) -> Tensor:
+    """Return SDXL's time_ids [6] of latents of `shape`: size, place and size of their pictures.
+
+    They are those of its pipeline, which takes a side to be 8 latents where there is no VAE.
+    """
+    config = folder / PART / "config.json"
+    levels = len(config_in(config)["block_out_channels"]) if config.is_file() else 4
+    size = [side * 2 ** (levels - 1) for side in shape[1:]]
+    return torch.tensor([*size, 0, 0, *size], dtype=torch.float32)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ def diffusers() -> Any:
     with warnings.catch_warnings(action="ignore"):
         import diffusers
     logging.getLogger("diffusers").setLevel(logging.ERROR)
+    diffusers.utils.logging.disable_progress_bar()
     return diffusers
 
 

@@ -208,6 +208,12 @@ NAMED = {
     "cifar10": ("data: {name: cifar10, root: g}", "g/test_batch", "prepare", "data.root"),
     "fashion": ("data: {name: fashion_mnist, root: g}", "g/t.gz", "prepare", "data.root"),
     "emoji": ("data: {name: emoji, font: f}", "f", "prepare", "data.font"),
+    **{
+        name: (
+            f"data: {{name: digits, conditions: {{encoder: {{name: {name}, path: g}}}}}}",
+            "g/config.json", "prepare", "data.conditions.encoder.path",
+        ) for name in ("folder", "pipeline")
+    },
     "weights": (
         "yardstick: {features: {kind: inception, weights: f}}", "f", "calibrate",
         "yardstick.features.weights",
