@@ -188,10 +188,7 @@ class Comparison:
                 r.coupling,
                 [r.at(nfe) for nfe in nfes],
                 [r.metrics.get(name) for name in shown],
-                [
-                    *(r.error(nfe) for nfe in nfes),
-                    *(r.metrics.get(keys.error(name)) for name in shown),
-                ],
+                [*map(r.error, nfes), *(r.metrics.get(keys.error(name)) for name in shown)],
             )
             for r in self.rounds
         ]
