@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fmcore.verdict.drawing import GRAY
+from fmcore.verdict.drawing import GRAY, Dashes, Look, legend
 
 INK = "#010203"
 """Drawn in this colour, then replaced by `currentColor`."""
+
+HELD_OUT = "held_out_loss"
+"""The column of a loss on pairs that no step learns from."""
 
 LABELS: Any = {
     "font.size": 10,
@@ -31,7 +34,16 @@ class Line:
     y: Sequence[float]
     sd: Sequence[float] = field(default_factory=tuple)
     colour: str = INK
-    style: str = "-"
+    style: Dashes = "-"
+    marker: str = "o"
+
+    @classmethod
+    def of(
+        cls, round_: str, x: Sequence[float], y: Sequence[float], look: Look, *, held_out: bool
+    ) -> "Line":
+        """Return a curve of a round in its look; that of pairs which are held out is dotted."""
+        name = f"{round_}, held out" if held_out else round_
+        return cls(name, x, y, (), look.colour, ":" if held_out else look.dashes, look.marker)
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ def chart(lines: Sequence[Line], axes: Axes) -> str:
         plot = figure.add_subplot()
         for line in lines:
             y = [max(v, 1e-12) for v in line.y] if axes.log_y else list(line.y)
-            colour, marker = line.colour, "o" if len(y) < 20 else ""
+            colour, marker = line.colour, line.marker if len(y) < 20 else ""
             plot.plot(
                 line.x, y, marker=marker, linestyle=line.style, color=colour, linewidth=2,
                 markersize=4, label=line.name,
@@ -82,7 +94,7 @@ def chart(lines: Sequence[Line], axes: Axes) -> str:
             plot.minorticks_off()
         plot.set_xlabel(axes.x, color=INK)
         plot.set_ylabel(axes.y, color=INK)
-        plot.legend(frameon=False, labelcolor=INK)
+        legend(plot, labelcolor=INK)
         plot.spines[["top", "right"]].set_visible(False)
         plot.spines[["left", "bottom"]].set_color(INK)
         plot.tick_params(which="both", colors=INK)

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.compare.chains import ComparedChain
-from flows.compare.charts import Axes, Line, chart
+from flows.compare.charts import HELD_OUT, Axes, Line, chart
 from flows.compare.costs import spent_table
 from flows.compare.gates import Said, told
 from flows.compare.groups import Group, GroupRow, by_metric, frame, group_rows, notes
@@ -24,6 +24,7 @@ from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.advice import guidance
 from fmcore.verdict.comparison import Choice, Comparison, Table, nearest
+from fmcore.verdict.drawing import Dashes, dashes
 from fmcore.verdict.errors import short, with_error
 from fmcore.verdict.replicates import gap_text, spread_text
 from fmcore.verdict.shown import FILE as SAMPLES
@@ -32,11 +33,7 @@ from fmcore.verdict.spent import sampler_table
 
 USES = {"one_step": "one step", "few_step": "few steps", "best": "best"}
 SHOWN = ("straightness_rel", "transport_cost", "held_out_ratio", "budget_defect")
-LIMIT = 6
-"""Lines in one chart: more cannot be told apart."""
 LOSSES = "Losses of training: dotted on pairs that are held out"
-STYLES = ("-", "--", ":", "-.")
-"""Lines of one round in different chains: the colour is that of the round."""
 
 
 @dataclass(frozen=True)
@@ -138,23 +135,23 @@ def _all_curves(groups: Sequence[Group]) -> list[str]:
     drawn = []
     for metric, mine in by_metric(groups).items():
         lines = [
-            _line(group, round_, STYLES[i % len(STYLES)])
+            _line(group, round_, dashes(i))  # of the chain; colour and marker are the round's
             for i, group in enumerate(mine)
             for round_ in group.mean
         ]
         ticks = sorted({x for line in lines for x in line.x})
-        drawn.append(chart(lines[:LIMIT], Axes("NFE", metric, log_x=True, ticks=ticks)))
+        drawn.append(chart(lines, Axes("NFE", metric, log_x=True, ticks=ticks)))
     return drawn
 
 
-def _line(group: Group, round_: str, style: str) -> Line:
+def _line(group: Group, round_: str, style: Dashes) -> Line:
     nfes = group.nfes(round_)
     points = [group.distance(round_, nfe) for nfe in nfes]
     sd = [spread for _, spread in points if spread is not None]
     whole = sd if len(sd) == len(points) else ()
-    colour = next(c[round_] for one in group.chains if round_ in (c := one.found.colours))
+    own = next(known[round_] for one in group.chains if round_ in (known := one.found.looks))
     name, means = f"{group.name} {round_}", [mean for mean, _ in points]
-    return Line(name, nfes, means, whole, colour, style)
+    return Line(name, nfes, means, whole, own.colour, style, own.marker)
 
 
 def _section(one: ComparedChain, *, losses: bool) -> Section:
@@ -196,14 +193,14 @@ def _samples(one: ComparedChain) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def _charts(one: ComparedChain, *, losses: bool) -> list[tuple[str, str]]:
     """Draw distance over NFE, the losses, straightness over t, transport cost over the rounds."""
-    found, rounds, colours = one.found, one.found.rounds[:LIMIT], one.found.colours
+    found, rounds, known_as = one.found, one.found.rounds, one.found.looks
     distances = []
     for r in rounds:
         own = sorted(r.distances)
         errors = [2 * error for nfe in own if (error := r.error(nfe)) is not None]
         known = errors if len(errors) == len(own) else ()
         values = [r.distances[nfe] for nfe in own]
-        distances.append(Line(r.name, own, values, known, colours[r.name]))
+        distances.append(Line(r.name, own, values, known, *known_as[r.name]))
     label = f"{found.metric} ± 2 standard errors"
     axes = Axes("NFE", label, log_x=True, ticks=found.nfes, floor=max(found.floor, 0))
     drawn = [("Distance to real data: lower is better", chart(distances, axes))]
@@ -213,13 +210,13 @@ def _charts(one: ComparedChain, *, losses: bool) -> list[tuple[str, str]]:
         curves = [
             line
             for name, path in paths.items()
-            for column, style in (("loss", "-"), ("held_out_loss", ":"))
-            if (line := _curve(one, name, path, ("step", column), style))
+            for column in ("loss", HELD_OUT)
+            if (line := _curve(one, name, path, ("step", column)))
         ]
         if curves:
             drawn.append((LOSSES, chart(curves, Axes("step", "loss"))))
     bends = {r.name: files[r.name].straightness for r in rounds if r.name in files}
-    gaps = [line for n, path in bends.items() if (line := _curve(one, n, path, ("t", "gap"), "-"))]
+    gaps = [line for name, path in bends.items() if (line := _curve(one, name, path, ("t", "gap")))]
     if gaps:
         straight = Axes("t  (0 = data, 1 = noise)", "E‖(Z₁ − Z₀) − v‖²")
         drawn.append(("Straightness over t: lower is straighter", chart(gaps, straight)))
@@ -227,7 +224,7 @@ def _charts(one: ComparedChain, *, losses: bool) -> list[tuple[str, str]]:
 
 
 def _cost(one: ComparedChain) -> tuple[str, str]:
-    rounds = one.found.rounds[:LIMIT]
+    rounds = one.found.rounds
     cost = [r.metrics["transport_cost"] for r in rounds]
     before = rounds[0].metrics.get("transport_cost_before")
     names = [r.name for r in rounds]
@@ -239,9 +236,7 @@ def _cost(one: ComparedChain) -> tuple[str, str]:
     return "Transport cost: no rectification raises it", chart([line], axes)
 
 
-def _curve(
-    one: ComparedChain, round_: str, path: str, columns: tuple[str, str], style: str
-) -> Line | None:
+def _curve(one: ComparedChain, round_: str, path: str, columns: tuple[str, str]) -> Line | None:
     """Return a column of a round's curve over another; None where neither has a number."""
     text = one.read(path) if path else None
     if text is None:
@@ -256,9 +251,9 @@ def _curve(
         raise ReflowError(
             f"{one.name}: the curve of {round_} is damaged ({error}); {MEND}"
         ) from None
-    name = f"{round_}, held out" if style == ":" else round_
     x, y = ([row[i] for row in rows] for i in (0, 1))
-    return Line(name, x, y, colour=one.found.colours[round_], style=style) if rows else None
+    held_out = columns[1] == HELD_OUT
+    return Line.of(round_, x, y, one.found.looks[round_], held_out=held_out) if rows else None
 
 
 def _pictures(one: ComparedChain, name: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flows.compare.chains import WORKSPACE, ComparedChain, commit_of
-from flows.compare.charts import Axes, Line, chart
+from flows.compare.charts import HELD_OUT, Axes, Line, chart
 from flows.compare.groups import grouped
 from flows.compare.page import Live, page
 from flows.compare.samples import drawn
@@ -20,7 +20,7 @@ from flows.watch.state import Seen, Watched
 from flows.watch.terminal import last_preview, line_of, text_of
 from fmcore.compare import compared
 from fmcore.settings import ReflowError
-from fmcore.verdict.drawing import palette
+from fmcore.verdict.drawing import Look, looks
 
 EVERY = 5
 """Seconds after which a browser loads the page of a running run again."""
@@ -40,7 +40,15 @@ class Grown:
             return page(grouped(chains))
         if seen.state == "none":
             raise ReflowError("no run yet, so there is no page; `reflow run` starts one")
-        return page(grouped(self._chains()), _live(seen))
+        return page(grouped(self._chains()), _live(seen, self._looks(seen)))
+
+    def _looks(self, seen: Seen) -> dict[str, Look]:
+        """Return how rounds are drawn: those of params.yaml as ever, then what else is trained."""
+        try:
+            known = {name: r.replicate_of for name, r in load(self.root / FILE).rounds.items()}
+        except ReflowError:  # it is being edited
+            known = {}
+        return looks(known | {s.round_: None for s in _trained(seen) if s.round_ not in known})
 
     def _chains(self) -> list[ComparedChain]:
         now = [_stamp(self.root / name) for name in ("dvc.lock", FILE)]
@@ -84,9 +92,11 @@ def so_far(root: Path) -> list[ComparedChain]:
     return [ComparedChain(WORKSPACE, describe(whole, read, commit), found, read, took)]
 
 
-def _live(seen: Seen) -> Live:
-    trained = [s for s in seen.stages if s.name.startswith("train@")]
-    colours = palette(stage.name.partition("@")[2] for stage in trained)
+def _trained(seen: Seen) -> list[Watched]:
+    return [stage for stage in seen.stages if stage.name.startswith("train@")]
+
+
+def _live(seen: Seen, drawn_as: Mapping[str, Look]) -> Live:
     rows = [(s.name, str(s.state), s.share, text_of(s)) for s in seen.stages]
     gates = [
         (state, f"{state}: {stage.name}: {says}")
@@ -96,27 +106,25 @@ def _live(seen: Seen) -> Live:
     ]
     return Live(
         seen.title, line_of(seen), seen.state == "running", rows, gates,
-        _losses(trained, colours), _samples(seen, colours), EVERY,
+        _losses(seen, drawn_as), _samples(seen, drawn_as), EVERY,
     )  # fmt: skip
 
 
-def _losses(trained: list[Watched], colours: Mapping[str, str]) -> str:
+def _losses(seen: Seen, drawn_as: Mapping[str, Look]) -> str:
     lines = []
-    for stage in trained:
-        name = stage.name.partition("@")[2]
-        for column, style in (("loss", "-"), ("held_out_loss", ":")):
+    for stage in _trained(seen):
+        for column in ("loss", HELD_OUT):
             if points := stage.curves.get(column):
                 x, y = zip(*points, strict=True)
-                label = name if style == "-" else f"{name}, held out"
-                lines.append(Line(label, x, y, colour=colours[name], style=style))
+                own, held_out = drawn_as[stage.round_], column == HELD_OUT
+                lines.append(Line.of(stage.round_, x, y, own, held_out=held_out))
     return chart(lines, Axes("step", "loss")) if lines else ""
 
 
-def _samples(seen: Seen, colours: Mapping[str, str]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _samples(seen: Seen, drawn_as: Mapping[str, Look]) -> list[tuple[str, list[tuple[str, str]]]]:
     found = last_preview(seen)
     if found is None:
         return []
     stage, shown = found
-    name = stage.name.partition("@")[2]
-    title = f"Samples of {name} at step {shown.step}, each time from the same noise"
-    return [(title, list(drawn(shown, colours[name]).items()))]
+    title = f"Samples of {stage.round_} at step {shown.step}, each time from the same noise"
+    return [(title, list(drawn(shown, drawn_as[stage.round_].colour).items()))]

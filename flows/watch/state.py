@@ -40,6 +40,11 @@ class Watched:
     preview: Path | None = None
 
     @property
+    def round_(self) -> str:
+        """The round or coupling that the stage is of; empty where it is of none."""
+        return self.name.partition("@")[2]
+
+    @property
     def share(self) -> float:
         """The share of its steps that are done."""
         return self.step / self.total if self.total else 0.0

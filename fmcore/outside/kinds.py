@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from fmcore.outside.arrays import NpyPiece, NpzPiece, SafetensorsPiece
 from fmcore.outside.chain import ChainRows
@@ -53,6 +53,16 @@ class Files(Settings):
     """The side that holds real samples: what is held out then depends on their content, as it does
     for prepared data. null holds out by the number of the pair."""
 
+    @field_validator("path")
+    @classmethod
+    def _is_here(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError(
+                "files are read where they lie on this machine, and only kind reflow from a URL;"
+                " copy them first, as by `dvc import-url`, and give that folder"
+            )
+        return path
+
     def open(self, place: str | None = None) -> FileRows:
         """Return the pairs, counted and named; `place` replaces the path.
 
@@ -84,6 +94,14 @@ class Chain(Settings):
     rev: str | None = None
     """The commit, tag or branch of the other project. null takes its folder as it is. A branch is
     looked up when the stage runs, so name a commit or a tag."""
+
+    @model_validator(mode="after")
+    def _a_commit_is_of_a_project(self) -> "Chain":
+        if self.rev is not None and self.path.startswith("s3://"):
+            raise ValueError(
+                f"rev: {self.path} is a folder in S3, which has no commits; leave it out"
+            )
+        return self
 
     @property
     def elsewhere(self) -> bool:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from fmcore.checked import MEND, opened, sealed
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
-from fmcore.verdict.drawing import palette
+from fmcore.verdict.drawing import Look, looks
 from fmcore.verdict.errors import standard_error, with_error
 from fmcore.verdict.gates import Verdict
 from fmcore.verdict.replicates import Replicates
@@ -160,12 +160,14 @@ class Comparison:
         return sorted({nfe for r in self.rounds for nfe in r.distances})
 
     @property
+    def looks(self) -> dict[str, Look]:
+        """How each round is drawn, by the order of the chain; replicates as theirs."""
+        return looks({r.name: r.replicate_of if r.replicate else None for r in self.rounds})
+
+    @property
     def colours(self) -> dict[str, str]:
-        """The colour of each round, in the order of the chain; replicates have that of theirs."""
-        own = palette(r.name for r in self.rounds if not r.replicate)
-        known = {r.name: r.replicate_of if r.replicate else r.name for r in self.rounds}
-        every = palette([*own, *(of or name for name, of in known.items())])
-        return {name: every[of or name] for name, of in known.items()}
+        """The colour of each round."""
+        return {name: own.colour for name, own in self.looks.items()}
 
     def least(self, nfe: int) -> Number:
         """Return the least distance of all rounds at an NFE."""
@@ -186,10 +188,7 @@ class Comparison:
                 r.coupling,
                 [r.at(nfe) for nfe in nfes],
                 [r.metrics.get(name) for name in shown],
-                [
-                    *(r.error(nfe) for nfe in nfes),
-                    *(r.metrics.get(keys.error(name)) for name in shown),
-                ],
+                [*map(r.error, nfes), *(r.metrics.get(keys.error(name)) for name in shown)],
             )
             for r in self.rounds
         ]

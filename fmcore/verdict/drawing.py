@@ -5,18 +5,73 @@ No dates and no versions are in the files.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROUNDS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Colours of rounds, in the order of the chain: those of Okabe and Ito (2008), which people with
-any colour vision tell apart, without black and a yellow that is too pale for white paper. The
-templates in .dvc/plots repeat them."""
+ROUNDS = (
+    "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
+    "#8877ff", "#773311", "#880077", "#ddbb77", "#dd2244", "#0044aa",
+    "#774466", "#557744", "#99cc99", "#8899ff", "#99aa44", "#00ccdd",
+    "#885500", "#bb55cc", "#cccc44", "#994488", "#994455", "#cc9999",
+)  # fmt: skip
+"""Colours of rounds, in the order of the chain. The first six are those of Okabe and Ito (2008),
+which people with any colour vision tell apart, without black and a yellow that is too pale for
+white paper; each further one is the farthest in CIELAB from all before it, to normal and to
+colour-blind sight, of muted colours that show on white and on black. The templates in .dvc/plots
+repeat them."""
+ALIKE = 6
+"""Rounds that share dashes and marker; those of the next so many have others."""
+MARKERS = ("o", "s", "^", "v")
+BESIDE, COLUMN = 15, 1.4
+"""Lines of a legend beside the axes, and the width of one column of them in inches."""
 INK, GRAY, FAINT = "#333333", "#808080", "#c8c8c8"
 """Text and what belongs to no round; the floor; what lies behind."""
+Dashes = str | tuple[int, tuple[int, ...]]
+"""A line style of matplotlib: by its name, or an offset and the lengths of dashes and gaps."""
+
+
+class Look(NamedTuple):
+    """How a round is drawn: the colour everywhere, dashes and markers where there are lines."""
+
+    colour: str
+    dashes: Dashes = "-"
+    marker: str = "o"
+
+
+def look(place: int) -> Look:
+    """Return the look of the round at a place in the chain; no two places have the same.
+
+    >>> look(8)
+    Look(colour='#880077', dashes='--', marker='s')
+    """
+    band = place // ALIKE
+    return Look(ROUNDS[place % len(ROUNDS)], dashes(band), MARKERS[band % len(MARKERS)])
+
+
+def dashes(band: int) -> Dashes:
+    """Return a whole line for 0, dashes for 1, then dashes with one dot more for each.
+
+    >>> dashes(0), dashes(1), dashes(3)
+    ('-', '--', (0, (6, 2, 1, 2, 1, 2)))
+    """
+    return ("-", "--")[band] if band < 2 else (0, (6, 2, *(1, 2) * (band - 1)))
+
+
+def looks(rounds: Mapping[str, str | None]) -> dict[str, Look]:
+    """Return the look of each round, in the order of the chain.
+
+    A value is the round of which the key is a replicate, which has its look; None if it is none.
+
+    >>> {name: own.colour for name, own in looks({"a": None, "a_2": "a", "b": None}).items()}
+    {'a': '#d55e00', 'a_2': '#d55e00', 'b': '#0072b2'}
+    """
+    own = [name for name, of in rounds.items() if not of]
+    known = dict.fromkeys([*own, *filter(None, rounds.values())])
+    every = {name: look(place) for place, name in enumerate(known)}
+    return {name: every[of or name] for name, of in rounds.items()}
 
 
 def palette(names: Iterable[str]) -> dict[str, str]:
@@ -25,7 +80,7 @@ def palette(names: Iterable[str]) -> dict[str, str]:
     >>> palette(["rf1", "rf2"])
     {'rf1': '#d55e00', 'rf2': '#0072b2'}
     """
-    return {name: ROUNDS[i % len(ROUNDS)] for i, name in enumerate(dict.fromkeys(names))}
+    return {name: own.colour for name, own in looks(dict.fromkeys(names)).items()}
 
 
 def data_name(settings: Mapping[str, Any] | None) -> str:
@@ -81,3 +136,19 @@ def plain_axes(axes: "Axes") -> None:
 def heading(axes: "Axes", title: str) -> None:
     """Write the title of a figure with one pair of axes, at the left."""
     axes.set_title(title, fontsize=11, color=INK, loc="left", parse_math=False)
+
+
+def legend(axes: "Axes", **look: Any) -> None:
+    """Name the lines: inside the axes, or beside them where so many would hide what is drawn.
+
+    `look` is passed on to matplotlib.
+    """
+    count = len(axes.get_legend_handles_labels()[1])
+    if count <= ALIKE + 1:  # and the floor
+        axes.legend(frameon=False, **look)
+        return
+    columns, figure = -(-count // BESIDE), axes.get_figure(root=True)
+    assert figure is not None
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, **look)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + COLUMN * columns, height)

@@ -9,8 +9,9 @@ from fmcore.verdict.drawing import (
     GRAY,
     INK,
     heading,
+    legend,
+    looks,
     new_figure,
-    palette,
     plain_axes,
     save,
     titled,
@@ -28,15 +29,18 @@ def straightness_over_t(path: Path, gaps: "Mapping[str, pd.DataFrame]", data: st
     """
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
-    colours = palette(gaps)
+    drawn = looks(dict.fromkeys(gaps))
     for name, curve in gaps.items():
         gap = curve["gap"].clip(lower=1e-12)
-        axes.plot(curve["t"], gap, color=colours[name], linewidth=2, label=name)
+        own = drawn[name]
+        axes.plot(
+            curve["t"], gap, color=own.colour, linestyle=own.dashes, linewidth=2, label=name
+        )  # fmt: skip
     axes.set_yscale("log")
     axes.set_xlabel("t  (0 = data, 1 = noise)", color=INK)
     axes.set_ylabel("E‖(Z₁ − Z₀) − v‖²", color=INK)
     heading(axes, titled("Straightness over t (lower is straighter)", data))
-    axes.legend(frameon=False)
+    legend(axes)
     plain_axes(axes)
     save(figure, path)
 
@@ -56,10 +60,10 @@ def fd_over_nfe(path: Path, found: Comparison, data: str = "") -> None:
         values = [max(r.distances[n], edge) for n in nfes]
         errors = [2 * (r.error(n) or 0.0) for n in nfes]
         low = [min(e, v - edge / 2) for v, e in zip(values, errors, strict=True)]
-        colour = found.colours[r.name]
+        own = found.looks[r.name]
         axes.errorbar(
-            nfes, values, yerr=[low, errors], fmt="o-", color=colour, linewidth=2, markersize=5,
-            elinewidth=1, capsize=2, label=r.name,
+            nfes, values, yerr=[low, errors], color=own.colour, linestyle=own.dashes, linewidth=2,
+            marker=own.marker, markersize=5, elinewidth=1, capsize=2, label=r.name,
         )  # fmt: skip
     _floor(axes, found, edge / 10)
     axes.set_xscale("log", base=2)
@@ -68,7 +72,7 @@ def fd_over_nfe(path: Path, found: Comparison, data: str = "") -> None:
     axes.set_xlabel("NFE (Euler steps from noise to data)", color=INK)
     axes.set_ylabel(f"{found.metric} ± 2 standard errors", color=INK)
     heading(axes, titled("Distance to real data over NFE (lower is better)", data))
-    axes.legend(frameon=False)
+    legend(axes)
     plain_axes(axes)
     save(figure, path)
 
@@ -88,16 +92,18 @@ def quality_over_compute(
     rows = [row for row in table.to_dict("records") if row["flops_total"] > 0]  # NaN is not
     edge = min((row[name] for row in rows if row[name] > 0), default=1e-12) / 2
     for round_ in dict.fromkeys(str(row["round"]) for row in rows):
-        own = [row for row in rows if row["round"] == round_]
-        for euler, style in ((True, "o-"), (False, "D")):
-            some = [row for row in own if str(row["sampler"]).startswith("euler_") == euler]
+        own = found.looks[round_]
+        for euler, dashes, marker in ((True, own.dashes, own.marker), (False, "", "D")):
+            of = (row for row in rows if row["round"] == round_)
+            some = [row for row in of if str(row["sampler"]).startswith("euler_") == euler]
             x = [row["flops_total"] for row in some]
             y = [max(row[name], edge) for row in some]
             errors = [2 * float(row.get(f"{name}_se", 0)) for row in some]
             low = [min(e, v - edge / 2) for v, e in zip(y, errors, strict=True)]
             axes.errorbar(
-                x, y, yerr=[low, errors], fmt=style, color=found.colours[round_], linewidth=2,
-                markersize=5, elinewidth=1, capsize=2, label=round_ if euler else None,
+                x, y, yerr=[low, errors], color=own.colour, linestyle=dashes, linewidth=2,
+                marker=marker, markersize=5, elinewidth=1, capsize=2,
+                label=round_ if euler else None,
             )  # fmt: skip
             for j, (row, a, b) in enumerate(zip(some, x, y, strict=True)):
                 word = f"{row['nfe']:.3g}" if euler else str(row["sampler"])
@@ -112,7 +118,7 @@ def quality_over_compute(
     axes.set_xlabel("FLOPs of training, pairs and samples, ancestors included", color=INK)
     axes.set_ylabel(f"{name} ± 2 standard errors", color=INK)
     heading(axes, titled("Quality over compute; numbers are NFE", data))
-    axes.legend(frameon=False)
+    legend(axes)
     plain_axes(axes)
     save(figure, path)
 

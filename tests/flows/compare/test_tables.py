@@ -1,6 +1,7 @@
 """One comparison, laid out for the terminal, csv, JSON, Prefect and the page."""
 
 import json
+import re
 from dataclasses import replace
 from html import escape
 
@@ -387,3 +388,24 @@ def test_the_charts_of_the_page_have_the_colours_of_the_rounds_and_plain_numbers
         assert f'style="background:{ROUNDS[1]}"></span><b>rf2</b>' in text
     across = two.split("Distance over NFE, all chains")[1].split("</svg>")[0]
     assert [across.count(f"stroke: {c}; stroke-width: 2") for c in ROUNDS[:2]] == [2, 2]
+
+
+def test_the_charts_of_the_page_show_every_round_of_nine_in_its_own_look():
+    from fmcore.verdict.drawing import ROUNDS
+
+    (first, *_) = comparison().rounds
+    rounds = [replace(first, name=f"rf{i}") for i in range(9)]
+    one = replace(chain(), found=replace(comparison(), rounds=rounds))
+    other = replace(one, name="two", about=replace(one.about, key="two", recipe="other"))
+    text = page(grouped([one, other]))
+    distance, across = (
+        next(svg for svg in text.split("<svg")[1:] if f'aria-label="{label} over NFE"' in svg)
+        for label in ("fd ± 2 standard errors", "fd")
+    )
+    for colour in ROUNDS[:9]:  # a line, and its name
+        assert distance.count(f"stroke: {colour}; stroke-width: 2") >= 2
+        assert across.count(f"stroke: {colour}; stroke-width: 2") >= 4
+    dashed = {
+        c for c in ROUNDS if re.search(f"stroke-dasharray: [^;]*;[^;]*; stroke: {c}", distance)
+    }
+    assert dashed == set(ROUNDS[6:9])

@@ -1,6 +1,7 @@
 """Pairs from outside as a stage like any other: plan, shards, lineage, verify, way back."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from flows.dag.outputs.elsewhere import fetched
 from flows.params.load import load
 from flows.stage import shards
 from flows.stage.__main__ import main
+from flows.stage.imports import pairs_of
 from fmcore.couple import couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.verify import verify
@@ -95,7 +97,7 @@ def test_lineage_names_the_coupling_of_each_round(chain):
     assert own["teacher"].pairs == 150 and own["teacher"].nfe is None
 
 
-def test_it_is_made_by_several_jobs(chain):
+def test_it_is_made_by_several_jobs_with_the_bytes_of_one(chain, tmp_path):
     params = (chain.root / "params.yaml").read_text()
     chain.edit("params.yaml", "shard: 60", "shard: 50")
     try:
@@ -103,6 +105,16 @@ def test_it_is_made_by_several_jobs(chain):
         assert shards.state(chain.root, "teacher").missing == [0, 1, 2]
         assert list(shards.sample(chain.root, "teacher", "1:3")) == [1, 2]
         assert shards.state(chain.root, "teacher").missing == [0]
+        shards.sample(chain.root, "teacher", "0")
+        assert not shards.state(chain.root, "teacher").missing
+        made = next((chain.root / ".reflow/scratch/couple@teacher").rglob("part-00000.parquet"))
+        alone = pairs_of(chain.root, load(chain.root / "params.yaml"), "teacher")
+        data = chain.root / "couplings/independent"
+        here = Work(scratch=tmp_path)
+        couple(tmp_path, data, tmp_path / "out", tmp_path / "m.json", alone, here)
+        parts = sorted((tmp_path / "out").glob("part-*"))
+        assert len(parts) == 3
+        assert all(p.read_bytes() == (made.parent / p.name).read_bytes() for p in parts)
     finally:
         chain.write("params.yaml", params)
         assert main(["inputs", "out=inputs"]) == 0
@@ -140,6 +152,35 @@ def test_a_coupling_of_a_commit_of_another_project_comes_in_exactly(chain, tmp_p
     assert "solver_gap_rel" in json.loads((tmp_path / "m.json").read_text())  # it came along
 
 
+def test_a_coupling_comes_from_behind_a_git_url_with_a_remote_of_dvc(chain, tmp_path):
+    """The repository is bare and has no cache: `dvc get` clones it, and asks its remote."""
+    own, bare, remote = (tmp_path / name for name in ("own", "bare.git", "remote"))
+    chain.sh("git", "clone", "-q", str(chain.root), str(own))
+    shutil.copytree(chain.root / ".dvc/cache", remote)  # what `dvc push` writes
+    config = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n"
+    (own / ".dvc/config").write_text(config)
+    for words in (["commit", "-qam", "a remote"], ["tag", "v1"]):
+        chain.sh("git", "-C", str(own), *words)
+    chain.sh("git", "clone", "-q", "--bare", str(own), str(bare))
+    given = (
+        TEACHER.partition("{")[0]
+        + f"{{kind: reflow, path: 'file://{bare}', coupling: rf1, rev: v1}}\n"
+    )
+    file = tmp_path / "params.yaml"
+    file.write_text(tiny_chain.PARAMS + given[1:])
+    found = pairs_of(tmp_path, load(file), "teacher")
+    assert found.pairs == 100 and found.place
+    data, work = chain.root / "couplings/independent", Work(scratch=tmp_path / "s")
+    couple(tmp_path, data, tmp_path / "out", tmp_path / "m.json", found, work)
+    ours, theirs = (
+        read(open_coupling(f)) for f in (tmp_path / "out", chain.root / "couplings/rf1")
+    )
+    assert torch.equal(ours.target, theirs.target) and torch.equal(ours.source, theirs.source)
+    with pytest.raises(ReflowError, match="no.git: couplings/rf1 cannot be fetched") as error:
+        fetched(tmp_path, f"file://{tmp_path}/no.git", "couplings/rf1", None)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("path", "rev"), [("couplings/none", "HEAD"), ("couplings/rf1", "nope")])
 def test_what_another_project_does_not_have_is_one_line(chain, tmp_path, path, rev):
     with pytest.raises(ReflowError, match="cannot be fetched") as error:
@@ -160,6 +201,12 @@ def test_mlflow_shows_the_data_set_that_the_round_trained_on(chain):
         ("shard: 60", "shard: 60\n    solver: {name: heun}", "solver has no effect on imported"),
         ("shard: 60", "store: {source: false}", "imported pairs do not have"),
         ("kind: npz", "kind: zip", "import.kind: expected one of"),
+        ("path: teacher", "path: 's3://b/pairs'", "copy them first, as by `dvc import-url`"),
+        (
+            "kind: npz, path: teacher, target: images, source: noise",
+            "kind: reflow, path: 's3://b', coupling: rf1, rev: v1",
+            "which has no commits",
+        ),
         ("kind: npz, ", "", "its kind is missing; add `kind: ...`"),
         ("{round: rf1, pairs: 100,", "{round: rf1,", "pairs: is missing; add it"),
     ],

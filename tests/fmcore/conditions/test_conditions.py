@@ -11,7 +11,8 @@ from fmcore.conditions import encoders
 from fmcore.conditions import table as conditions
 from fmcore.conditions.encoders import Conditions, EncoderFolder, WordLlama
 from fmcore.conditions.table import Table
-from fmcore.couple import Couple, couple
+from fmcore.couple import Couple, couple, couple_shards
+from fmcore.coupling.compact import Store
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.verify import verify
 from fmcore.dataset.arrays import Array
@@ -29,6 +30,7 @@ from fmcore.settings import GuidanceWithin, ReflowError
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
+from fmcore.work.executor import Executor
 from fmcore.work.work import Work
 
 TEXTS = ("left", "right")
@@ -95,6 +97,28 @@ def test_the_table_has_each_text_once_and_its_digest_is_in_every_identity(chain)
         assert load(chain / folder).config["conditions"] == about.conditions
     made = verify(chain / "pairs")
     assert made.about.conditions == about.conditions and made.conditions.texts == TEXTS
+
+
+@pytest.mark.parametrize("how", ["shards", "dask:1", pytest.param("ray:1", marks=pytest.mark.long)])
+def test_texts_guidance_and_pieces_have_the_bytes_of_one_process(chain, tmp_path, how):
+    if how != "shards":
+        pytest.importorskip({"dask:1": "distributed"}.get(how, "ray"))
+    settings = Couple(
+        pairs=48, shard=16, solver=Solver(name="euler", steps=8), store=Store(pieces=4),
+        guidance=GuidanceWithin(strength=2.0, within=(0.25, 0.75)),
+    )  # fmt: skip
+    given, found = (chain / "rf1", chain / "data"), {}
+    for name in ("one", how):
+        executor = Executor.parse("in-process" if name in ("one", "shards") else how)
+        work = Work(scratch=tmp_path / f"{name}-scratch", executor=executor)
+        for some in (range(1, 3), range(1)) if name == "shards" else ():
+            couple_shards(*given, settings, some, work)
+        out = tmp_path / f"{name}-out"
+        couple(*given, out, tmp_path / f"{name}.json", settings, work)
+        found[name] = {file.name: file.read_bytes() for file in out.iterdir()}
+    about = open_coupling(tmp_path / "one-out").about
+    assert about.conditions and about.guidance and about.store["pieces"] == 4
+    assert found[how] == found["one"]
 
 
 def test_a_damaged_table_is_refused(chain, tmp_path):

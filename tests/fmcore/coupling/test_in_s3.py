@@ -13,17 +13,20 @@ import torch
 
 import fmcore
 from fmcore.checked import sealed
+from fmcore.couple import couple
 from fmcore.coupling.manifest import POINTER
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import labels, open_coupling, read
 from fmcore.coupling.verify import verify
 from fmcore.coupling.write import About, finish, table, write_shard
+from fmcore.outside.imported import Imported
+from fmcore.outside.kinds import Chain
 from fmcore.settings import ReflowError
 from fmcore.train import Train, train
 from fmcore.training.batches import batches
 from fmcore.work.work import Work
 from tests import s3
-from tests.chains import scratch_model
+from tests.chains import gaussian_data, scratch_model
 
 SHARDS, ROWS = 12, 200
 
@@ -173,3 +176,24 @@ def test_what_goes_wrong_is_one_line(whole, url, lab, monkeypatch, tmp_path):
     said("_manifest.json cannot be fetched .*check the endpoint")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     said("_manifest.json cannot be fetched")
+
+
+def test_a_coupling_in_s3_comes_in_as_one_of_another_chain(url, whole, lab, tmp_path):
+    """`couplings.<name>.import: {kind: reflow, path: s3://...}`, shard by shard."""
+    data = gaussian_data(tmp_path / "data", mu=[0.0] * 200, s=[1.0] * 200, pairs=50)
+    bucket = url.removesuffix("/rf1")
+    client = boto3.client("s3", endpoint_url=lab.url, region_name="us-east-1")
+    for file in whole.iterdir():
+        client.upload_file(str(file), s3.BUCKET, f"shared/couplings/rf1/{file.name}")
+    of = Chain(kind="reflow", path=bucket, coupling="rf1")
+    settings = Imported(of=of, pairs=1000, shard=300).settled()
+    out, work = tmp_path / "out", Work(scratch=tmp_path / "scratch")
+    couple(tmp_path, data, out, tmp_path / "m.json", settings, work)
+    verify(out)
+    ours, theirs = read(open_coupling(out)), read(open_coupling(whole))
+    assert len(ours) == 1000
+    assert torch.equal(ours.target, theirs.target[:1000])
+    assert torch.equal(ours.source, theirs.source[:1000])
+    with pytest.raises(ReflowError, match="no-such") as error:
+        Imported(of=Chain(kind="reflow", path=f"{bucket}/no-such"), shard=300).settled()
+    assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 """Every layout comes in as it is, and goes out so that it comes in again."""
 
 import itertools
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -13,10 +14,11 @@ from fmcore.coupling.noise import identities, is_held_out
 from fmcore.coupling.read import open_coupling
 from fmcore.outside import tables
 from fmcore.outside.export import LAYOUTS, export
+from fmcore.outside.imported import Imported, importer_of
 from fmcore.settings import ReflowError
 from fmcore.work.executor import Executor
 from fmcore.work.work import Work
-from tests.fmcore.outside.layouts import data, pairs, taken, write
+from tests.fmcore.outside.layouts import READ, data, pairs, taken, write
 
 
 @pytest.fixture
@@ -75,6 +77,19 @@ def test_workers_give_the_same_bytes(root, executor):
     taken(root, name="others", work=work, **how)
     for file in (root / "out").iterdir():
         assert file.read_bytes() == (root / "others" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", [*LAYOUTS, "reflow"])
+def test_what_is_sent_to_a_worker_makes_the_same_shards(root, kind):
+    """Executors differ in how they send it: what they send is this."""
+    how = {"kind": kind, "path": str(root / "out")}
+    if kind == "reflow":
+        taken(root, kind="npz", path=str(write("npz", root, pairs())))
+    else:
+        how["path"] = str(write(kind, root, pairs()))
+    here = importer_of(root / "data", Imported(of=READ.validate_python(how), shard=50).settled())
+    sent = pickle.loads(pickle.dumps(here))
+    assert [sent.shard(i) for i in (2, 0)] == [here.shard(i) for i in (2, 0)]
 
 
 def test_an_import_goes_on_where_it_was_stopped(root):

@@ -64,9 +64,14 @@ def test_a_teacher_behind_an_api_becomes_a_coupling(root):
     assert open_coupling(root / "out").about.origin["settings"] == {"far": 3.0}
 
 
-def test_workers_make_the_same_bytes(root):
+@pytest.mark.parametrize(
+    "text", ["processes:1", "dask:1", pytest.param("ray:1", marks=pytest.mark.long)]
+)
+def test_workers_make_the_same_bytes(root, text):
+    if text != "processes:1":
+        pytest.importorskip({"dask:1": "distributed"}.get(text, "ray"))
     taken(root, pairs=120, **settings())
-    work = Work(scratch=root / "w", executor=Executor.parse("processes:1"))
+    work = Work(scratch=root / "w", executor=Executor.parse(text))
     taken(root, name="others", pairs=120, work=work, **settings())
     for file in (root / "out").iterdir():
         assert file.read_bytes() == (root / "others" / file.name).read_bytes()

@@ -4,16 +4,17 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from fmcore.settings import ReflowError
 from fmcore.verdict import before_after, figures, film, pictures
 from fmcore.verdict.comparison import Comparison, RoundResult
-from fmcore.verdict.drawing import GRAY, ROUNDS, palette
+from fmcore.verdict.drawing import FAINT, GRAY, INK, ROUNDS, look, palette
 from fmcore.verdict.plane import Plane
 from tests.conftest import SOURCE
 
@@ -98,6 +99,9 @@ def test_every_end_point_belongs_to_a_path(tmp_path):
     assert (tmp_path / "all.png").read_bytes() == (tmp_path / "shown.png").read_bytes()
 
 
+ONE_CURVE = pd.DataFrame({"t": [0.0, 1], "gap": [1.0, 2]})
+
+
 def three_rounds() -> Comparison:
     found = compared({1: 600.0, 8: 9.0}, 5.0)
     (rf1,) = found.rounds
@@ -111,7 +115,40 @@ def test_a_round_has_one_colour_by_its_place_in_the_chain_and_so_have_its_replic
     assert found.colours == {"rf1": rf1, "rf1_2": rf1, "rf2": rf2, "rf3": rf3}
     own = [r for r in found.rounds if not r.replicate]
     assert replace(found, rounds=own).colours == palette(["rf1", "rf2", "rf3"])
-    assert len(set(ROUNDS)) == len(ROUNDS) and GRAY not in ROUNDS
+
+
+def lab(colours: list[str]) -> np.ndarray:
+    """CIELAB [N, 3] of colours on a screen, to the eye that sees all of them."""
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    x, y, z = np.cbrt(linear @ to_xyz.T / to_xyz.sum(1)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def test_no_two_rounds_look_the_same_and_the_first_six_are_those_of_okabe_and_ito():
+    first = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+    assert [look(i) for i in range(6)] == [(colour, "-", "o") for colour in first]
+    assert len({look(i) for i in range(300)}) == 300
+    some = lab([*palette(f"rf{i}" for i in range(24)).values(), INK, GRAY, FAINT])
+    gaps = np.linalg.norm(some[:, None] - some, axis=2) + 1e3 * np.eye(27)
+    assert gaps.min() > 18, "two rounds in nearly one colour"
+
+
+def test_nine_rounds_are_drawn_in_nine_colours_and_named_beside_the_lines(tmp_path, drawn):
+    (one,) = compared({1: 600.0, 8: 9.0}, 5.0).rounds
+    rounds = [replace(one, name=f"rf{i}") for i in range(9)]
+    found = replace(three_rounds(), rounds=rounds)
+    figures.fd_over_nfe(tmp_path / "a", found)
+    figures.straightness_over_t(tmp_path / "b", {r.name: ONE_CURVE for r in rounds})
+    for axes in drawn:
+        shown = {name: line for name, line in lines(axes).items() if name.startswith("rf")}
+        assert [colour for colour, _ in shown.values()] == list(ROUNDS[:9])
+        assert [dashes for _, dashes in shown.values()] == ["-"] * 6 + ["--"] * 3
+        axes.figure.canvas.draw()
+        assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
 
 
 @pytest.fixture
@@ -132,8 +169,7 @@ def lines(axes):
 def test_figures_of_all_rounds_have_these_colours_a_title_and_a_gray_dashed_floor(tmp_path, drawn):
     found = replace(three_rounds(), rounds=three_rounds().rounds[::2])  # rf1, rf2
     figures.fd_over_nfe(tmp_path / "a", found, "digits")
-    curve = pd.DataFrame({"t": [0.0, 1], "gap": [1.0, 2]})
-    figures.straightness_over_t(tmp_path / "b", {"rf1": curve, "rf2": curve}, "digits")
+    figures.straightness_over_t(tmp_path / "b", {"rf1": ONE_CURVE, "rf2": ONE_CURVE}, "digits")
     rows = [
         {"round": name, "sampler": f"euler_{n}", "nfe": n, "fd_clf": 3.0, "flops_total": 9.0 * n}
         for name in ("rf2", "rf1")  # the rows are in another order than the chain
