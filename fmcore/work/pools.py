@@ -115,6 +115,8 @@ def on_dask(address: str | None, payload: Payload, count: int) -> Started:
                     host="127.0.0.1",
                     dashboard_address=None,
                     worker_dashboard_address=None,
+                    # Without a dashboard it still serves on port 8787, which another may have.
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                     silence_logs="ERROR",
                 )
             )
