@@ -35,7 +35,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def at(monkeypatch, place):
-    monkeypatch.setattr(sample, "_place", lambda *_: place)
+    monkeypatch.setattr(sample, "place_of", lambda *_: place)
 
 
 def test_a_text_is_drawn_and_guidance_within_times_is_counted(tmp_path):
