@@ -60,7 +60,7 @@ def test_the_settings_of_the_page_are_right(tmp_path):
     found = load(tmp_path / "params.yaml")
     assert found.rounds["student"].train.shard == "full"
     assert found.couplings["teacher"].store.target == "float16"
-    shutil.copyfile(Path(__file__).with_name("terrain.py"), tmp_path / "terrain.py")
+    shutil.copy(SOURCE / "tests" / "terrain.py", tmp_path / "terrain.py")
     own.trust(tmp_path, [wheel["model"]["network"]["path"]])
     TypeAdapter(Teacher).validate_python(wheel["model"])
     whole.update(texts)
