@@ -4,9 +4,12 @@ Of Stable Diffusion, SDXL, SD3, Flux and PixArt: encoders, tokenizers, networks,
 """
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import diffusers
+import pytest
 import torch
 import transformers
 
@@ -144,3 +147,14 @@ def samples(folder: Path, texts, source, steps, guidance):
         height=8, width=8, output_type="latent", **exact,
     ).images  # fmt: skip
     return (pipe._unpack_latents(found, 8, 8, 1) if flux else found), pipe.scheduler.timesteps
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Callable[[str], Path]:
+    """Return what saves a pipeline once, by its name."""
+
+    @cache
+    def once(kind: str) -> Path:
+        return save(kind, tmp_path_factory.mktemp("texts") / "made")
+
+    return once

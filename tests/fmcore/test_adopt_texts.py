@@ -1,7 +1,5 @@
 """A teacher that takes a text for each sample: its pipeline in diffusers is the oracle."""
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +26,8 @@ from tests.fmcore.test_adopt import adopted
 
 pytest.importorskip("transformers")
 pipelines = pytest.importorskip("tests.text_pipelines")
+saved = pipelines.saved
 TEXTS = ("a red cat", "cat", "red")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Callable[[str], Path]:
-    """Return what saves a pipeline once, by its name."""
-
-    @cache
-    def save(kind: str) -> Path:
-        return pipelines.save(kind, tmp_path_factory.mktemp("texts") / "made")
-
-    return save
 
 
 @pytest.fixture

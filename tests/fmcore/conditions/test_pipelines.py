@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,17 +13,7 @@ from fmcore.settings import ReflowError
 
 pytest.importorskip("transformers")
 pipelines = pytest.importorskip("tests.text_pipelines")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Callable[[str], Path]:
-    """Return what saves a pipeline once, by its name."""
-
-    @cache
-    def save(kind: str) -> Path:
-        return pipelines.save(kind, tmp_path_factory.mktemp("texts") / "made")
-
-    return save
+saved = pipelines.saved
 
 
 @pytest.fixture
