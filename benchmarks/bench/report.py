@@ -35,7 +35,8 @@ def _commit() -> str:
         )
         return done.stdout.strip()
 
-    changed = ", with changes" if git("status", "--porcelain", "-uno") else ""
+    own = (":!benchmarks/*_bench.*", ":!docs/images/bench_*")  # what a run writes itself
+    changed = ", with changes" if git("status", "--porcelain", "-uno", "--", ".", *own) else ""
     return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{changed}"
 
 
