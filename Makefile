@@ -59,7 +59,7 @@ mutations: setup-dev  ## break the core in 40 and more ways; a test must notice 
 .bench-venv/.installed: benchmarks/peers.txt scripts/peers.sh $(VENV)/.installed-dev
 	bash scripts/peers.sh
 
-bench: setup-dev .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; over half an hour
+bench: setup-dev .bench-venv/.installed  ## speed, error, memory beside other packages, as ratios; an hour
 	@OMP_NUM_THREADS=1 .bench-venv/bin/python -m benchmarks.bench
 
 bench-quick: setup-dev  ## the same in small, for a look; beside other packages if they are there
