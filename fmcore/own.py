@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from fmcore.expected import mistake
 from fmcore.settings import ReflowError, Settings
 
 T = TypeVar("T")
@@ -151,7 +152,7 @@ def one_line(
     where = ".".join(map(str, (place, *loc)))
     if first["type"] == "extra_forbidden" and kind is not None:
         return f"{where}: unknown key; accepted: {', '.join(sorted(kind.model_fields)) or 'none'}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {mistake(first)}"
 
 
 def read(kind: Any, value: Any, place: str) -> Any:

@@ -16,7 +16,7 @@ PLANE = fmcore.MLP(width=64, depth=2, time_features=32, norm="none")
 RESIDUAL = fmcore.MLP(width=320, depth=3, time_features=64)
 """The network of params.yaml (digits)."""
 SMALL = fmcore.UNet(name="unet", channels=(16, 32), blocks=1)
-"""The network of params/mnist_5k.yaml."""
+"""A small U-Net without patches or classes, in float32."""
 NETWORKS: dict[str, tuple[Network, tuple[int, ...]]] = {
     "2-D MLP": (PLANE, (2,)),
     "digits MLP": (RESIDUAL, (1, 8, 8)),

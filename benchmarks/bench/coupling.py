@@ -33,7 +33,7 @@ class Coupler:
         self.model, self.data = model_and_data(fresh(root), name)
 
     def run(self, settings: Couple, executor: Executor = IN_PROCESS) -> tuple[float, float, float]:
-        """Return seconds, evaluations of the pairs, and pairs per second after the first shard."""
+        """Return seconds, evaluations of the pairs, and pairs per second once all workers run."""
         folder, told = fresh(self.root), []
 
         def log(_: dict[str, float], done: int) -> None:
@@ -47,8 +47,17 @@ class Coupler:
         evaluations = settings.pairs * json.loads(metrics.read_text())["nfe"]
         shutil.rmtree(folder)
         folder.mkdir()  # the number of folders names the next one
-        (first, before), (last, after) = told[0], told[-1]
-        return took, evaluations, (after - before) / max(last - first, 1e-9)
+        return took, evaluations, rate(told, executor.workers or 1)
+
+
+def rate(told: list[tuple[float, int]], workers: int) -> float:
+    """Return pairs per second from the first round of the workers' shards to the end.
+
+    `told` has (seconds, pairs that are written) after each shard. Workers in step write a round of
+    shards almost at once, so counting begins with the last shard of the first round.
+    """
+    (first, before), (last, after) = told[min(workers, len(told)) - 1], told[-1]
+    return (after - before) / max(last - first, 1e-9)
 
 
 def throughput(root: Path, sizes: Sizes) -> Iterator[Row]:
@@ -117,7 +126,7 @@ def workers(root: Path, sizes: Sizes) -> Iterator[Row]:
         steady = over([r[2] for r in runs[2]], [r[2] for r in runs[1]])
         note = f"{settings.pairs:,} pairs in 16 shards, 1 thread a worker"
         yield Row("workers", case, "2 workers over 1, start-up included", whole, note=note)
-        yield Row("workers", case, "2 workers over 1, after the first shard", steady)
+        yield Row("workers", case, "2 workers over 1, after the first round of shards", steady)
 
 
 KINDS: dict[Literal["processes", "ray", "dask"], str] = {

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from flows.dag.chain import Chain
 from flows.dag.lock import Entry, File
 from fmcore.checked import MEND, opened, sealed
+from fmcore.expected import mistake
 from fmcore.settings import ReflowError
 from fmcore.verdict.comparison import FILE
 
@@ -96,7 +97,7 @@ class Description:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
             raise ReflowError(
-                f"{where}: no description of a chain ({place}: {first['msg']}); {AGAIN}"
+                f"{where}: no description of a chain ({place}: {mistake(first)}); {AGAIN}"
             ) from None
 
 

@@ -21,6 +21,7 @@ from flows.deploy import worktree
 from flows.deploy.order import Order
 from flows.project import environment, servers
 from flows.servers import automations, crashed, prefect_server
+from fmcore.expected import mistake
 from fmcore.settings import ReflowError
 
 ENTRYPOINT = "flows.deploy.flow.scheduled"
@@ -107,7 +108,7 @@ def _order(given: dict[str, Any]) -> Order:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         known = ", ".join(Order.model_fields)
-        raise ReflowError(f"order: {place}: {first['msg']}; parameters are: {known}") from None
+        raise ReflowError(f"order: {place}: {mistake(first)}; parameters are: {known}") from None
 
 
 def _schedule(wanted: Wanted) -> CronSchedule | IntervalSchedule | None:

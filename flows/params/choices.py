@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-SECTION_EXPECTED = {"model_type", "model_attributes_type", "dict_type", "dataclass_type"}
-"""The types of pydantic's errors for a value where a section belongs."""
+from fmcore.expected import SECTION_EXPECTED
 
 
 def meant(errors: Iterable[Any], given: Any) -> list[Any]:

@@ -9,13 +9,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.params import adopted
-from flows.params.choices import SECTION_EXPECTED, meant
+from flows.params.choices import meant
 from flows.params.couplings import CouplingOf
 from flows.params.possible import impossible
 from flows.params.replicates import mistakes
-from flows.params.tree import parse, place, plain, read_text, shown, unusual
+from flows.params.tree import parse, place, plain, read_text, unusual
 from fmcore import own
 from fmcore.dataset.kinds import Dataset, Noise, SourceOf
+from fmcore.expected import mistake, shown
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import Network
@@ -31,8 +32,6 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """Names of rounds and couplings are parts of the names of files, which have 255 characters."""
 MOST_ROUNDS = 1000
 """Rounds and couplings of a file; DVC takes a minute to read the stages of a thousand."""
-LIST_EXPECTED = {"tuple_type", "list_type", "set_type"}
-"""The types of pydantic's errors for a value where a list belongs."""
 
 
 class Round(Settings):
@@ -166,22 +165,7 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
         key = context["discriminator"].split("'")[-2]
         at = place(path.name, tree, (*error["loc"], key))
         return f"{at}: expected one of {context['expected_tags']}, got {shown(context['tag'])}"
-    if error["type"] == "union_tag_not_found":
-        key = error["ctx"]["discriminator"].split("'")[-2]
-        return f"{where}: its {key} is missing; add `{key}: ...`"
-    got = error["input"]
-    kind = "a list" if isinstance(got, list) else "a section" if isinstance(got, dict) else ""
-    if error["type"] in SECTION_EXPECTED:
-        said = "expected a section, `{key: value, ...}`"
-        return f"{where}: {said}, got {kind or shown(got)}"
-    if error["type"] in LIST_EXPECTED:
-        such = "[a, b]" if kind else f"[{shown(got)}]"
-        return f"{where}: expected a list, such as {such}, got {kind or shown(got)}"
-    words = " ".join(error["msg"].removeprefix("Value error, ").split())
-    message = words[0].lower() + words[1:]
-    wrong_type = error["type"].endswith("_type") and kind
-    found = f", got {kind}" if wrong_type else "" if kind else f", got {shown(got)}"
-    return f"{where}: {message}{found}"
+    return f"{where}: {mistake(error)}"
 
 
 def _fields(loc: tuple[Any, ...]) -> set[str]:
@@ -191,7 +175,7 @@ def _fields(loc: tuple[Any, ...]) -> set[str]:
         found = [t for c in classes for t in _inside(c, key)]
         # pydantic puts the tag of a union into the location: of its classes the one of that name
         classes = found or [c for c in classes if _is_named(c, key)] or classes
-    return {name for c in classes for name in c.model_fields}
+    return {info.alias or name for c in classes for name, info in c.model_fields.items()}
 
 
 def _is_named(owner: type[BaseModel], tag: Any) -> bool:
@@ -202,7 +186,9 @@ def _is_named(owner: type[BaseModel], tag: Any) -> bool:
 
 def _inside(owner: type[BaseModel], key: Any) -> Iterator[type[BaseModel]]:
     """Yield the settings classes that the field `key` of `owner` may hold."""
-    info = owner.model_fields.get(str(key))
+    fields = owner.model_fields
+    named = {info.alias: info for info in fields.values()}
+    info = fields.get(str(key)) or named.get(str(key))
     queue: list[Any] = [info.annotation] if info else []
     while queue:
         kind = queue.pop()

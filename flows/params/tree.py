@@ -14,6 +14,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
+from fmcore.expected import short, shown
 from fmcore.settings import ReflowError
 
 LARGEST_FILE = 1 << 18
@@ -66,9 +67,9 @@ def parse(text: str, name: str) -> Any:
         problem = getattr(error, "problem", None) or (str(error).splitlines() or ["unknown"])[0]
         if problem == "found unexpected ':'":
             problem += "; put text with a colon in quotes"
-        raise ReflowError(f"{name}{where}: not valid YAML: {_short(problem)}") from None
+        raise ReflowError(f"{name}{where}: not valid YAML: {short(problem)}") from None
     except Exception as error:  # ruamel lets pass what int() or a date raise, without a line
-        reason = _short((str(error).splitlines() or [""])[0] or type(error).__name__)
+        reason = short((str(error).splitlines() or [""])[0] or type(error).__name__)
         raise ReflowError(f"{name}: a value cannot be read ({reason}); put it in quotes") from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else f"a {_kind(tree)}"
@@ -92,7 +93,7 @@ def _within_limits(text: str, name: str) -> None:
             anchor, size = open_nodes.pop()
         elif isinstance(event, AliasEvent):
             if any(anchor == still for still, _ in open_nodes):
-                raise ReflowError(f"{where}: *{_short(anchor)} is part of itself; write it out")
+                raise ReflowError(f"{where}: *{short(anchor)} is part of itself; write it out")
             size = sizes.get(str(anchor), 1)
             anchor = None
         elif isinstance(event, ScalarEvent):
@@ -160,29 +161,12 @@ def place(name: str, tree: Any, keys: tuple[Any, ...], *, absent: bool = True) -
             line, node = here[0], node[key]
         except (KeyError, IndexError, AttributeError, TypeError):
             # pydantic puts the tag of a union into the location; the file has no such key.
-            short = isinstance(node, str) and key == "name"  # `u_shaped` for {name: u_shaped}
+            brief = isinstance(node, str) and key == "name"  # `u_shaped` for {name: u_shaped}
             last = isinstance(node, dict) and key == keys[-1] and node.get("name") != key
-            if not (short or (last and absent)):
+            if not (brief or (last and absent)):
                 continue
-        said.append(_short(key))
+        said.append(short(key))
     return f"{name}:{line + 1}: {'.'.join(said)}"
-
-
-def shown(value: Any) -> str:
-    """Return a value as Python writes it, on one line, cut where it is long.
-
-    >>> shown("x" * 100)
-    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
-    """
-    try:
-        return _short(repr(value))
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a very long number"
-
-
-def _short(text: Any, most: int = 40) -> str:
-    words = " ".join(str(text).split())
-    return words if len(words) <= 2 * most else f"{words[:most]}..."
 
 
 def _kind(value: Any) -> str:

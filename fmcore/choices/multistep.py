@@ -17,8 +17,9 @@ class AdamsBashforth(Solver):
     """
 
     name: Literal["ab2", "ab3", "ab4"]  # type: ignore[assignment]
-    """Adams-Bashforth of order 2, 3 or 4: it continues the velocities of the last 2, 3 or 4 times,
-    one evaluation for each step, and one more for the first, which is Heun's."""
+    """Adams-Bashforth: it continues the velocities of the last 2, 3 or 4 times, one evaluation for
+    each step, and one more for the first, which is Heun's. As the second step knows two times only,
+    the order is 3 at most."""
 
     @property
     def order(self) -> int:

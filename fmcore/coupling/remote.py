@@ -1,7 +1,8 @@
 """Couplings in S3: shards are fetched when they are read, into a local cache of bounded size.
 
-A shard is checked against its sha256 in the manifest when it arrives. The cache belongs to this
-machine; any number of processes and couplings share it.
+A shard is checked against its sha256 in the manifest when it arrives, and when a process first
+takes it from the cache. The cache belongs to this machine; any number of processes and couplings
+share it.
 """
 
 import hashlib
@@ -51,6 +52,8 @@ class Remote:
     ahead: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "shards"), repr=False
     )
+    checked: set[str] = field(default_factory=set, repr=False)
+    """The shards of the cache whose content this process has compared with their sha256."""
 
     @classmethod
     def of(cls, folder: Path) -> "Remote | None":
@@ -105,7 +108,10 @@ class Remote:
         if not SHA256.fullmatch(digest):  # it names a file of this machine
             raise ReflowError(f"{self.url}: the manifest has no sha256 of {name}; get it again")
         with suppress(FileNotFoundError):
+            if digest not in self.checked and _sha256(path) != digest:
+                path.unlink()  # damaged here, or cut short by a power cut: fetched again
             os.utime(path)
+            self.checked.add(digest)
             return path
         if size > _most():
             raise ReflowError(
@@ -120,12 +126,15 @@ class Remote:
                 while chunk := file.read(CHUNK):
                     hashed.update(chunk)
                     to.write(chunk)
+                to.flush()
+                os.fsync(to.fileno())
             if hashed.hexdigest() != digest:
                 raise ReflowError(
                     f"{self.url}: {name} arrived damaged: its sha256 is not the one in the"
                     " manifest; send a good copy there"
                 )
             part.replace(path)
+            self.checked.add(digest)
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -188,3 +197,8 @@ def _make_room(folder: Path, most: int) -> None:
             continue
         file.unlink(missing_ok=True)
         used -= size
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -185,10 +185,7 @@ class Flow(Field):
                 rows = self.interpolant.noise_scale * rows
             span = span_of(solver, start, end, to_end=self.to_end)
             v = tiled.velocity(own, guidance=guidance, span=span)
-            kept = keep is not False
-            found = solve(v, rows, solver, start=start, end=end, keep_trajectory=kept)
-            if not isinstance(keep, bool) and found.trajectory is not None:
-                found = replace(found, trajectory=found.trajectory[list(keep)])
+            found = solve(v, rows, solver, start=start, end=end, keep_trajectory=keep)
             parts.append(with_nulls(found, v))
         return concatenated(parts)
 

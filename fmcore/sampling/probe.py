@@ -2,14 +2,15 @@
 
 Some sources are carried to t = 0 by rk4, whose steps are doubled until it is exact enough. To the
 paths of half of them multistep solvers on a few grids are fitted; the others tell their error. All
-of it is a function of (flow, sources, error). From target to source, which pairs inverted from real
-data need too, Adams-Bashforth is tried instead: its weights hold both ways.
+of it is a function of (flow, sources, error). For pairs inverted from real data too,
+Adams-Bashforth is tried instead, whose weights hold both ways, and the exact ends are carried back
+to their sources: the worse of both ways is the error.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +41,10 @@ POWERS = (0.25, 0.35)
 FIRST, MOST = 4, 256
 """Fewest and most steps that are tried."""
 
-Carry = Callable[[Solver, bool], Solution]
-"""(solver, keep the trajectory) -> the solution from the probe's sources."""
+Carry = Callable[[Solver, Sequence[int]], Solution]
+"""(solver, steps after which a state is kept) -> the solution from the probe's sources."""
+Back = Callable[[Solver, Tensor], Tensor]
+"""(solver, ends [B, *D]) -> the sources [B, *D] that the solver finds for these ends."""
 
 
 class Auto(Settings):
@@ -53,7 +56,8 @@ class Auto(Settings):
     coupling records which, and its error."""
     error: float = Field(default=1e-3, ge=1e-5, le=0.1)
     """Wanted root mean square error of an endpoint, relative to the standard deviation of the
-    endpoints. Lower it for more exact pairs; a tenth costs about twice the evaluations."""
+    endpoints; with inverted pairs of a source too, relative to that of the sources. Lower it for
+    more exact pairs; a tenth costs about twice the evaluations."""
 
 
 Found = tuple[Solver, dict[str, Any]]
@@ -81,19 +85,20 @@ class Probe:
 
     def choose(self, auto: Auto, *, both_ways: bool = False) -> Found:
         """Return what `choose` does; `both_ways` for a solver that also inverts real samples."""
-        velocity = None if both_ways else self._velocity()
-        return choose(auto, self._carry, velocity)
+        if both_ways:
+            return choose(auto, self._carry, back=(self.source, self._back))
+        return choose(auto, self._carry, self._velocity())
 
-    def _carry(self, solver: Solver, keep: bool) -> Solution:
-        return self.flow.sample(
-            self.source,
-            solver,
-            device=self.device,
-            batch=len(self.source),
-            label=self.label,
-            guidance=self.guidance,
-            keep_trajectory=keep,
-        )
+    def _carry(self, solver: Solver, keep: Sequence[int]) -> Solution:
+        return self.flow.sample(self.source, solver, keep_trajectory=keep or False, **self._how())
+
+    def _back(self, solver: Solver, ends: Tensor) -> Tensor:
+        return self.flow.invert(ends, solver, **self._how()).x
+
+    def _how(self) -> dict[str, Any]:
+        rows = len(self.source)
+        given = {"device": self.device, "label": self.label, "guidance": self.guidance}
+        return {**given, "batch": rows}
 
     def _velocity(self) -> Velocity:
         """Return the velocity of the first half of the sources, on the CPU."""
@@ -103,18 +108,29 @@ class Probe:
         return lambda x, t: v(x.to(device), t.to(device)).cpu()
 
 
-def choose(auto: Auto, carry: Carry, velocity: Velocity | None = None) -> Found:
+def choose(
+    auto: Auto,
+    carry: Carry,
+    velocity: Velocity | None = None,
+    back: tuple[Tensor, Back] | None = None,
+) -> Found:
     """Return the solver with the fewest steps that has the wanted error, and a receipt.
 
     `velocity` is that of the first half of the probe's sources, to which solvers are fitted; None
-    where pairs are inverted. Raises ReflowError if none has the error with at most `MOST` steps.
+    where pairs are inverted: `back` has the sources, and the way to them from the ends.
+    Raises ReflowError if none has the error with at most `MOST` steps.
     """
     exact, path = _exact(auto, carry)
     spread = _rms(exact - exact.mean(0))
     known = 0 if velocity is None else len(exact) // 2
 
     def error(solver: Solver) -> float:
-        return _at_most((carry(solver, False).x - exact)[known:]) / spread
+        there = _at_most((carry(solver, ()).x - exact)[known:]) / spread
+        if back is None:
+            return there
+        source, inverse = back
+        gap = inverse(solver, exact) - source
+        return max(there, _at_most(gap) / _rms(source - source.mean(0)))
 
     families = list(_adams(path) if velocity is None else _fits(velocity, path[:, :known]))
     best: tuple[Solver, float] | None = None
@@ -211,14 +227,14 @@ def _fewest(
 
 def _exact(auto: Auto, carry: Carry) -> tuple[Tensor, Tensor]:
     """Return endpoints [B, *D] that are exact enough, and their trajectory [65, B, *D]."""
-    before = carry(Solver(name="rk4", steps=32), False).x
+    before = carry(Solver(name="rk4", steps=32), ()).x
     for steps in (64, 128, 256, 512):
-        solution = carry(Solver(name="rk4", steps=steps), True)
+        solution = carry(Solver(name="rk4", steps=steps), range(0, steps + 1, steps // 64))
         assert solution.trajectory is not None
         found = solution.x
         gap = _rms(found - before) / max(_rms(found - found.mean(0)), 1e-12)
         if gap <= EXACT * auto.error:
-            return found, solution.trajectory[:: steps // 64].clone()
+            return found, solution.trajectory
         before = found
     raise ReflowError(
         f"couplings: solver auto needs endpoints that are exact to {EXACT * auto.error:.2g}, but"

@@ -4,10 +4,9 @@ The ODE is dx/dt = v(x, t); it maps source (t = 1) to target (t = 0), or back. T
 exact: the last step ends on `end` itself, not at a distance epsilon from it.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Annotated, Literal, Self
 
 import torch
@@ -136,9 +135,11 @@ def solve(
     *,
     start: float = 1.0,
     end: float = 0.0,
-    keep_trajectory: bool = False,
+    keep_trajectory: bool | Sequence[int] = False,
 ) -> Solution:
     """Integrate dx/dt = velocity(x, t) from `start` to `end`; x [B, *D] keeps its dtype.
+
+    Of the trajectory, all states are kept, or those after some numbers of steps, in their order.
 
     >>> solve(lambda x, t: x * 0 + 1, torch.zeros(1, 1), Solver(name="heun", steps=3)).nfe
     6
@@ -148,12 +149,16 @@ def solve(
             raise ValueError("an adaptive solver keeps no trajectory: each row has its own times")
         x, evaluations = dopri5(velocity, x, solver, start, end)
         return Solution(x, int(evaluations.max()), evaluations=evaluations)
-    calls, kept = 0, deque([x], maxlen=None if keep_trajectory else 1)
+    calls, kept = 0, dict[int, Tensor]()
+    wanted = range(solver.steps + 1) if keep_trajectory is True else keep_trajectory or ()
 
     def v(x: Tensor, t: Tensor) -> Tensor:
         nonlocal calls
         calls += 1  # the NFE counts every call
         return velocity(x, t.expand(len(x)))
 
-    kept.extend(solver.walk(v, x, solver.grid(start, end)))
-    return Solution(kept[-1], calls, torch.stack(tuple(kept)) if keep_trajectory else None)
+    now = x
+    for k, now in enumerate(chain([x], solver.walk(v, x, solver.grid(start, end)))):
+        if k in wanted:
+            kept[k] = now
+    return Solution(now, calls, torch.stack([kept[k] for k in wanted]) if wanted else None)

@@ -251,11 +251,14 @@ def _fill_from(folder: Path, state: State, group: Group) -> str | None:
     if found is None:
         return None
     tensors, note = found
-    for name, value in _tensors(state).items():
+    own = _tensors(state)
+    if lacking := next((name for name in own if name not in tensors), None):
+        raise ValueError(f"it has no {lacking}")
+    for name, value in own.items():
         given = tensors[name]
         if hasattr(value, "to_local"):
-            own: Tensor = value.to_local()
-            own.copy_([*given.chunk(group.size), *[given[:0]] * group.size][group.rank])
+            part: Tensor = value.to_local()
+            part.copy_([*given.chunk(group.size), *[given[:0]] * group.size][group.rank])
         else:
             value.copy_(given)
     restore(state, note)

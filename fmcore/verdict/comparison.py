@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pydantic import TypeAdapter, ValidationError
 
 from fmcore.checked import MEND, opened, sealed
+from fmcore.expected import mistake
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
 from fmcore.verdict.drawing import Look, looks
@@ -242,7 +243,7 @@ class Comparison:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            reason = f"{place}: {first['msg']}" if place else str(first["msg"])
+            reason = f"{place}: {mistake(first)}" if place else mistake(first)
         except ValueError as error:
             reason = str(error)
         raise ReflowError(

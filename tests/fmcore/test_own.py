@@ -185,13 +185,21 @@ def test_what_is_kept_of_a_class_makes_it_again(project):
             custom("Rings", settings={"ring": 2}),
             "settings.ring: unknown key; accepted: .*rings",
         ),
-        (Dataset, custom("Rings", settings={"rings": "two"}), "settings.rings: Input should be a"),
+        (
+            Dataset,
+            custom("Rings", settings={"rings": "two"}),
+            "settings.rings: expected a whole number, got 'two'",
+        ),
         (
             Network,
             custom("Tiny", settings={"depth": 2}),
             "settings.depth: unknown key; accepted: w",
         ),
-        (Network, custom("Tiny", settings={"width": 1.5}), "settings.width: Input should be a v"),
+        (
+            Network,
+            custom("Tiny", settings={"width": 1.5}),
+            "settings.width: expected a whole number, got 1.5",
+        ),
         (Dataset, custom("Tiny"), "my_flows:Tiny is no subclass of fmcore.dataset.samples.Data"),
         (Interpolant, custom("Bent"), "d_alpha is not the derivative of alpha"),
         (Interpolant, custom("Half"), "my_flows:Half lacks d_alpha, d_sigma"),

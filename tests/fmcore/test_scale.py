@@ -88,11 +88,11 @@ def test_no_scale_is_no_change_at_all():
     ("given", "says"),
     [
         ("standardize", "'standardise'"),
-        ({"mean": 1.0}, "std: Field required"),
-        ({"mean": 1.0, "std": 0.0}, "greater than 0"),
+        ({"mean": 1.0}, "std: is missing"),
+        ({"mean": 1.0, "std": 0.0}, "above 0"),
         ({"mean": 1.0, "std": float("nan")}, "finite"),
         ({"mean": [], "std": 1.0}, "at least 1"),
-        (3, "dictionary"),
+        (3, "a section"),
     ],
 )
 def test_a_wrong_scale_is_one_line(given, says):

@@ -19,14 +19,14 @@ NFE = "nfe: [1, 4, 16]", "nfe: VALUE"
     [
         (ADAPTER, "to_q", f"{TARGETS}: expected a list, such as ['to_q'], got 'to_q'"),
         (ADAPTER, "{a: 1}", f"{TARGETS}: expected a list, such as [a, b], got a section"),
-        (ADAPTER, "[3]", f"{TARGETS}.0: input should be a valid string, got 3"),
+        (ADAPTER, "[3]", f"{TARGETS}.0: expected a text, got 3"),
         (WITHIN, "[0.8, 0.2]", f"{GUIDANCE}: within: expected two times, the smaller first, got"
                                " (0.8, 0.2)"),
         (WITHIN, "0.2", f"{GUIDANCE}.within: expected a list, such as [0.2], got 0.2"),
         (WITHIN, "[0.2]", f"{GUIDANCE}.within: item 2 is missing; add it"),
         (GUIDED, "{strength: 3}", f"{GUIDANCE}.within: is missing; add it"),
-        (GUIDED, "strong", f"{GUIDANCE}: input should be a valid number, got 'strong'"),
-        (GUIDED, "-1", f"{GUIDANCE}: input should be greater than or equal to 0, got -1"),
+        (GUIDED, "strong", f"{GUIDANCE}: expected a number, got 'strong'"),
+        (GUIDED, "-1", f"{GUIDANCE}: expected a number of at least 0, got -1"),
         (NFE, "4", "evaluate.nfe: expected a list, such as [4], got 4"),
     ],
 )  # fmt: skip

@@ -29,17 +29,21 @@ CASES = [
     (
         "steps: 4000",
         "steps: -3",
-        r"params.yaml:\d+: rounds.rf2.train.steps: .*greater than 0, got -3",
+        r"params.yaml:\d+: rounds.rf2.train.steps: expected a number above 0, got -3",
     ),
-    ("steps: 4000", "steps: many", r"rounds.rf2.train.steps: .*valid integer.*got 'many'"),
-    ("steps: 4000", "steps: true", r"rounds.rf2.train.steps: .*valid integer.*got True"),
+    ("steps: 4000", "steps: many", r"rounds.rf2.train.steps: expected a whole number, got 'many'"),
+    ("steps: 4000", "steps: true", r"rounds.rf2.train.steps: expected a whole number, got true"),
     ("steps: 4000", "stpes: 4000", r"rounds.rf2.train.stpes: unknown key; did you mean 'steps'\?"),
     (
         "steps: 4000, batch: 256, lr: 2.0e-3",
         "steps: 4000, lr: .nan",
-        r"rounds.rf2.train.lr: .*finite.*got nan",
+        r"rounds.rf2.train.lr: expected a finite number, got nan",
     ),
-    ("steps: 4000", "steps: 4000, ema: 2", r"rounds.rf2.train.ema: .*less than 1, got 2"),
+    (
+        "steps: 4000",
+        "steps: 4000, ema: 2",
+        r"rounds.rf2.train.ema: expected a number below 1, got 2",
+    ),
     (
         "steps: 4000",
         "steps: 4000, ema: {half_lives: 9}",
@@ -52,7 +56,11 @@ CASES = [
         r" rounds.rf1.train.power_ema",
     ),
     ("pairs: 30000", "weights: emma, pairs: 30000", r"couplings.rf1.weights: .*'ema' or 'raw'"),
-    ("pairs: 30000", "weights: 0.5, pairs: 30000", r"couplings.rf1.weights: .*equal to 0.28"),
+    (
+        "pairs: 30000",
+        "weights: 0.5, pairs: 30000",
+        r"couplings.rf1.weights: expected a number of at most 0.28",
+    ),
     (
         "init: rf1\n    train: {steps: 4000",
         "init: scratch\n    train: {adapter: {kind: lora}, steps: 4000",
@@ -74,7 +82,7 @@ CASES = [
         r"rounds.rf2.train.objective: mean_flow gives the network an input for spans, which an",
     ),
     ("steps: 4000", "steps: 4000, adapter: {kind: dora}", r"train.adapter.kind: .*got 'dora'"),
-    ("steps: 4000", "steps: 4000, adapter: {rank: 0}", r"train.adapter.rank: .*or equal to 1"),
+    ("steps: 4000", "steps: 4000, adapter: {rank: 0}", r"train.adapter.rank: .*at least 1"),
     (
         "init: rf1",
         "init: rf9",
@@ -132,7 +140,7 @@ CASES = [
     ("device: auto", "device: gpu", r"compute.device: .*'auto', 'cpu' or 'cuda', got 'gpu'"),
     ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: []", r"evaluate.nfe"),
     ("solver: {name: heun, steps: 32}", "solver: heun", r"evaluate.solver: .*got 'heun'"),
-    ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]", r"evaluate.nfe.0: .*greater than 0, got 0"),
+    ("nfe: [1, 2, 4, 8, 16, 32, 64]", "nfe: [0]", r"evaluate.nfe.0: .*above 0, got 0"),
     (
         "name: ab4, steps: 23, shift: 0.5",
         "name: auto, steps: 3",

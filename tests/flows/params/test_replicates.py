@@ -86,7 +86,7 @@ REFUSED = [
     ("init: rf1_r2", "init: scratch", "rf2_r2.*: init is not that of rf2"),
     ("coupling: rf1_r2", "coupling: independent", "rf2_r2.*: coupling is not that of rf2"),
     ("{round: rf1_r2, pairs: 2000", "{round: rf1_r2, pairs: 1000", "coupling is not that of rf2"),
-    ("replicate_of: rf2, replicate: 2", "replicate_of: rf2, replicate: 1", "greater than or equal"),
+    ("replicate_of: rf2, replicate: 2", "replicate_of: rf2, replicate: 1", "of at least 2"),
 ]
 
 

@@ -60,7 +60,7 @@ def test_a_renamed_chain_has_the_same_seeds_and_a_branch_draws_as_its_sibling(pa
 
 def test_a_seed_below_zero_is_one_line(tmp_path):
     (tmp_path / "params.yaml").write_text(BRANCHED.replace("seed: 7", "seed: -1"))
-    with pytest.raises(ReflowError, match=r"couplings\.more\.seed: .*greater than or equal to 0"):
+    with pytest.raises(ReflowError, match=r"couplings\.more\.seed: .*of at least 0"):
         load(tmp_path / "params.yaml")
 
 

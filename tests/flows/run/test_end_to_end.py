@@ -307,7 +307,7 @@ def test_bad_settings_stop_every_command_before_anything_runs(chain):
     done = chain.reflow("run", check=False)
     chain.write("params.yaml", good)
     assert done.returncode == 2
-    assert "rounds.rf2.train.steps" in done.stderr and "greater than 0, got -1" in done.stderr
+    assert "rounds.rf2.train.steps" in done.stderr and "above 0, got -1" in done.stderr
 
 
 def test_doctor_finds_the_project_in_order(chain):

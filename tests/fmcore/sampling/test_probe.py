@@ -9,11 +9,14 @@ from fmcore.choices.fitted import Fitted, fitted
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.couple import Couple
 from fmcore.coupling.read import open_coupling, read
+from fmcore.network.store import load
 from fmcore.sampling import probe
+from fmcore.sampling.flow import Flow
 from fmcore.sampling.probe import Auto, along, choose, dense_where_bent
 from fmcore.sampling.sampler import sampler_of
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver, solve
+from fmcore.work.compute import Compute
 from fmcore.work.work import Work
 from tests.fmcore.sampling.test_couple import run, start  # noqa: F401
 from tests.oracles import eight_gaussians_velocity
@@ -32,6 +35,10 @@ def normal(rows, seed):
 
 def carry(solver, keep):
     return solve(VELOCITY, normal(256, 0), solver, keep_trajectory=keep)
+
+
+def inverse(solver, ends):
+    return solve(VELOCITY, ends, solver, start=0.0, end=1.0).x
 
 
 @pytest.mark.parametrize("error", [1e-2, 1e-3])
@@ -53,6 +60,20 @@ def test_the_chosen_solver_has_the_wanted_error_on_other_sources(error):
     assert fits.name == "fitted" and fits.steps < 0.9 * (solver.steps + 1)  # a step, an evaluation
     assert off(fits) < 1.3 * error and told["error"] <= error
     assert choose(Auto(name="auto", error=error), carry, VELOCITY) == (fits, told)
+
+
+@pytest.mark.parametrize("error", [1e-2, 1e-3])
+def test_with_inverted_pairs_the_error_is_the_worse_of_both_ways(error):
+    auto = Auto(name="auto", error=error)
+    solver, receipt = choose(auto, carry, back=(normal(256, 0), inverse))
+    fresh = normal(1024, 1)
+    exact = solve(VELOCITY, fresh, Solver(name="rk4", steps=200)).x
+    there = (solve(VELOCITY, fresh, solver).x - exact).square().mean().sqrt() / exact.std()
+    back = (inverse(solver, exact) - fresh).square().mean().sqrt() / fresh.std()
+    assert max(float(there), float(back)) < 1.3 * error and receipt["error"] <= error
+    one_way, _ = choose(auto, carry)
+    off = (inverse(one_way, exact) - fresh).square().mean().sqrt() / fresh.std()
+    assert off > 1.1 * error, "a solver for the way to the target alone would not do"
 
 
 def test_an_error_that_no_grid_reaches_is_a_line(monkeypatch):
@@ -122,7 +143,14 @@ def test_fitted_weights_need_a_row_for_each_step(change):
 def test_pairs_that_are_inverted_too_take_a_solver_of_both_ways(start, few_probes):  # noqa: F811
     mix = {"generated": 0.75, "inverted": 0.25}
     run(start, "mixed", Couple(pairs=128, shard=64, solver=Auto(name="auto"), mix=mix))
-    assert open_coupling(start / "mixed" / "coupling").about.solver["name"] in {"ab3", "ab4"}
+    about = open_coupling(start / "mixed" / "coupling").about
+    assert about.solver["name"] in {"ab3", "ab4"}
+    flow = Flow.of(load(start / "model"), Compute())
+    solver = AdamsBashforth.model_validate(about.solver)
+    source = torch.randn(512, 2, generator=torch.Generator().manual_seed(1))
+    ends = flow.sample(source, Solver(name="rk4", steps=128)).x
+    off = (flow.invert(ends, solver).x - source).square().mean().sqrt() / source.std()
+    assert off < 1.3 * about.probe["wanted"]
 
 
 def test_a_coupling_records_what_was_chosen_and_its_bytes_are_those_of_any_run(start, few_probes):  # noqa: F811

@@ -54,6 +54,20 @@ def test_order_of_convergence(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_after_short_first_steps_each_is_exact_for_polynomials_of_its_own_degree(name):
+    """On dx/dt = t^k, k below the number of velocities; the first steps' error is of 1e-12."""
+    times = (1.0, 1 - 1e-4, 1 - 2e-4, 1 - 3e-4, 0.7, 0.45, 0.2, 0.0)
+    solver, x = AdamsBashforth(name=name, times=times), torch.zeros(1, 1, dtype=torch.float64)
+    off = [
+        abs(float(solve(lambda x, t, k=k: t[:, None] ** k, x, solver).x) + 1 / (k + 1))
+        for k in range(5)
+    ]
+    count = NAMES[name]
+    assert max(off[:count]) < 1e-6  # weights of such uneven times enlarge the rounding
+    assert off[count] > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_one_evaluation_for_each_step_and_one_more(name, steps):
     seen = []

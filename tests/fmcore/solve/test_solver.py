@@ -55,6 +55,15 @@ def test_a_constant_field_is_solved_exactly_on_the_whole_interval(name):
     torch.testing.assert_close(solution.trajectory[0], x)
 
 
+def test_of_the_trajectory_some_states_are_kept_in_the_order_asked_for():
+    x, solver = torch.ones(3, 2), Solver(name="heun", steps=6)
+    whole = solve(lambda x, t: t[:, None] * x, x, solver, keep_trajectory=True)
+    some = solve(lambda x, t: t[:, None] * x, x, solver, keep_trajectory=(4, 0, 6))
+    assert torch.equal(some.trajectory, whole.trajectory[[4, 0, 6]])
+    assert torch.equal(some.x, whole.x) and some.nfe == whole.nfe
+    assert solve(lambda x, t: x, x, solver, keep_trajectory=()).trajectory is None
+
+
 def test_forth_and_back_is_identity():
     v = gaussian_velocity(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 2.0]))
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

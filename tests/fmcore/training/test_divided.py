@@ -226,3 +226,8 @@ def test_either_kind_of_checkpoint_is_continued_by_the_other(group, tmp_path):
     with pytest.raises(ReflowError, match=r"^continue: .* does not fit this round"):
         resume(tmp_path / "a", other, Group())
     assert not load_state(tmp_path / "a", other)
+    deeper, averaged = SMALL.model_copy(update={"depth": 3}), full(power_ema=PowerEma(snapshots=2))
+    for network, settings in ((deeper, FULL), (SMALL, averaged)):
+        more = states(build(network, (2,), seed=0), settings, group)[0]
+        with pytest.raises(ReflowError, match=r"^continue: .*it has no (network|power)"):
+            resume(tmp_path / "b", more, group)
