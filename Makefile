@@ -80,9 +80,10 @@ clean:  ## remove machine-local state (runs, logs, checkpoints); DVC's cache and
 	rm -rf .reflow/prefect .reflow/mlflow .reflow/scratch .reflow/locks .reflow/timings.json
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Of torch's CUDA packages those that a machine needs come with torch itself (scripts/setup.sh).
+# One lock for every Python and system: what only some need has a marker. Of torch's CUDA packages those
+# that a machine needs come with torch itself (scripts/setup.sh).
 not_locked := '^(nvidia-|cuda-|triton==|torchvision==)'
-compile := $(bin)/uv pip compile --quiet pyproject.toml --python-version 3.11 --no-header --no-annotate
+compile := $(bin)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --no-header --no-annotate
 
 lock: setup-dev  ## resolve both locks anew: of users, of developers; without old pins by UP=--upgrade
 	@mkdir -p .reflow
