@@ -9,7 +9,7 @@ python --version
 reflow --version
 reflow init chain --from eight_gaussians
 cd chain
-sed -i -E 's/steps: [0-9]+, batch/steps: 40, batch/; s/pairs: [0-9]+/pairs: 500/; s/samples: [0-9]+/samples: 250/' params.yaml
+sed -i -E 's/steps: [0-9]+, batch/steps: 300, batch/; s/pairs: [0-9]+/pairs: 2000/; s/samples: [0-9]+/samples: 250/' params.yaml
 reflow run
 reflow compare
 reflow publish

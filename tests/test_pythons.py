@@ -1,6 +1,9 @@
-"""The locks have what each Python that we name needs, also what only a newer one asks for."""
+"""Other Pythons: the locks have what each needs; the chain of `make test-py` passes here."""
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,16 @@ def test_prefect_has_its_clock_on_every_python():
         newer = python in ("3.13", "3.14")
         assert ("whenever" in asked_for(lines, environment(python))) == newer
         assert ("pendulum" in asked_for(lines, environment(python))) != newer
+
+
+def test_the_chain_of_make_test_py_passes_on_this_python():
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", SOURCE / "scripts/short_chain.sh"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert "MLflow:" in done.stdout and "one_step" in done.stdout
