@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.bench import evaluation, report, turns
+from benchmarks.bench import coupling, evaluation, report, turns
 from benchmarks.bench.__main__ import PARTS, measure
 
 TINY = turns.Sizes(
@@ -38,9 +38,9 @@ def test_the_parts_at_the_smallest_sizes_give_pages_and_pictures(tmp_path):
     rows, curves = measure([p for p in PARTS if p not in SLOW], TINY, said.append)
     assert {row.part for row in rows} == {"coupling", "training", "error", "cost"}
     assert not [row for row in rows if row.what == "all"], "a part failed"
-    coupling, shared = [row for row in rows if row.part == "coupling"]
+    couple, shared = [row for row in rows if row.part == "coupling"]
     assert len(shared.values) == TINY.turns
-    assert len(coupling.values) == TINY.turns and min(coupling.values) > 0
+    assert len(couple.values) == TINY.turns and min(couple.values) > 0
     errors = {p["nfe"]: p["rms"] for p in curves["error"] if p.get("method") == "rk4"}
     assert set(errors) == {12, 24} and errors[24] < errors[12]
     assert "auto" in {p["method"] for p in curves["error"] if "rms" in p}
@@ -79,3 +79,12 @@ def test_the_share_of_an_evaluation_beyond_sampling_is_a_share(tmp_path):
     sizes = turns.Sizes(few=1, judged=64, cuts=2, evaluated_nfe=(1,), many=0)
     (row,) = evaluation.share(tmp_path, sizes)
     assert 0 < row.values[0] < 1
+
+
+def test_the_rate_of_workers_counts_from_the_end_of_their_first_shards():
+    """Two workers in step write shards in pairs; a shard of 10 pairs takes each of them a second."""
+    told = [(float(second), 20 * second - less) for second in range(1, 9) for less in (10, 0)]
+    assert coupling.rate(told, 2) == pytest.approx(20)
+    alone = [(float(second), 10 * second) for second in range(1, 9)]
+    assert coupling.rate(alone, 1) == pytest.approx(10)
+    assert coupling.rate(alone[:1], 2) == 0

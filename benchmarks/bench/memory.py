@@ -16,6 +16,8 @@ NAMES = {"2-D": "2-D MLP", "784": "MLP on 784", "digits": "digits MLP"}
 BEFORE = {
     "train": ["make"],
     "train-64": ["make"],
+    "verify": ["make"],
+    "prepare": ["array"],
     "calibrate": ["digits"],
     "evaluate": ["digits", "judge"],
 }
@@ -61,6 +63,36 @@ def run_train(folder: Path, memory_mb: int) -> None:
     files = out / "model", out / "curve.csv", out / "metrics.json"
     given, work = Train(steps=60, batch=256, memory_mb=memory_mb), Work(scratch=out / "scratch")
     train(folder / "coupling", folder / "init", *files, given, name="rf1", work=work)
+
+
+def array(name: str, samples: int, folder: Path) -> None:
+    """Write data for `prepare`, some rows at a time."""
+    import numpy as np
+
+    from benchmarks.bench.cases import NETWORKS
+
+    shape, draw = (samples, *NETWORKS[name][1]), np.random.default_rng(0)
+    file = np.lib.format.open_memmap(folder / "data.npy", "w+", np.float32, shape)
+    for first in range(0, samples, 1000):
+        rows = file[first : first + 1000]
+        rows[:] = draw.uniform(-1, 1, rows.shape)
+    file.flush()
+
+
+def run_prepare(folder: Path) -> None:
+    """Prepare the array that `array` wrote."""
+    from fmcore.dataset.arrays import Array
+    from fmcore.prepare import prepare
+
+    settings = Array(name="array", path=str(folder / "data.npy"))
+    prepare(fresh(folder) / "data", settings, seed=0)
+
+
+def run_verify(folder: Path) -> None:
+    """Check every byte of the coupling that `make` wrote."""
+    from fmcore.coupling.verify import verify
+
+    verify(folder / "coupling")
 
 
 def digits(samples: int, folder: Path) -> None:
@@ -152,6 +184,9 @@ def main() -> None:
     works: dict[str, Callable[[], None]] = {
         "make": lambda: make(name, n, folder),
         "couple": lambda: run_couple(name, n, folder),
+        "array": lambda: array(name, n, folder),
+        "prepare": lambda: run_prepare(folder),
+        "verify": lambda: run_verify(folder),
         "train": lambda: run_train(folder, 2048),
         "train-64": lambda: run_train(folder, 64),
         "digits": lambda: digits(n, folder),

@@ -43,6 +43,10 @@ class Row:
         return asdict(self)
 
 
+IN_BETWEEN = (56, 64, 80, 96)
+"""Evaluations that solvers are tried with on images, beside every third of the others."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large everything is: the defaults are a full run, QUICK takes some minutes."""
@@ -54,9 +58,9 @@ class Sizes:
     once: int = 1
     """The same for memory, which does not vary."""
     coupled: Mapping[str, int] = field(
-        default_factory=lambda: {"2-D MLP": 40_960, "digits MLP": 8_192, "small U-Net": 2_048}
+        default_factory=lambda: {"2-D MLP": 131_072, "digits MLP": 32_768, "small U-Net": 4_096}
     )
-    """Pairs of a coupling, by network."""
+    """Pairs of a coupling, by network: 128 calls of it, of which one is audited, as of many."""
     slow_steps: int = 2
     """Steps of heun with which the small U-Net makes them; others have the default solver."""
     batches: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -87,7 +91,8 @@ class Sizes:
     growth: tuple[int, ...] = (1, 10, 100)
     """Factors by which the data of the memory measurements grow."""
     memory_base: Mapping[str, int] = field(
-        default_factory=lambda: {"couple 2-D": 10_000, "couple 784": 1_000,
+        default_factory=lambda: {"prepare 784": 1_000, "couple 2-D": 10_000, "couple 784": 1_000,
+                                 "verify 2-D": 20_000, "verify 784": 2_000,
                                  "train 2-D": 20_000, "train 784": 2_000, "train-64 784": 2_000,
                                  "calibrate digits": 450, "evaluate digits": 450}
     )  # fmt: skip
@@ -102,8 +107,8 @@ class Sizes:
     def for_images(self) -> "Sizes":
         """Return the sizes for the error of pairs of a U-Net, whose evaluations take long."""
         return replace(
-            self, fitted=self.fitted // 8, few=1, nfe=self.nfe[3::3], euler=self.euler[:1],
-            tolerances=self.tolerances[1:4], wanted=self.wanted[::2],
+            self, fitted=self.fitted // 8, few=1, nfe=self.nfe[3::3] + IN_BETWEEN,
+            euler=self.euler[:1], tolerances=self.tolerances[1:], wanted=self.wanted[::2],
         )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ couplings:
   rf1:
     round: rf1
     pairs: 100000
-    solver: {name: rk4, steps: 6, shift: 0.5}
+    solver: {name: ab4, steps: 23, shift: 0.5}
     mix: {generated: 0.8, inverted: 0.2}
   teacher:                            # pairs that somebody else made
     round: scratch

@@ -90,15 +90,15 @@ OdeSolver = Annotated[
 
 
 PAIRS: dict[str, Solver] = {
-    "linear": Solver(name="rk4", steps=6, shift=0.5),
+    "linear": AdamsBashforth(name="ab4", steps=23, shift=0.5),
     "cosine": Solver(name="rk4", steps=6, shift=0.5),
     "polynomial": Solver(name="rk4", steps=7, shift=0.5),
     "variance_preserving": Solver(name="rk4", steps=10, shift=0.5),
     "variance_exploding": Solver(name="rk4", steps=10, shift=1.5),
 }
 """The solver of pairs by interpolant: with few evaluations an endpoint is off by at most 1 % of the
-data's standard deviation, half of where gates.solver_gap_rel warns, on velocities in closed form
-and on a trained one (benchmarks/2026-11_pair_solvers.md)."""
+data's standard deviation, half of where gates.solver_gap_rel warns, on velocities in closed form;
+that of the linear path also on two trained flows (benchmarks/2026-11_pair_solvers.md)."""
 
 
 def solver_of_pairs(interpolant: Schedule) -> Solver:
