@@ -82,7 +82,7 @@ def test_the_share_of_an_evaluation_beyond_sampling_is_a_share(tmp_path):
 
 
 def test_the_rate_of_workers_counts_from_the_end_of_their_first_shards():
-    """Two workers in step write shards in pairs; a shard of 10 pairs takes each of them a second."""
+    """Two workers in step write shards in pairs; each takes a second for a shard of 10 pairs."""
     told = [(float(second), 20 * second - less) for second in range(1, 9) for less in (10, 0)]
     assert coupling.rate(told, 2) == pytest.approx(20)
     alone = [(float(second), 10 * second) for second in range(1, 9)]
