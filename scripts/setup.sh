@@ -53,14 +53,15 @@ fi
 # so where uv does not reach a package pip installs them. Both take the lock as it is: no dependency
 # may replace the torch that is there (torch-fidelity names torchvision, which the tests do not need).
 uv=$(grep -E '^uv==' requirements-dev.lock)
+all_but_torch() { grep -vE '^torch==' "$lock"; }
 by_uv() {
     pip install --quiet "$uv" &&
-        grep -vE '^torch==' "$lock" | "$venv/bin/uv" pip install --quiet --no-deps \
+        all_but_torch | "$venv/bin/uv" pip install --quiet --no-deps \
             --compile-bytecode --python "$venv/bin/python" --requirement -
 }
 by_uv || {
     say "uv cannot install everything here; pip does"
-    pip install --quiet --no-deps -r "$lock"
+    pip install --quiet --no-deps -r <(all_but_torch)
 }
 pip install --quiet --no-deps -e .
 if [ "$for" = dev ]; then

@@ -67,3 +67,27 @@ def test_the_chain_of_make_test_py_passes_on_this_python():
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     assert "MLflow:" in done.stdout and "one_step" in done.stdout
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_a_torch_that_is_there_stays_also_where_uv_cannot_install(tmp_path, lock):
+    """The environment's python is a script that says yes, and keeps what it shall install."""
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    keep = f'for a; do case $a in /dev/fd/*|/proc/*) cat "$a" >> {tmp_path}/kept;; esac; done'
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{keep}\n')
+    python.chmod(0o755)
+    words = ["dev"] if "dev" in lock else []
+    done = subprocess.run(
+        ["bash", "scripts/setup.sh", *words],
+        cwd=SOURCE,
+        env={**os.environ, "VENV": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "torch is there already" in done.stderr and "pip does" in done.stderr
+    lines = (SOURCE / lock).read_text().splitlines()
+    kept = (tmp_path / "kept").read_text().splitlines()
+    assert kept == [line for line in lines if not line.startswith("torch==")]
+    assert "torch==" not in (tmp_path / "asked").read_text()
