@@ -219,8 +219,8 @@ MUTATIONS = [
     Mutation(
         "NFE counted per step",
         "fmcore/solve/solver.py",
-        "return Solution(kept[-1], calls, ",
-        "return Solution(kept[-1], solver.steps, ",
+        "return Solution(now, calls, ",
+        "return Solution(now, solver.steps, ",
         "tests/fmcore/solve/test_solver.py::test_nfe_is_what_the_network_saw",
     ),
     Mutation(
