@@ -1,6 +1,7 @@
 """What pydantic found wrong with a value, in one form of words: `expected ..., got ...`."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def mistake(error: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is missing; add it"
     if kind.startswith("union_tag"):
-        key = context["discriminator"].split("'")[-2]
+        key = re.findall(r"\w+", context["discriminator"])[-1]  # "'name'", "'name' | 'kind'", "f()"
         if kind == "union_tag_not_found":
             return f"its {key} is missing; add `{key}: ...`"
         return f"its {key}: expected one of {context['expected_tags']}, got {shown(context['tag'])}"

@@ -56,8 +56,8 @@ class Auto(Settings):
     coupling records which, and its error."""
     error: float = Field(default=1e-3, ge=1e-5, le=0.1)
     """Wanted root mean square error of an endpoint, relative to the standard deviation of the
-    endpoints; with inverted pairs of a source too, relative to that of the sources. Lower it for
-    more exact pairs; a tenth costs about twice the evaluations."""
+    endpoints; of both ends where pairs are inverted too. Lower it for more exact pairs; a tenth
+    costs about twice the evaluations."""
 
 
 Found = tuple[Solver, dict[str, Any]]
@@ -96,9 +96,8 @@ class Probe:
         return self.flow.invert(ends, solver, **self._how()).x
 
     def _how(self) -> dict[str, Any]:
-        rows = len(self.source)
-        given = {"device": self.device, "label": self.label, "guidance": self.guidance}
-        return {**given, "batch": rows}
+        given: dict[str, Any] = {"device": self.device, "label": self.label}
+        return {**given, "guidance": self.guidance, "batch": len(self.source)}
 
     def _velocity(self) -> Velocity:
         """Return the velocity of the first half of the sources, on the CPU."""

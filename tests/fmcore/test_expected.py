@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from fmcore.expected import EXPECTED, mistake
 from fmcore.settings import Settings
@@ -80,6 +80,16 @@ def test_what_was_expected_and_what_was_got(key, value, words):
         Whole.model_validate({key: value})
     [error] = caught.value.errors()
     assert mistake(error) == words
+
+
+def test_a_tag_that_a_function_finds_is_told_by_its_name():
+    found = Annotated[
+        Annotated[One, Tag("one")] | Annotated[Two, Tag("two")],
+        Discriminator(lambda given: given.get("name")),
+    ]
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(found).validate_python({"name": "three"})
+    assert mistake(caught.value.errors()[0]).endswith(": expected one of 'one', 'two', got 'three'")
 
 
 def test_a_type_that_has_no_words_here_keeps_those_of_pydantic():
