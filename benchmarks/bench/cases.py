@@ -25,7 +25,7 @@ NETWORKS: dict[str, tuple[Network, tuple[int, ...]]] = {
 }
 IMAGES = "MNIST"
 """The flow whose network is a small U-Net: one evaluation takes a hundred times as long."""
-BATCH = {"2-D MLP": 512, "digits MLP": 256}
+BATCH = {"2-D MLP": 512, "digits MLP": 256, "MLP on 784": 256}
 """Pairs in a training step, as in those files."""
 
 

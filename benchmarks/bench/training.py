@@ -120,11 +120,11 @@ def as_torchcfm(name: str, pairs: fmcore.Pairs, settings: Train) -> Callable[[],
 
 def speed(root: Path, sizes: Sizes) -> Iterator[Row]:
     """Yield steps per second of the verb over those of both loops, by network."""
-    for name, batch in BATCH.items():
+    for name, count in ((n, c) for n, counts in sizes.trained.items() for c in counts):
         # Short runs are logged more often: the first point is where the steady rate begins.
         every = max(1, min(50, sizes.steps // 4))
-        settings = Train(steps=sizes.steps, batch=batch, ema=DECAY, log_every=every)
-        pairs = pairs_in_memory(name, sizes.pairs_on_disk)
+        settings = Train(steps=sizes.steps, batch=BATCH[name], ema=DECAY, log_every=every)
+        pairs = pairs_in_memory(name, count)
         verb = Verb(fresh(root), name, pairs, settings)
         wholes: list[float] = []
 
@@ -140,7 +140,7 @@ def speed(root: Path, sizes: Sizes) -> Iterator[Row]:
         if not (why := missing("torchcfm")):
             works["torchcfm"] = as_torchcfm(name, pairs, settings)
         found = in_turn(works, sizes.turns)
-        note = f"{sizes.steps} steps of {batch} of {sizes.pairs_on_disk} pairs"
+        note = f"{sizes.steps} steps of {BATCH[name]} of {count:,} pairs"
         what = "steps/s of `train` from disk over a bare loop in memory (fused AdamW, clip, EMA)"
         yield Row("training", name, what, over(found["train"], found["bare"]), note=note)
         what = "the same with the start and the end of the verb: reading, held-out loss, model"

@@ -67,7 +67,11 @@ class Sizes:
     """Rows of a bare forward pass, of which the fastest size is taken."""
     steps: int = 800
     """Training steps that are timed."""
-    pairs_on_disk: int = 30_000
+    trained: Mapping[str, tuple[int, ...]] = field(
+        default_factory=lambda: {"2-D MLP": (30_000, 2_000_000), "digits MLP": (30_000,),
+                                 "MLP on 784": (200_000,)}
+    )  # fmt: skip
+    """Pairs on disk that are trained on, by network."""
     fitted: int = 3000
     """Training steps of the flows on which solvers are compared."""
     points: Mapping[str, int] = field(
@@ -119,7 +123,7 @@ QUICK = Sizes(
     slow_steps=1,
     batches=(32, 128, 512, 1024),
     steps=100,
-    pairs_on_disk=10_000,
+    trained={"2-D MLP": (10_000,), "digits MLP": (10_000,)},
     fitted=400,
     points={"eight Gaussians": 512, "digits": 256},
     nfe=(12, 48),
