@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from fmcore.checked import read_json
+from fmcore.checked import read_json, sha256
 from fmcore.coupling.manifest import POINTER
 from fmcore.settings import ReflowError
 
@@ -108,7 +108,7 @@ class Remote:
         if not SHA256.fullmatch(digest):  # it names a file of this machine
             raise ReflowError(f"{self.url}: the manifest has no sha256 of {name}; get it again")
         with suppress(FileNotFoundError):
-            if digest not in self.checked and _sha256(path) != digest:
+            if digest not in self.checked and sha256(path) != digest:
                 path.unlink()  # damaged here, or cut short by a power cut: fetched again
             os.utime(path)
             self.checked.add(digest)
@@ -197,8 +197,3 @@ def _make_room(folder: Path, most: int) -> None:
             continue
         file.unlink(missing_ok=True)
         used -= size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
