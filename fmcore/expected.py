@@ -46,7 +46,7 @@ def mistake(error: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is missing; add it"
     if kind.startswith("union_tag"):
-        key = re.findall(r"\w+", context["discriminator"])[-1]  # "'name'", "'name' | 'kind'", "f()"
+        key = tag_key(error)
         if kind == "union_tag_not_found":
             return f"its {key} is missing; add `{key}: ...`"
         return f"its {key}: expected one of {context['expected_tags']}, got {shown(context['tag'])}"
@@ -61,6 +61,15 @@ def mistake(error: Mapping[str, Any]) -> str:
     words = " ".join(error["msg"].removeprefix("Value error, ").split())
     said = words[0].lower() + words[1:]
     return f"{said}, got {got(given)}" if single else said
+
+
+def tag_key(error: Mapping[str, Any]) -> str:
+    """Return the key that tells which of several sections is meant, of an error about it.
+
+    >>> tag_key({"ctx": {"discriminator": "'name' | 'kind'"}})
+    'kind'
+    """
+    return str(re.findall(r"\w+", error["ctx"]["discriminator"])[-1])
 
 
 def _whole(bound: Any) -> Any:

@@ -16,7 +16,7 @@ from flows.params.replicates import mistakes
 from flows.params.tree import parse, place, plain, read_text, unusual
 from fmcore import own
 from fmcore.dataset.kinds import Dataset, Noise, SourceOf
-from fmcore.expected import mistake, shown
+from fmcore.expected import mistake, shown, tag_key
 from fmcore.measure.harness import Evaluate
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.build import Network
@@ -162,8 +162,7 @@ def _explain(path: Path, tree: Any, error: Any) -> str:
         return f"{where}: {item}is missing; add it"
     if error["type"] == "union_tag_invalid":
         context = error["ctx"]
-        key = context["discriminator"].split("'")[-2]
-        at = place(path.name, tree, (*error["loc"], key))
+        at = place(path.name, tree, (*error["loc"], tag_key(error)))
         return f"{at}: expected one of {context['expected_tags']}, got {shown(context['tag'])}"
     return f"{where}: {mistake(error)}"
 
