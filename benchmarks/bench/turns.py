@@ -43,10 +43,6 @@ class Row:
         return asdict(self)
 
 
-IN_BETWEEN = (56, 64, 80, 96)
-"""Evaluations that solvers are tried with on images, beside every third of the others."""
-
-
 @dataclass(frozen=True)
 class Sizes:
     """How large everything is: the defaults are a full run, QUICK takes some minutes."""
@@ -111,7 +107,7 @@ class Sizes:
     def for_images(self) -> "Sizes":
         """Return the sizes for the error of pairs of a U-Net, whose evaluations take long."""
         return replace(
-            self, fitted=self.fitted // 8, few=1, nfe=self.nfe[3::3] + IN_BETWEEN,
+            self, fitted=self.fitted // 8, few=1, nfe=(16, 28, 48, 56, 64, 80, 96, 128),
             euler=self.euler[:1], tolerances=self.tolerances[1:], wanted=self.wanted[::2],
         )  # fmt: skip
 
