@@ -67,6 +67,14 @@ def test_a_row_shows_the_median_with_its_spread():
     assert turns.Row("p", "c", "w", [3.0, 1.0, 2.0]).text() == "**2** (1-3)"
 
 
+def test_cases_are_chosen_by_name():
+    some = turns.Sizes().of(["2-D MLP", "dask"])
+    assert set(some.coupled) == set(some.trained) == {"2-D MLP"} and some.executors == ("dask",)
+    assert not some.points and not some.memory_base
+    with pytest.raises(ValueError, match=r"expected cases of .*'digits MLP'.*, got \['MLP'\]"):
+        turns.Sizes().of(["MLP"])
+
+
 def test_a_and_b_take_turns():
     called = []
     works = {n: lambda n=n: float(called.append(n) or len(called)) for n in "ab"}

@@ -1,6 +1,7 @@
 """Measure all parts, or those named, and write the results.
 
-    python -m benchmarks.bench [PART ...] [--quick] [--out FILE.md] [--pictures FOLDER]
+    python -m benchmarks.bench [PART ...] [--case CASE ...] [--turns N] [--quick]
+                               [--out FILE.md] [--pictures FOLDER]
 
 `make bench` makes the environment of the peers first, and writes benchmarks/YEAR-MONTH_bench.md.
 `make bench-quick` takes some minutes; it and a run of some parts write to .reflow/bench. Results
@@ -13,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +94,8 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--case", action="append", help="only this network, flow or executor")
+    parser.add_argument("--turns", type=int, help="how often each measurement is taken")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -110,10 +114,13 @@ def main() -> None:
         report.SOURCE / f"benchmarks/{today:%Y-%m}_bench.md",
         report.SOURCE / "docs/images",
     )
-    if given.quick or given.parts:  # what is recorded is a whole run
+    some = given.parts or given.case or given.turns
+    if given.quick or some:  # what is recorded is a whole run
         page, images = kept / "bench.md", kept
     page, images = given.out or page, given.pictures or images
-    words = [*given.parts, *(["--quick"] if given.quick else [])]  # no path of this machine
+    words = [*given.parts, *(f"--case '{case}'" for case in given.case or ())]
+    words += [f"--turns {given.turns}"] if given.turns else []
+    words += ["--quick"] if given.quick else []  # no path of this machine
     began, command = time.perf_counter(), ["python -m benchmarks.bench", *words]
 
     def keep(rows: list[Row], curves: Curves) -> None:
@@ -122,6 +129,13 @@ def main() -> None:
         report.write(page, images, {**about, **report.machine()}, rows, curves)
 
     sizes = QUICK if given.quick else Sizes()
+    if given.turns:
+        sizes = replace(sizes, turns=given.turns, few=given.turns)
+    if given.case:
+        try:
+            sizes = sizes.of(given.case)
+        except ValueError as error:
+            parser.error(f"--case: {error}")
     measure(given.parts or PARTS, sizes, lambda text: print(text, flush=True), keep)
     print(f"written: {page}, {page.with_suffix('.json')}, pictures in {images}")
 

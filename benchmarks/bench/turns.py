@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -103,6 +103,18 @@ class Sizes:
     evaluated_nfe: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     many: int = 50_000
     """Samples of the large evaluation; 0 is none."""
+
+    def of(self, cases: Collection[str]) -> "Sizes":
+        """Return the sizes with the cases named alone: networks, flows, executors, memories.
+
+        Raises ValueError for a name that no case has.
+        """
+        keyed = ("coupled", "trained", "points", "memory_base")
+        known = {*self.executors, *(case for name in keyed for case in getattr(self, name))}
+        if odd := set(cases) - known:
+            raise ValueError(f"expected cases of {sorted(known)}, got {sorted(odd)}")
+        left = {k: {c: n for c, n in getattr(self, k).items() if c in cases} for k in keyed}
+        return replace(self, **left, executors=tuple(e for e in self.executors if e in cases))
 
     def for_images(self) -> "Sizes":
         """Return the sizes for the error of pairs of a U-Net, whose evaluations take long."""

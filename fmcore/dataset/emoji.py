@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,11 @@ class Emoji(Data):
     fonts-noto-color-emoji puts it."""
     size: int = Field(default=32, ge=8, le=128)
     """Side of the square images, in pixels. The cost of a network grows with its square."""
+    words: Annotated[tuple[str, ...] | None, Field(min_length=1, max_length=1000)] = Field(
+        default=None, strict=False, exclude_if=lambda words: words is None
+    )
+    """Only pictures whose Unicode name has one of these words, in lower case: `[man, woman, face]`
+    are about 1,000 portraits and faces. null is all of them."""
 
     def known(self) -> Known:
         """Return the shape of the pictures, which have no labels but, with `conditions`, texts."""
@@ -49,8 +54,11 @@ def _emoji(settings: Emoji) -> Samples:
     from PIL import Image
 
     pictures, names = [], []
+    wanted = None if settings.words is None else set(settings.words)
     for name, bitmap in _bitmaps(Path(settings.font)):
         if settings.conditions and not name:
+            continue
+        if wanted is not None and wanted.isdisjoint(name.replace(",", "").split()):
             continue
         image = bitmap.convert("RGBA")
         side = max(image.size)
@@ -60,6 +68,11 @@ def _emoji(settings: Emoji) -> Samples:
         small = canvas.convert("RGB").resize((settings.size,) * 2, Image.Resampling.LANCZOS)
         names.append(name)
         pictures.append(np.asarray(small).transpose(2, 0, 1))
+    if not pictures:
+        raise ReflowError(
+            f"data.words: expected words of Unicode names in lower case, such as face, got"
+            f" {', '.join(settings.words or ())}: no name in {settings.font} has one of them"
+        )
     found = in_bytes(np.stack(pictures), None, None)
     return replace(found, captions=tuple(names)) if settings.conditions else found
 

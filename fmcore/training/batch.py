@@ -1,6 +1,8 @@
 """One training batch: times, pairing, flips and labels, each a function of (seed, step)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Literal
 
 import torch
@@ -45,6 +47,10 @@ class Sinkhorn(Settings):
 Pairing = Annotated[
     Independent | Optimal | Sinkhorn, Field(discriminator="name"), BeforeValidator(by_name)
 ]
+
+
+AT_ONCE = 2**18
+"""Bytes of pairs whose batches are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,25 @@ def draw_batch(
         label = torch.where(dropped, rules.classes, label)
     drawn = (target, source, t, label, span)
     return Batch(*(None if a is None else a.to(device) for a in drawn))  # type: ignore[arg-type]
+
+
+def draw_batches(
+    stream: Iterator[Pairs], rules: BatchRules, *, seed: int, step: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield the batch of each step from `step` on, for the pairs of a stream, until it ends.
+
+    Small ones are drawn several at a time: between steps, drawing finds the cache full of the
+    network, and takes twice as long.
+    """
+    at_once = 1
+    while some := list(islice(stream, at_once)):
+        yield from [
+            draw_batch(pairs, rules, seed=seed, step=step + i, device=device)
+            for i, pairs in enumerate(some)
+        ]
+        step += len(some)
+        bytes_of_one = sum(value.nbytes for value in some[0].tensors().values())
+        at_once = max(1, AT_ONCE // bytes_of_one)
 
 
 def _uniform(rows: int, seed: int, name: str, step: int) -> Tensor:

@@ -34,7 +34,7 @@ from fmcore.settings import (
     WorkerCount,
     derive_seed,
 )
-from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batch
+from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.gradient import network_of
 from fmcore.training.losses import LossOfRound, RuleOfMap
@@ -252,12 +252,13 @@ def fit(
     shared = network_of(state.network, settings, compute or Compute(), group)
     device = shared.weights[0].device
     rules = batch_rules(settings, state.network.settings.classes)
-    for pairs in islice(stream, max(0, settings.steps - state.step)):
-        batch = draw_batch(pairs, rules, seed=seed, step=state.step, device=device)
+    left = islice(stream, max(0, settings.steps - state.step))
+    for batch in draw_batches(left, rules, seed=seed, step=state.step, device=device):
         if settings.adapter and settings.adapter.dropout:  # torch has no other generator for it
             torch.manual_seed(derive_seed(seed, "adapter", state.step, group.rank))
         error, gradients = shared.gradients(batch)
         norm = clip(gradients, settings.clip, group)
+        del gradients  # else the next step's need memory beside them, outside of the cache
         state.optimizer.step()
         for average in (state.ema, *state.powers.values()):
             average.update_parameters(state.network)

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -248,6 +249,15 @@ def test_emoji_are_rgb_on_white(tmp_path):
     assert len(found.target) > 3000 and found.target.shape[1:] == (3, 16, 16)
     corners = found.target[:, :, 0, 0]
     assert float((corners > 0.99).all(1).float().mean()) > 0.5
+    named = Emoji(name="emoji", size=16, words=("woman", "heart"), conditions={})
+    few = named.read(0)
+    assert 100 < len(few.target) < 1000
+    assert all({"woman", "heart"} & set(re.split("[, ]+", name)) for name in few.captions)
+    assert torch.equal(
+        Emoji(name="emoji", size=16, words=("woman", "heart")).read(0).target, few.target
+    )
+    with pytest.raises(ReflowError, match=r"data\.words: expected .*, got Heart"):
+        Emoji(name="emoji", size=16, words=("Heart",)).read(0)
     (tmp_path / "font.ttf").write_bytes(b"no font")
     with pytest.raises(ReflowError, match="no colour bitmaps"):
         Emoji(name="emoji", font=str(tmp_path / "font.ttf")).read(0)

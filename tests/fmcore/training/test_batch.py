@@ -1,12 +1,14 @@
 """Training batches: pairing, flips, labels; each draw a function of (seed, step)."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
 from fmcore.coupling.pairs import Pairs
 from fmcore.measure.transport import transport_cost, w2
-from fmcore.training.batch import BatchRules, Optimal, Sinkhorn, draw_batch
+from fmcore.training.batch import BatchRules, Optimal, Sinkhorn, draw_batch, draw_batches
 
 CPU = torch.device("cpu")
 
@@ -134,3 +136,17 @@ def test_spans_lie_between_two_draws_of_the_law():
     assert float((batch.span > 0).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert bool((batch.span <= batch.t).all()) and float(batch.t.max()) <= 1
     np.testing.assert_allclose(batch.t.mean(), 2 / 3, atol=0.02)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**12, 2**18])
+def test_batches_drawn_at_once_are_those_of_their_steps(at_once, monkeypatch):
+    """However many are drawn at once; the stream ends where it ends, and is not read further."""
+    monkeypatch.setattr("fmcore.training.batch.AT_ONCE", at_once)
+    given = [pairs(8 + step) for step in range(21)]
+    rules, taken = BatchRules(spans=0.5), iter(given)
+    found = list(draw_batches(islice(taken, 20), rules, seed=1, step=7, device=CPU))
+    assert len(found) == 20 and next(taken) is given[20]
+    for step, (batch, own_pairs) in enumerate(zip(found, given, strict=False), start=7):
+        own = draw_batch(own_pairs, rules, seed=1, step=step, device=CPU)
+        assert torch.equal(batch.t, own.t) and torch.equal(batch.span, own.span)
+        assert torch.equal(batch.target, own.target) and torch.equal(batch.source, own.source)
