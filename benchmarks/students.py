@@ -1,7 +1,7 @@
 """All students of one coupling at equal compute: distance after 1, 2 and 4 steps, over seeds.
 
     python -m benchmarks.students --data digits|fashion [--minutes M | --steps S] [--seeds N]
-        [--quick] [--prepared FOLDER] [--only-prepare] [--fashion FOLDER] [--device cuda]
+        [--small | --quick] [--prepared FOLDER] [--only-prepare] [--fashion FOLDER] [--device cuda]
         [--out FOLDER]
 
 A first round, its coupling and the yardstick are made once, into the folder `--prepared`, or read
@@ -92,6 +92,7 @@ class Plan:
     first: int
     pairs: int
     lr: float
+    batch: int
     yardstick: YardstickSettings
     solver: Solver | AdamsBashforth
 
@@ -105,15 +106,20 @@ def plan_of(given: argparse.Namespace) -> Plan:
         return Plan(
             Digits(name="digits"),
             MLP(width=16 if few else 160, depth=3, time_features=64, time_frequency=4.0),
-            5 if few else 5000, 512 if few else 60_000, 1e-3,
+            5 if few else 5000, 512 if few else 60_000, 1e-3, given.batch,
             YardstickSettings(features=features, samples=100 if few else 898, splits=4),
             Solver(name="heun", steps=4 if few else 20),
         )  # fmt: skip
     channels, head = ((8, 8), 4) if few else ((64, 128), 32)
+    network = UNet(name="unet", channels=channels, head=head, time_scale=10.0)
+    if given.small:
+        network = UNet(name="unet", patch=2, channels=(32, 64), head=32, time_scale=10.0)
     return Plan(
         FashionMNIST(name="fashion_mnist", root=given.fashion),
-        UNet(name="unet", channels=channels, head=head, time_scale=10.0),
-        5 if few else 3000, 512 if few else 40_000, 5e-4,
+        network,
+        5 if few else 1500 if given.small else 3000,
+        512 if few else 10_000 if given.small else 40_000,
+        1e-3 if given.small else 5e-4, given.batch,
         YardstickSettings(features=features, samples=100 if few else 2500, splits=4),
         AdamsBashforth(name="ab4", steps=4 if few else 24),
     )  # fmt: skip
@@ -151,7 +157,7 @@ def make(run: Run, plan: Plan) -> None:
     with run.timed("prepare"):
         prepare(root / "data", plan.data, seed=0)
     initialise(root / "data", root / "init", plan.network, seed=0)
-    settings = Train(steps=plan.first, batch=256, lr=plan.lr)
+    settings = Train(steps=plan.first, batch=plan.batch, lr=plan.lr)
     with run.timed("train@rf1") as work:
         files = (root / "rf1", root / "rf1.csv", root / "rf1.json")
         train(root / "data", root / "init", *files, settings, name="rf1", work=work)
@@ -341,6 +347,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of rf2, in place of minutes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--small", action="store_true", help="a U-Net for two cores of a CPU")
     parser.add_argument("--quick", action="store_true", help="small networks, few steps and pairs")
     parser.add_argument("--prepared", type=Path, help="folder of what all students share")
     parser.add_argument("--only-prepare", action="store_true")

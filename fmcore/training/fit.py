@@ -258,7 +258,7 @@ def fit(
             torch.manual_seed(derive_seed(seed, "adapter", state.step, group.rank))
         error, gradients = shared.gradients(batch)
         norm = clip(gradients, settings.clip, group)
-        del gradients  # else the next step's need memory beside them, outside of the cache
+        del gradients  # else those of the next step need memory beside them
         state.optimizer.step()
         for average in (state.ema, *state.powers.values()):
             average.update_parameters(state.network)
