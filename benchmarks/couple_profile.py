@@ -10,7 +10,7 @@ import argparse
 import functools
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fmcore.coupling.source import Source
 from fmcore.sampling import pairs as sampling
 from fmcore.sampling.pairs import PairSampler
 
-PARTS = {
+PARTS: dict[str, list[tuple[Any, str]]] = {
     "Arrow table and stream": [(sampling, "table"), (sampling, "packed")],
     "arithmetic of the solver": [(PairSampler, "_solve")],
     "checks": [(verb, "measure")],
@@ -40,7 +40,7 @@ class Timers:
     """CPU seconds by part; `stack` has those that are inside each part that runs now."""
 
     def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.stack: list[float] = []
 
     def around(self, owner: Any, name: str, part: str) -> None:
@@ -74,9 +74,7 @@ def main() -> None:
     for part, places in PARTS.items():
         for owner, name in places:
             timers.around(owner, name, part)
-    for source in (Source, *Source.__subclasses__()):
-        if "draw" in vars(source):
-            timers.around(source, "draw", "drawing noise")
+    timers.around(Source, "draw", "drawing noise")
     timers.around(type(network(given.network)), "forward", "network calls")
     solver = fmcore.Solver(name="heun", steps=given.heun) if given.heun else None
     shard = min(given.pairs, 512 if given.heun else 4096)
@@ -88,9 +86,9 @@ def main() -> None:
         coupler.run(Couple(pairs=given.pairs, shard=shard, solver=solver))
         whole = time.process_time() - began
     print(f"{given.network}, {given.pairs:,} pairs: {whole:.2f} s of CPU")
-    for part, seconds in timers.spent.most_common():
+    for part, seconds in sorted(timers.spent.items(), key=lambda item: -item[1]):
         print(f"  {part}: {100 * seconds / whole:.1f} %")
-    print(f"  rest: {100 * (whole - timers.spent.total()) / whole:.1f} %")
+    print(f"  rest: {100 * (whole - sum(timers.spent.values())) / whole:.1f} %")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from benchmarks import couple_profile
 from benchmarks.bench import coupling, evaluation, report, turns
 from benchmarks.bench.__main__ import PARTS, measure
+from fmcore.network.mlp import ResidualMLP
 
 TINY = turns.Sizes(
     turns=2,
@@ -80,6 +82,19 @@ def test_a_and_b_take_turns():
     works = {n: lambda n=n: float(called.append(n) or len(called)) for n in "ab"}
     assert turns.in_turn(works, 2) == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
     assert called == list("abab")
+
+
+def test_a_profile_has_all_parts_of_a_coupling(monkeypatch, capsys):
+    names = [(owner, name) for places in couple_profile.PARTS.values() for owner, name in places]
+    timed = [*names, (couple_profile.Source, "draw"), (ResidualMLP, "forward")]
+    for owner, name in timed:  # put back what the timers replace
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setattr("sys.argv", ["couple_profile", "2-D MLP", "512"])
+    couple_profile.main()
+    lines = [line.split(":") for line in capsys.readouterr().out.splitlines()[1:]]
+    shares = {part.strip(): float(share.removesuffix(" %")) for part, share in lines}
+    assert set(shares) == {*couple_profile.PARTS, "drawing noise", "network calls", "rest"}
+    assert sum(shares.values()) == pytest.approx(100, abs=1) and shares["network calls"] > 0
 
 
 @pytest.mark.long

@@ -113,7 +113,9 @@ class Sizes:
         known = {*self.executors, *(case for name in keyed for case in getattr(self, name))}
         if odd := set(cases) - known:
             raise ValueError(f"expected cases of {sorted(known)}, got {sorted(odd)}")
-        left = {k: {c: n for c, n in getattr(self, k).items() if c in cases} for k in keyed}
+        left: dict[str, Any] = {
+            k: {c: n for c, n in getattr(self, k).items() if c in cases} for k in keyed
+        }
         return replace(self, **left, executors=tuple(e for e in self.executors if e in cases))
 
     def for_images(self) -> "Sizes":
