@@ -8,7 +8,7 @@ from rich.console import Console
 from flows.compare.tables import comparison, rounds_table
 from flows.dag.graph import paths
 from flows.dag.receipts import note_timings
-from flows.project import links
+from flows.project import links, servers
 from flows.project.events import Event
 from flows.project.git import git
 from flows.run import closing as records
@@ -67,7 +67,11 @@ def start(
         settle()
     _failures(result, screen)
     if result.ok:
-        _where(root, result.flow_run, out)
+        _where(root, out)
+        for line in _recorded(root, result.flow_run, mlflow):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if files := uncommitted(root):
+            out.print(_keeping(files), markup=False, highlight=False, soft_wrap=True)
     return result.ok
 
 
@@ -84,25 +88,45 @@ def _failures(result: RunResult, screen: Screen) -> None:
             out.print(f"[yellow]blocked[/] {name}: it depends on a stage that failed")
 
 
-def _where(root: Path, flow_run: str, out: Console) -> None:
-    """Print the rounds and where the pictures, the records and the runs are."""
+def _where(root: Path, out: Console) -> None:
+    """Print the rounds and where the pictures are."""
     try:
         out.print(rounds_table(comparison(root)))
         folder = paths(root, "compare")["out"]
         out.print(f"pictures     {folder.relative_to(root)}/ and pictures/", highlight=False)
     except ReflowError as error:  # some stages alone were asked for, and there is no comparison yet
         out.print(f"rounds       {error}", markup=False, highlight=False, soft_wrap=True)
-    place = os.environ["MLFLOW_TRACKING_URI"]
-    if place.startswith("http"):
-        pages = links.known(place, links.login())
-        place = pages.get("rounds", pages["runs"])
-    out.print(f"MLflow       {links.shown(place)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _recorded(root: Path, flow_run: str, mlflow: bool) -> list[str]:
+    """Return where the records and the run are, and how to see them in a browser.
+
+    `reflow ui` is named only where it would start something: not while it runs.
+    """
+    lines, place = [], os.environ["MLFLOW_TRACKING_URI"]
+    served = servers.living(root)
+    prefect = os.environ.get("PREFECT_API_URL") or (served.prefect if served else "")
+    unseen = []
+    if mlflow:
+        if place.startswith("http"):
+            pages = links.known(place, links.login())
+            place = pages.get("rounds", pages["runs"])
+        else:
+            unseen.append("the records")
+        lines.append(f"MLflow       {links.shown(place)}")
     if flow_run:
-        out.print(f"Prefect run  {flow_run} in {os.environ['PREFECT_HOME']}", highlight=False)
-    out.print("see both in a browser: reflow ui", highlight=False)
-    if files := uncommitted(root):
-        line = f"git add {' '.join(files)} && git commit -m 'A chain'"
-        out.print(f"keep it      {line}", markup=False, highlight=False, soft_wrap=True)
+        if not prefect:
+            unseen.append("the run")
+        kept = links.shown(prefect) if prefect else os.environ["PREFECT_HOME"]
+        lines.append(f"Prefect run  {flow_run} in {kept}")
+    if unseen and not served:
+        lines.append(f"in a browser `reflow ui` shows {' and '.join(unseen)}")
+    return lines
+
+
+def _keeping(files: list[str]) -> str:
+    """Return the line that says how to commit these files."""
+    return f"keep it      git add {' '.join(files)} && git commit -m 'A chain'"
 
 
 def uncommitted(root: Path) -> list[str]:
