@@ -1,5 +1,6 @@
 """`reflow ship`: aliases of the registered model, or a folder that other tools load."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,13 +168,23 @@ class HandOn:
         graph = whole.Whole(model, self.solver, self.guidance)
         if self.export:
             whole.write_export(graph, model, part / "flow.pt2")
-            script = shutil.copyfile(whole.SCRIPT, part / whole.SCRIPT.name).name
-            use += ["", "With torch alone:", "", "```sh", f"python {script} 16", "```"]
-            said.append(f"{self.to / script} draws samples with torch alone, from flow.pt2")
+            if graph.of_samples:
+                call = 'torch.export.load("flow.pt2").module()(source)'
+                use += ["", "With torch alone:", "", "```python", call, "```"]
+                said.append(f"{self.to / 'flow.pt2'}: real samples of the source to samples")
+            else:
+                script = shutil.copyfile(whole.SCRIPT, part / whole.SCRIPT.name).name
+                use += ["", "With torch alone:", "", "```sh", f"python {script} 16", "```"]
+                said.append(f"{self.to / script} draws samples with torch alone, from flow.pt2")
         if self.onnx:
             whole.write_onnx(graph, model, part / "flow.onnx")
             use += ["", f"`flow.onnx` has inputs {' and '.join(whole.names(graph))}."]
-            said.append(f"{self.to / 'flow.onnx'}: noise to samples, checked by onnxruntime")
+            begin = whole.names(graph)[0]
+            said.append(f"{self.to / 'flow.onnx'}: {begin} to samples, checked by onnxruntime")
+        if (self.export or self.onnx) and (texts := whole.texts_of(model)):
+            (part / whole.TEXTS).write_text(json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
+            use += ["", f"`{whole.TEXTS}` lists the texts; a label is the place of one, from 0."]
+            said.append(f"{self.to / whole.TEXTS}: the {len(texts):,} texts, by their label")
         if adapter := model.config.get("adapter"):
             tags.append("lora")
             use += ["", _of_adapter(adapter)]

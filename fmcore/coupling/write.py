@@ -86,7 +86,7 @@ class About(Settings):
 
     def carried(self) -> dict[str, Any]:
         """Return what a model made from this one keeps of it."""
-        kept = {"classes", "scale", "guided", "source", "conditions", "codec"}
+        kept = {"classes", "image", "scale", "guided", "source", "conditions", "codec"}
         return self.model_dump(include=kept, exclude_none=True)
 
     @property

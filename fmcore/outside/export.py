@@ -19,13 +19,19 @@ from safetensors.torch import save_file
 from fmcore.checked import sealed
 from fmcore.coupling.pairs import Pairs, joined
 from fmcore.coupling.read import Coupling, open_coupling, parts
+from fmcore.outside.agreement import SAID
 from fmcore.outside.kinds import Layout
 from fmcore.outside.rows import ORIGIN
 from fmcore.settings import ReflowError
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-MADE_BY = ("model", "weights", "solver", "nfe", "guidance", "seed", "source", "classes", "origin")
+MADE_BY = (
+    "model", "weights", "solver", "nfe", "guidance", "guidance_within", "guided", "seed", "source",
+    "classes", "origin",
+)  # fmt: skip
 """What a manifest says of how pairs were made, kept beside exported ones."""
+TEXTS = "texts.json"
+"""The file beside exported pairs that lists the texts of which a label is the place."""
 
 
 def export(coupling: Path, out: Path, layout: Layout) -> int:
@@ -45,6 +51,8 @@ def export(coupling: Path, out: Path, layout: Layout) -> int:
         part.mkdir(parents=True)
         WRITERS[layout](part, found)
         (part / ORIGIN).write_text(json.dumps(sealed(_origin(found)), indent=2) + "\n")
+        if found.conditions is not None and (texts := found.conditions.texts):
+            (part / TEXTS).write_text(json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
         part.rename(out)
     except OSError as error:
         raise ReflowError(f"{out}: cannot be written ({error.strerror or error})") from error
@@ -57,7 +65,13 @@ def _origin(coupling: Coupling) -> dict[str, Any]:
     about = coupling.about.model_dump(exclude_none=True)
     kept = {key: about[key] for key in ("pairs", "shape", "convention", "kind")}
     made = {key: about[key] for key in MADE_BY if key in about}
-    return {**kept, "units": "model", "scale": about.get("scale"), **made}
+    same = {key: _sha256(about.get(key)) for key in SAID}  # their paths are of this machine
+    units = {"units": "model", "scale": about.get("scale"), "source": None}
+    return {**kept, **units, **same, **made}
+
+
+def _sha256(record: dict[str, Any] | None) -> dict[str, str] | None:
+    return None if record is None else {"sha256": record["sha256"]}
 
 
 def _shards(coupling: Coupling) -> Iterator[tuple[str, Pairs]]:

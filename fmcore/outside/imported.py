@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,18 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fmcore.checked import folder_digest
-from fmcore.codec.latents import same_codec
 from fmcore.conditions.table import Table
 from fmcore.coupling.checks import noise_z
 from fmcore.coupling.compact import LEVELS, Store
 from fmcore.coupling.noise import identities
 from fmcore.coupling.read import Coupling, open_coupling
 from fmcore.coupling.write import About, packed, table
+from fmcore.outside import agreement
 from fmcore.outside.chain import ChainRows
 from fmcore.outside.kinds import Chain, Files, Import
 from fmcore.outside.own import Custom, OwnRows
 from fmcore.outside.rows import Block, Rows
-from fmcore.scale import Scale
 from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings
 
 SEEN = 4096
@@ -214,13 +212,10 @@ def importer_of(data: Path, settings: Imported) -> Importer:
             " some are held out; import it by kind reflow, or set import.real to target"
         )
     data_units = (settings.of.units or stated.get("units") or "data") == "data"  # type: ignore[union-attr]
-    if not data_units and "scale" in stated and Scale.of(stated["scale"]) != real.about.units:
-        raise ReflowError(
-            f"couplings: the pairs are in units of another scale ({stated['scale']}) than the data"
-            f" ({real.about.scale}); give both one data.scale"
-        )
-    strength = _guidance(settings.guidance, stated.get("guidance"))
-    about = _about(real, settings, rows, strength, strength if strength != 1 else None)
+    agreement.of_statement(stated, real, model_units=not data_units)
+    strength = agreement.guidance(settings.guidance, stated.get("guidance"))
+    guided = strength if strength != 1 else stated.get("guided")
+    about = _about(real, settings, rows, strength, guided)
     importer = Importer(rows, about, settings, data_units, real.conditions)
     importer.check_ends()
     return importer
@@ -228,35 +223,10 @@ def importer_of(data: Path, settings: Imported) -> Importer:
 
 def _of_chain(real: Coupling, rows: ChainRows, settings: Imported) -> Importer:
     other = rows.about
-    same_codec(other.codec, real.about.codec, rows.place)
-    if other.units != real.about.units:
-        raise ReflowError(
-            f"{rows.place}: its pairs are in units of the scale {other.scale}, the data here has"
-            f" {real.about.scale}; give both one data.scale"
-        )
-    if (other.source is None) != (real.about.source is None):
-        raise ReflowError(
-            f"{rows.place}: its source is {other.source or 'noise'}, here it is"
-            f" {real.about.source or 'noise'}; both chains need one `source`"
-        )
-    if other.conditions != real.about.conditions:
-        raise ReflowError(
-            f"{rows.place}: its labels are of other conditions (data.conditions) than the data's;"
-            " both chains need the same texts and text encoder"
-        )
-    strength = _guidance(settings.guidance, other.guidance)
+    agreement.of_chain(other, real.about, rows.place)
+    strength = agreement.guidance(settings.guidance, other.guidance)
     about = _about(real, settings, rows, strength, other.guided)
     return Importer(rows, about, settings, False, real.conditions)
-
-
-def _guidance(given: float, stated: Any) -> float:
-    """Return the guidance in the pairs: as given, else as the files beside them state."""
-    stated = float(stated) if isinstance(stated, int | float) else 1.0
-    if given not in (1.0, stated) and stated != 1:
-        raise ReflowError(
-            f"couplings: guidance {given:g} is given, the pairs say {stated:g}; correct one of them"
-        )
-    return given if given != 1 else stated
 
 
 def _about(

@@ -13,8 +13,8 @@ from fmcore.outside.rows import Block, Rows
 from fmcore.own import Own, called
 from fmcore.settings import ReflowError, Settings
 
-Made = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-"""Target and source [N, *D], and label [N] where pairs have one."""
+Made = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | list[str]]
+"""Target and source [N, *D], and where pairs have one the label [N]: a class, or a text."""
 CLOSE = 1e-3
 """How near a pair must be to itself when it is made again beside others, relative to its size."""
 
@@ -29,7 +29,10 @@ class OwnPairs(Settings):
 
     @abstractmethod
     def pairs(self, ids: NDArray[np.int64]) -> Made:
-        """Return target and source [N, *D], and perhaps label [N], of the pairs `ids` [N]."""
+        """Return target and source [N, *D], and perhaps label [N], of the pairs `ids` [N].
+
+        A label is a class, or a list of N texts that are conditions of the data.
+        """
 
     def count(self) -> int | None:
         """Return how many pairs there are; None where as many can be made as are asked for."""
@@ -77,17 +80,20 @@ class OwnRows(Rows):
         ids = np.arange(first, last, dtype=np.int64)
         found = self._asked(lambda: self.settings.own.pairs(ids))
         sides = found if isinstance(found, tuple | list) else ()
-        wrong = len(sides) not in (2, 3) or not all(isinstance(x, Tensor) for x in sides)
+        texts = len(sides) == 3 and _are_texts(sides[2])
+        wrong = len(sides) not in (2, 3)
+        wrong = wrong or not all(isinstance(x, Tensor) for x in sides[: 2 if texts else 3])
         if wrong or any(len(x) != len(ids) for x in sides):
             got = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in sides]
             raise ReflowError(
                 f"{self.settings.path}: pairs must give tensors target and source [{len(ids)}, *D]"
                 f" and perhaps label [{len(ids)}], got {got or type(found).__name__}"
             )
-        target, source, *label = (x.detach().cpu() for x in sides)
-        return Block(
-            target.float().numpy(), source.float().numpy(), label[0].numpy() if label else None
-        )
+        target, source = (x.detach().cpu().float().numpy() for x in sides[:2])
+        if texts:
+            return Block(target, source, np.array(sides[2], dtype=object))
+        label = sides[2].detach().cpu().numpy() if len(sides) == 3 else None
+        return Block(target, source, label)
 
     def check(self) -> None:
         """Raise ReflowError if a pair is another one when it is made beside others."""
@@ -108,3 +114,7 @@ class OwnRows(Rows):
             return called(self.settings.path, call)
         except ValueError as error:
             raise ReflowError(str(error)) from None
+
+
+def _are_texts(label: object) -> bool:
+    return isinstance(label, list | tuple) and all(isinstance(text, str) for text in label)

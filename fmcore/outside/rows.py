@@ -222,8 +222,7 @@ def statement_of(path: Path) -> dict[str, Any]:
     """Return what the files beside some pairs say of them; raise ReflowError if t runs back."""
     found: dict[str, Any] = {}
     folder = path if path.is_dir() else path.parent
-    names = STATEMENTS if path.is_dir() else ()
-    for name in names:
+    for name in STATEMENTS if path.is_dir() else (ORIGIN,):
         file = folder / name
         if not file.is_file() or file.stat().st_size > MOST_STATED:
             continue
@@ -231,6 +230,8 @@ def statement_of(path: Path) -> dict[str, Any]:
             said = read_json(file) if name == ORIGIN else json.loads(file.read_bytes())
         if isinstance(said, Mapping):
             found |= {"files": dict(said)} if name == "sizes.json" else said
+    if not path.is_dir():  # how many there are is said of all files of the folder
+        found = {key: value for key, value in found.items() if key not in COUNTS}
     said = found.get("convention")
     if said is not None and said != CONVENTION:
         raise ReflowError(

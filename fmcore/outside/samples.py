@@ -19,8 +19,10 @@ from fmcore.outside.rows import Arrays, Piece
 from fmcore.settings import ReflowError
 
 BLOCK = tarfile.BLOCKSIZE
-TEXT = ("cls", "txt", "id", "index")
+TEXT = ("cls", "id", "index")
 """Endings of members that hold one number as text."""
+CAPTION = "txt"
+"""The ending of a member that holds a text, or a number as text."""
 
 
 class TorchPiece(Piece):
@@ -129,8 +131,12 @@ def _member(name: str, content: bytes) -> Any:
         return _array(_loaded(io.BytesIO(content), name))
     if ending in TEXT:
         return np.int64(content.decode())
+    if ending == CAPTION:
+        text = content.decode().strip()
+        return np.int64(text) if text.removeprefix("-").isdecimal() else np.array(text, object)
     raise ReflowError(
-        f".{name}: its numbers cannot be read; members are .npy, .pt, .pth, or .cls for a class"
+        f".{name}: its numbers cannot be read; members are .npy, .pt, .pth, .cls for a class or"
+        " .txt for a text"
     )
 
 

@@ -29,7 +29,8 @@ class ParquetPiece(Piece):
         with parsing(place, "not a Parquet file that can be read"):
             meta = pq.read_metadata(place)
         self.groups = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        self.width = meta.row_group(0).total_byte_size // max(1, self.groups[0]) if meta else 1
+        first = meta.row_group(0).total_byte_size if self.groups else 0  # an empty part has none
+        self.width = first // max([1, *self.groups[:1]])
         self.count = meta.num_rows
 
     @cached_property

@@ -51,8 +51,12 @@ def is_even(solver: Solver) -> bool:
 def refusal(model: Model) -> str | None:
     """Return why diffusers has no scheduler or network for a model; None if it has."""
     about = model.config
+    if about.get("source") is not None:
+        return "its source is real samples, and pipelines of diffusers begin with noise"
     if not isinstance(model.network, ImageNetwork):
         return f"network {model.network.settings.name} is none of diffusers'"
+    if model.network.settings.conditions:
+        return "its conditions are texts or vectors, which its pipelines would take as classes"
     if about.get("codec") and about["codec"]["settings"]["name"] != "diffusers":
         return "its codec is of your own, which diffusers cannot load"
     if (objective := about.get("objective", "velocity")) != "velocity":
@@ -103,10 +107,14 @@ def write_folder(model: Model, out: Path, solver: Solver) -> bool:
 
 
 def is_plain(model: Model) -> bool:
-    """Whether diffusers' DDPMPipeline samples it: a U-Net without labels, patches or a codec."""
-    settings = model.network.settings
+    """Whether diffusers' DDPMPipeline samples it: a U-Net without labels, patches or a codec.
+
+    It clamps to [-1, 1], so the samples have to be images.
+    """
+    settings, about = model.network.settings, model.config
     plain = isinstance(settings, UNet) and settings.patch == 1 and not settings.classes
-    return plain and model.scale.identity and not model.config.get("codec")
+    image = bool(about.get("image")) and not about.get("codec")
+    return plain and image and model.scale.identity
 
 
 def lines_to_load(folder: str, steps: int, *, plain: bool) -> list[str]:

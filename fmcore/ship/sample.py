@@ -1,12 +1,15 @@
-"""Draw samples with torch alone: python sample.py [COUNT] [FILE.pt] [SEED] [LABEL]."""
+"""Draw samples with torch alone: python sample.py [COUNT] [FILE.pt] [SEED] [LABEL or "A TEXT"]."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 
 words = [*sys.argv[1:], *["16", "samples.pt", "0", "0"][len(sys.argv) - 1 :]]
-count, file, seed, label = int(words[0]), words[1], int(words[2]), int(words[3])
+count, file, seed = int(words[0]), words[1], int(words[2])
+texts = Path(__file__).with_name("texts.json")
+label = int(words[3]) if words[3].isdecimal() else json.loads(texts.read_text()).index(words[3])
 flow = torch.export.load(Path(__file__).with_name("flow.pt2"))
 inputs = [n.meta["val"] for n in flow.graph.nodes if n.name in flow.graph_signature.user_inputs]
 noise = torch.randn(count, *inputs[0].shape[1:], generator=torch.Generator().manual_seed(seed))

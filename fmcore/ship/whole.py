@@ -21,6 +21,8 @@ from fmcore.solve.solver import Solver
 
 SCRIPT = Path(__file__).with_name("sample.py")
 """The script that samples from an exported graph with torch alone; it runs where it lies."""
+TEXTS = "texts.json"
+"""The file beside a graph that lists the texts of its labels."""
 AGREES = 1e-4
 """Largest difference of a written graph from the network itself, relative to the samples' RMS."""
 ROWS = (1, 3)
@@ -29,6 +31,8 @@ ROWS = (1, 3)
 
 class Whole(nn.Module):
     """Noise [B, *D], and labels [B] where there are classes, to samples [B, *D] in own units.
+
+    Where the source is real samples (`of_samples`), they are the input, in own units too.
 
     Steps of Euler on the grid of `solver` from t = 1 to t = 0: x <- x - h v(x, t). Samples of a
     flow on latents (`of_latents`) are latents, not decoded.
@@ -46,6 +50,7 @@ class Whole(nn.Module):
         self.solver, self.guidance, self.classes = solver, guidance, classes
         self.to_end = maps_to_end(about)
         self.of_latents = bool(about.get("codec"))
+        self.of_samples = about.get("source") is not None
         self.noise_scale = interpolant.noise_scale
         wide = (-1, *[1] * (len(model.shape) - 1))
         self.register_buffer("mean", torch.tensor(model.scale.mean).reshape(wide))
@@ -53,7 +58,8 @@ class Whole(nn.Module):
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the samples [B, *D]."""
-        x = self.noise_scale * noise
+        x = (noise - self.mean) / self.std if self.of_samples else noise
+        x = self.noise_scale * x
         for begin, end in pairwise(self.solver.grid(1.0, 0.0).tolist()):
             span = (lambda t: t) if self.to_end else begin - end
             v = self.field.velocity(label, guidance=self.guidance, span=span)
@@ -113,7 +119,13 @@ def write_onnx(whole: Whole, model: Model, file: Path) -> None:
 
 def names(whole: Whole) -> list[str]:
     """Return the names of the graph's inputs."""
-    return ["noise", "label"][: 1 + bool(whole.classes)]
+    return ["source" if whole.of_samples else "noise", *["label"][: bool(whole.classes)]]
+
+
+def texts_of(model: Model) -> tuple[str, ...]:
+    """Return the texts of which a label is a row; empty for classes and for given vectors."""
+    given = getattr(model.network, "given", None)
+    return () if given is None or given.table is None else given.table.texts
 
 
 def _program(whole: Whole, model: Model) -> torch.export.ExportedProgram:
@@ -155,7 +167,8 @@ def _compare(model: Model, whole: Whole, call: Callable[..., Tensor], place: str
     flow, solver = Flow.of(model), whole.solver
     for rows in ROWS:
         noise, *label = example(model, rows, seed=rows)
-        own = flow.sample(noise, solver, label=label[0] if label else None, guidance=whole.guidance)
+        begin = model.scale.forward(noise) if whole.of_samples else noise
+        own = flow.sample(begin, solver, label=label[0] if label else None, guidance=whole.guidance)
         wanted, got = model.scale.inverse(own.x), call(noise, *label)
         apart = float((got - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
         if not apart <= AGREES:

@@ -5,6 +5,7 @@ import json
 import pickle
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,9 @@ import torch
 
 from fmcore.coupling.compact import Store
 from fmcore.coupling.read import open_coupling, read
+from fmcore.outside import agreement
 from fmcore.outside.export import export
-from fmcore.settings import ReflowError
+from fmcore.settings import CONVENTION, ReflowError
 from fmcore.verdict.gates import Gates, judge
 from fmcore.work.work import Work
 from tests.fmcore.coupling.test_compact import make
@@ -219,6 +221,42 @@ def test_a_flipped_bit_of_parquet(root):
 def test_store_needs_sources_and_another_scale_is_refused(root):
     how = npz(root, **pairs())
     refused(root, "store.source false", **how, store={"source": False})
+
+
+def test_a_part_without_rows_is_no_damage(root):
+    path = write("parquet", root, pairs())
+    schema = pq.read_schema(next(path.glob("*.parquet")))
+    pq.ParquetWriter(path / "9.parquet", schema).close()  # as Spark writes an empty partition
+    assert not pq.read_metadata(path / "9.parquet").num_row_groups
+    assert len(taken(root, kind="parquet", path=str(path))) == 120
+
+
+def test_what_is_said_of_pairs_has_to_suit_the_data(root):
+    own = open_coupling(root / "data")
+    said = {"convention": CONVENTION, "codec": None, "conditions": None, "source": None}
+    agreement.of_statement(said, own, model_units=True)
+    agreement.of_statement({"source": "imagenet", "codec": "h264"}, own, model_units=True)
+    other = {"sha256": "a" * 64}
+    for key, value, says in (
+        ("codec", other, r"pairs are of data\.codec sha256 aaaaaaaaaaaa, the data here of none"),
+        ("conditions", other, r"data\.conditions sha256 a"),
+        ("source", {"name": "cats"}, "both need one `source`"),
+    ):
+        with pytest.raises(ReflowError, match=says):
+            agreement.of_statement({**said, key: value}, own, model_units=True)
+    about = own.about.model_copy(update={"classes": ["cat", "dog"]})
+    named = replace(own, about=about)
+    agreement.of_statement({**said, "classes": ["cat", "dog"]}, named, model_units=True)
+    for swapped in (
+        lambda: agreement.of_statement(
+            {**said, "classes": ["dog", "cat"]}, named, model_units=True
+        ),
+        lambda: agreement.of_chain(
+            about.model_copy(update={"classes": ["dog", "cat"]}), about, "c"
+        ),
+    ):
+        with pytest.raises(ReflowError, match=r"classes \[dog, cat\], those of the data of \[cat"):
+            swapped()
 
 
 def test_guidance_that_is_stated_otherwise(root):

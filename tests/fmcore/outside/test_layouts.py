@@ -168,6 +168,9 @@ def test_targets_are_mapped_into_the_units_of_the_model(root):
     export(root / "out", root / "exported", "safetensors")  # in model units, and it says so
     again = taken(root, name="again", kind="safetensors", path=str(root / "exported"))
     assert torch.equal(again.target, target)
+    (file,) = (root / "exported").glob("pairs-00000-*")  # one of its files alone says it too
+    some = taken(root, name="some", kind="safetensors", path=str(file))
+    assert torch.equal(some.target, target[: len(some)]) and len(some) < 120
 
 
 def test_names_say_which_end_is_which(root):

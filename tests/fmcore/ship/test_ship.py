@@ -1,5 +1,6 @@
 """A round handed on: other tools draw its own samples, for any number of rows."""
 
+import json
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ from torch import nn
 
 from fmcore.codec.kinds import DiffusersCodec
 from fmcore.codec.latents import record
-from fmcore.network.build import build
+from fmcore.conditions.table import Table
+from fmcore.network.build import build, take
 from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load, save
@@ -19,6 +21,7 @@ from fmcore.ship import folder, whole
 from fmcore.solve.solver import Solver
 from tests import codecs
 
+TABLE = Table(torch.randn(4, 5), texts=("a red fox", "a dog", "two owls"))
 NETWORKS = {
     "mlp": (MLP(width=8, depth=1, time_features=4), (2,)),
     "mlp, classes": (MLP(width=8, depth=1, time_features=4, classes=3), (2,)),
@@ -28,6 +31,11 @@ NETWORKS = {
     "unet, patch, classes": (UNet(name="unet", channels=(8, 8), patch=2, classes=3), (2, 8, 8)),
     "unet, slow": (UNet(name="unet", channels=(8, 16), time_scale=10.0), (1, 8, 8)),
     "unet, spans": (UNet(name="unet", channels=(8, 16), spans=True), (1, 8, 8)),
+    "mlp, texts": (MLP(width=8, depth=1, time_features=4, conditions=TABLE.sizes, classes=3), (2,)),
+    "unet, texts": (
+        UNet(name="unet", channels=(8, 8), conditions=TABLE.sizes, classes=3),
+        (1, 8, 8),
+    ),
     "dit": (DiT(name="dit", heads=1, head=8, depth=1, classes=3), (1, 8, 8)),
 }
 SCALE = {"mean": [0.5], "std": [2.0]}
@@ -46,6 +54,9 @@ def model(tmp_path, name, **about):
     with torch.no_grad():  # or the last layer, which starts at 0, gives no velocity
         for p in network.parameters():
             p.add_(torch.randn(p.shape, generator=draw), alpha=0.05)
+    if settings.conditions:
+        take(network, TABLE)
+        about["conditions"] = TABLE.about
     save(tmp_path / "model", network, about={"round": "rf1", **about})
     return load(tmp_path / "model")
 
@@ -119,7 +130,7 @@ def test_a_network_that_chooses_by_values_is_one_line(tmp_path):
 def test_plain_diffusers_draws_the_samples_of_a_unet(tmp_path, steps):
     from diffusers import DDPMPipeline, DiffusionPipeline
 
-    given = model(tmp_path, "unet")
+    given = model(tmp_path, "unet", image=True)
     assert folder.write_folder(given, tmp_path / "out", EULER[steps])
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert isinstance(pipe, DDPMPipeline)
@@ -177,7 +188,9 @@ def test_a_graph_carries_any_grid_and_the_spans_of_its_steps(tmp_path, solver):
 
 def test_an_even_grid_by_its_times_is_a_plain_pipeline(tmp_path):
     even = Solver(name="euler", times=(1.0, 0.5, 0.0))
-    assert folder.write_folder(model(tmp_path, "unet"), tmp_path / "out", even)
+    assert folder.write_folder(model(tmp_path, "unet", image=True), tmp_path / "out", even)
+    # A plain pipeline clamps to [-1, 1], which arrays need not be in.
+    assert not folder.write_folder(model(tmp_path, "unet"), tmp_path / "array", even)
 
 
 def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path):
@@ -218,11 +231,39 @@ def test_the_scheduler_has_steps_of_one_length():
         ("unet", {"objective": "noise"}, "objective noise"),
         ("unet", {"interpolant": {"name": "cosine"}}, "interpolant cosine"),
         ("unet, slow", {}, "time_scale 10: its scheduler"),
+        ("unet, texts", {}, "its conditions are texts or vectors"),
+        ("unet", {"source": "abc"}, "its source is real samples"),
     ],
 )
 def test_what_diffusers_has_no_scheduler_for_is_refused(tmp_path, name, about, why):
     with pytest.raises(ReflowError, match=why):
         folder.write_folder(model(tmp_path, name, **about), tmp_path / "out", EULER[1])
+
+
+def test_the_graph_of_a_round_from_real_samples_takes_them_in_their_own_units(tmp_path):
+    given = model(tmp_path, "mlp", scale=SCALE, source="the sha256 of some cats")
+    graph = whole.Whole(given, EULER[2])
+    assert whole.names(graph) == ["source"]
+    whole.write_export(graph, given, tmp_path / "flow.pt2")
+    cats = 5 + 3 * torch.randn(4, 2, generator=torch.Generator().manual_seed(2))
+    found = torch.export.load(tmp_path / "flow.pt2").module()(cats)
+    wanted = own(given, given.scale.forward(cats), steps=2)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_script_takes_a_text_for_its_label(tmp_path):
+    given = model(tmp_path, "mlp, texts")
+    whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
+    assert whole.texts_of(given) == TABLE.texts
+    (tmp_path / "texts.json").write_text(json.dumps(whole.texts_of(given)))
+    script = tmp_path / "sample.py"
+    script.write_text(whole.SCRIPT.read_text())
+    words = [sys.executable, "-I", str(script), "5", str(tmp_path / "s.pt"), "7", "two owls"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
+    wanted = own(given, noise, torch.full((5,), 2), steps=2)
+    torch.testing.assert_close(torch.load(tmp_path / "s.pt", weights_only=True), wanted)
 
 
 def test_the_script_needs_torch_alone(tmp_path):

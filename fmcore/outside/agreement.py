@@ -1,0 +1,100 @@
+"""Whether pairs from outside and the data are of one kind: units, source, labels, codec, guidance.
+
+A wrong scale, class number, text table or autoencoder changes no shape: only what is said of pairs
+shows it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fmcore.codec.latents import same_codec
+from fmcore.coupling.read import Coupling
+from fmcore.coupling.write import About
+from fmcore.scale import Scale
+from fmcore.settings import CONVENTION, ReflowError
+
+SAID = ("codec", "conditions")
+"""Keys of what is said of pairs whose value is a record with the sha256 of what it is of."""
+
+
+def of_chain(other: About, real: About, place: str) -> None:
+    """Raise ReflowError if the pairs of another chain do not suit the data `real`."""
+    same_codec(other.codec, real.codec, place)
+    if other.units != real.units:
+        raise ReflowError(
+            f"{place}: its pairs are in units of the scale {other.scale}, the data here has"
+            f" {real.scale}; give both one data.scale"
+        )
+    if (other.source is None) != (real.source is None):
+        raise ReflowError(
+            f"{place}: its source is {other.source or 'noise'}, here it is"
+            f" {real.source or 'noise'}; both chains need one `source`"
+        )
+    if other.conditions != real.conditions:
+        raise ReflowError(
+            f"{place}: its labels are of other conditions (data.conditions) than the data's;"
+            " both chains need the same texts and text encoder"
+        )
+    _same_classes(other.classes, real.classes, place)
+
+
+def of_statement(stated: Mapping[str, Any], coupling: Coupling, *, model_units: bool) -> None:
+    """Raise ReflowError if what files say of the pairs beside them does not suit the data.
+
+    What is not said is not compared: most pairs of others come without a word. Only what says our
+    convention is taken to mean by `source`, `classes` and the rest what we do.
+    """
+    real, place = coupling.about, "couplings"
+    if model_units and "scale" in stated and Scale.of(stated["scale"]) != real.units:
+        raise ReflowError(
+            f"{place}: the pairs are in units of another scale ({stated['scale']}) than the data"
+            f" ({real.scale}); give both one data.scale"
+        )
+    if stated.get("convention") != CONVENTION:
+        return
+    for key in SAID:
+        own, given = (_sha256(of) for of in (stated.get(key), getattr(real, key)))
+        if key in stated and own != given:
+            raise ReflowError(
+                f"{place}: the pairs are of data.{key} {_short(own)}, the data here of"
+                f" {_short(given)}; give both the same, or remove `{key}` from the file beside"
+                " the pairs"
+            )
+    if "source" in stated and bool(stated["source"]) != bool(real.source):
+        raise ReflowError(
+            f"{place}: the pairs say that their source is {stated['source'] or 'noise'}, here it is"
+            f" {real.source or 'noise'}; both need one `source`"
+        )
+    names = stated.get("classes")
+    _same_classes(names if isinstance(names, list) else None, real.classes, place)
+
+
+def guidance(given: float, stated: Any) -> float:
+    """Return the guidance in the pairs: as given, else as the files beside them state."""
+    stated = float(stated) if isinstance(stated, int | float) else 1.0
+    if given not in (1.0, stated) and stated != 1:
+        raise ReflowError(
+            f"couplings: guidance {given:g} is given, the pairs say {stated:g}; correct one of them"
+        )
+    return given if given != 1 else stated
+
+
+def _same_classes(names: Sequence[object] | None, own: Sequence[object] | None, place: str) -> None:
+    """Raise ReflowError if the classes of pairs have names, and others than those of the data."""
+    if names and own and list(names) != list(own):
+        raise ReflowError(
+            f"{place}: the labels of the pairs are of the classes {_listed(names)}, those of the"
+            f" data of {_listed(own)}; number the classes of both alike"
+        )
+
+
+def _listed(names: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''}]"
+
+
+def _sha256(record: object) -> str | None:
+    return str(record.get("sha256")) if isinstance(record, Mapping) else None
+
+
+def _short(digest: str | None) -> str:
+    return f"sha256 {digest[:12]}" if digest else "none"
