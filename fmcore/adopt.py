@@ -10,6 +10,7 @@ import torch
 from fmcore.codec.kinds import PART, DiffusersCodec
 from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels, check_source
+from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.field import Field, interpolant_of
@@ -152,6 +153,7 @@ def _losses(coupling: Coupling, model: Model, work: Work) -> dict[str, float]:
     network = work.compute.sampling(model.network)
     field = Field(network, interpolant, objective, model.network.settings.classes)
     sides = held_out_sides(coupling, EVALUATIONS)
+    _try(field, sides[1], work.device)
     found = held_out_losses(field, sides, seed=work.seed, device=work.device, limit=EVALUATIONS)
     if not all(map(torch.isfinite, map(torch.tensor, found.values()))):
         raise ReflowError(
@@ -159,6 +161,29 @@ def _losses(coupling: Coupling, model: Model, work: Work) -> dict[str, float]:
             " model was trained on, and is the scheduler's config its own?"
         )
     return found | beside_constant(found, sides[0], interpolant, objective)
+
+
+@torch.no_grad()
+def _try(field: Field, pairs: Pairs, device: torch.device) -> None:
+    """Call the network on two samples. Raises ReflowError for whatever it raises.
+
+    A class of others may need an input that is not given, or sides that it can halve.
+    """
+    some = pairs.rows(torch.arange(min(2, len(pairs))))
+    label = some.label.to(device) if field.classes and some.label is not None else None
+    x, t = some.target.to(device), torch.full((len(some),), 0.5, device=device)
+    try:
+        field.velocity(label)(x, t)
+    except ReflowError:
+        raise
+    except Exception as error:  # of code of others
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        labels = "no labels" if label is None else "labels"
+        raise ReflowError(
+            f"the model cannot be called on samples {list(x.shape[1:])} with {labels}"
+            f" ({type(error).__name__}: {first[:200]}); give it data of the shape, and the"
+            " conditions, that it was trained with"
+        ) from error
 
 
 def _write(curve: Path, metrics: Path, network: VelocityNetwork, losses: dict[str, float]) -> None:

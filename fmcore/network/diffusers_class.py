@@ -113,6 +113,17 @@ def summed(config: dict[str, Any]) -> int:
     return int(config["projection_class_embeddings_input_dim"]) - times
 
 
+def takes_sizes(kind: str, config: dict[str, Any]) -> bool:
+    """Return whether a network takes the size of its pictures: PixArt-alpha of 1,024 pixels does.
+
+    Where its config does not say, diffusers takes it from the side of the latents, which is 128.
+    """
+    said = config.get("use_additional_conditions")
+    if kind != "PixArtTransformer2DModel":
+        return False
+    return bool(config.get("sample_size") == 128 if said is None else said)
+
+
 def embedded_classes(kind: str, config: dict[str, Any]) -> int:
     """Return how many labels a network of diffusers embeds, its null class included."""
     if kind == "DiTTransformer2DModel":

@@ -22,6 +22,7 @@ from fmcore.network.diffusers_class import (
     absent_condition,
     embedded_classes,
     summed,
+    takes_sizes,
 )
 from fmcore.network.outside import Outside, OutsideNetwork
 from fmcore.network.own import Custom, OwnNetwork
@@ -227,16 +228,31 @@ def _condition(
             f"{settings.path}: it needs text_embeds; give them in `condition`, or each sample its"
             " own text (model.conditions)"
         )
-    if summed(config) and "time_ids" not in found:
-        found["time_ids"] = _uncropped(Path(settings.path), shape)
-        height, width = found["time_ids"][:2].int().tolist()
-        said.append(f"no time_ids in `condition`: pictures of {height} x {width}, uncropped")
+    sizes = _sizes(settings, kind, config, shape)
+    if absent := [name for name in sizes if name not in found]:
+        height, width = _uncropped(Path(settings.path), shape)[:2].int().tolist()
+        found = {**sizes, **found}
+        said.append(
+            f"no {', '.join(absent)} in `condition`: pictures of {height} x {width}, uncropped"
+        )
     known_sizes = absent_condition(kind, config).items()
-    absent = {n: s for n, s in known_sizes if n not in found and n not in theirs}
-    zeros = {name: torch.zeros(sizes) for name, sizes in absent.items()}
+    left = {n: s for n, s in known_sizes if n not in found and n not in theirs}
+    zeros = {name: torch.zeros(size) for name, size in left.items()}
     if zeros:
         said.append(f"no {', '.join(zeros)} in `condition`: zeros are taken")
     return {**found, **zeros}, said
+
+
+def _sizes(
+    settings: DiffusersFolder, kind: str, config: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Return the size of uncropped pictures as a network takes it: SDXL's way, or PixArt's."""
+    whole = _uncropped(Path(settings.path), shape)
+    if summed(config):
+        return {"time_ids": whole}
+    if takes_sizes(kind, config):
+        return {"resolution": whole[:2], "aspect_ratio": whole[:1] / whole[1:2]}
+    return {}
 
 
 def _uncropped(folder: Path, shape: tuple[int, ...]) -> Tensor:

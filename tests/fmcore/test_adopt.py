@@ -18,6 +18,7 @@ from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.arrays import Array
+from fmcore.network.diffusers_class import takes_sizes
 from fmcore.network.store import load
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
@@ -79,6 +80,59 @@ def test_a_pipeline_of_another_vae_or_scale_than_the_latents_is_told(tmp_path):
     assert any("data.scale {mean: 0, std: 1}" in note for note in taken("other", "right"))
     with pytest.raises(ReflowError, match="codec .* is another than the model's"):
         taken("data", "wrong")
+
+
+def test_a_pixart_that_takes_the_size_of_its_pictures_gets_it(tmp_path):
+    """As the one of 1,024 pixels, whose config leaves it to diffusers to see that from 128."""
+    net = diffusers.PixArtTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=1,
+        attention_head_dim=6, num_attention_heads=2, cross_attention_dim=12, caption_channels=6,
+        use_additional_conditions=True,
+    )  # fmt: skip
+    for weight in net.parameters():  # the last layer starts at 0
+        weight.data += 0.1 * torch.randn_like(weight)
+    net.save_pretrained(tmp_path / "net")
+    assert takes_sizes("PixArtTransformer2DModel", {"sample_size": 128})
+    assert not takes_sizes("PixArtTransformer2DModel", {"sample_size": 64})
+    data = coupling(tmp_path / "data", torch.randn(60, 4, 8, 8))
+    out, told = adopted(
+        tmp_path, data, kind="diffusers", path=str(tmp_path / "net"),
+        prediction={"name": "flow_prediction"},
+    )  # fmt: skip
+    assert any("no resolution, aspect_ratio in `condition`: pictures of 64 x 64" in n for n in told)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.3, 0.8])
+    with torch.no_grad():
+        theirs = net(
+            x, torch.zeros(2, 1, 6), 1000 * t, return_dict=False,
+            added_cond_kwargs={
+                "resolution": torch.full((2, 2), 64.0), "aspect_ratio": torch.ones(2, 1)
+            },
+        )[0]  # fmt: skip
+        torch.testing.assert_close(load(out).network(x, t), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "more", "says"),
+    [
+        (6, {"block_out_channels": (8, 8, 8), "down_block_types": ("DownBlock2D",) * 3,
+             "up_block_types": ("UpBlock2D",) * 3}, r"samples \[1, 6, 6\] with no labels"),
+        (8, {"class_embed_type": "timestep"}, "class_labels should be provided"),
+    ],
+)  # fmt: skip
+def test_what_a_network_of_others_raises_is_one_line(tmp_path, side, more, says):
+    net = diffusers.UNet2DModel(**{
+        "sample_size": side, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8),
+        "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2,
+        "norm_num_groups": 4, "layers_per_block": 1, **more,
+    })  # fmt: skip
+    net.save_pretrained(tmp_path / "net")
+    data = coupling(tmp_path / "data", torch.randn(60, 1, side, side))
+    with pytest.raises(ReflowError, match=says) as found:
+        adopted(
+            tmp_path, data, kind="diffusers", path=str(tmp_path / "net"),
+            prediction={"name": "flow_prediction"},
+        )  # fmt: skip
+    assert "\n" not in str(found.value) and not (tmp_path / "teacher").exists()
 
 
 def test_a_pipeline_becomes_a_round(tmp_path, data, pipeline):
