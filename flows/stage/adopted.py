@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flows.library.models import model_at
+from flows.params.adopted import teacher_of
 from flows.params.load import Params
 from flows.params.seeds import seed_of
 from flows.stage.work import warn, work_of
@@ -23,7 +24,32 @@ def adopt_round(
     folder = folder_of(root, model, scratch)
     wanted = {name: paths[name] for name in ("coupling", "out", "curve", "metrics")}
     adopt(**wanted, settings=model, name=key, work=work, folder=folder)
+    _suits_those_that_start_from_it(params, key, paths["out"])
     print(f"{key} is not trained here: its model is that of {_said(model)}", flush=True)
+
+
+def _suits_those_that_start_from_it(params: Params, key: str, folder: Path) -> None:
+    """Raise ReflowError if a round cannot train from the network in `folder`.
+
+    Its training would say so too, after the pairs of this round were sampled for it.
+    """
+    from fmcore.network.build import with_spans
+    from fmcore.network.outside import check_null
+    from fmcore.network.store import load
+
+    network = load(folder).network
+    for name, round_ in params.rounds.items():
+        train = round_.train
+        if train is None or teacher_of(params, name) != key:
+            continue
+        place = f"rounds.{name}.train"
+        try:
+            if train.objective == "mean_flow":
+                with_spans(network)
+            if train.label_dropout:
+                check_null(network.settings, f"label_dropout {train.label_dropout:g}")
+        except ReflowError as error:
+            raise ReflowError(f"{place}: {error}") from None
 
 
 def folder_of(root: Path, model: Teacher, scratch: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """A chain whose first round others trained: from a folder of diffusers to a few-step student."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from flows.dag.plan import plan
 from flows.dag.receipts import spent
 from flows.params.load import load
 from flows.params.replicates import replicated
-from flows.stage.adopted import folder_of
+from flows.stage.adopted import _suits_those_that_start_from_it, folder_of
 from flows.tracking.publish import publish
 from fmcore.coupling.read import open_coupling
 from fmcore.network.store import load as load_model
@@ -83,6 +84,19 @@ def test_mlflow_has_the_teacher_and_another_project_takes_its_student(chain, tmp
     assert folder_of(chain.root, model, tmp_path) is None
     with pytest.raises(ReflowError, match="MLflow"):
         folder_of(chain.root, taken.model_copy(update={"model": "models:/nothing/7"}), tmp_path)
+
+
+def test_what_cannot_start_from_a_teacher_is_told_when_it_is_taken_in(chain, tmp_path):
+    """Not after its pairs were sampled; params.yaml does not show what network it is."""
+    for law, says in (
+        ("time: {name: grid, steps: 2}", None),
+        ("objective: mean_flow", r"rounds\.student\.train: objective mean_flow needs an input"),
+    ):
+        text = PARAMS.replace("{kind: diffusers, path: ddpm}", "{kind: reflow, path: theirs}")
+        (tmp_path / "params.yaml").write_text(text.replace("time: {name: grid, steps: 2}", law))
+        params = load(tmp_path / "params.yaml")
+        with pytest.raises(ReflowError, match=says) if says else nullcontext():
+            _suits_those_that_start_from_it(params, "teacher", chain.root / "models/teacher")
 
 
 def test_a_round_of_another_project_now_and_at_a_revision(chain, tmp_path):
