@@ -66,6 +66,8 @@ def test_a_wheel_has_every_file_and_no_name_of_a_stranger_at_its_top(wheel):
     assert tops == {"reflow_chain", "reflow_chain.pth"}
     code = {n for n in tracked("flows", "fmcore") if not n.startswith("flows/installed/")}
     assert {f"reflow_chain/code/{name}" for name in code} < names
+    pages = {name for name in tracked("docs") if name.endswith(".md")}
+    assert {f"reflow_chain/code/{name}" for name in pages} < names  # what messages refer to
     assert {"flows/compare/page.html", "flows/py.typed", "fmcore/py.typed"} < code
     kept = {*templates.kept(), *templates.ONCE, *tracked("params")}
     plain = {"/".join(part.removeprefix(".") for part in name.split("/")) for name in kept}

@@ -1,11 +1,15 @@
 """`reflow demo`: two rounds on eight Gaussians and one picture of them, without a project."""
 
+import sys
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.console import one_line_errors, out
+from flows.project.git import git
 from fmcore.settings import ReflowError, derive_seed
 
 if TYPE_CHECKING:
@@ -49,9 +53,22 @@ def _words(first: "Shown", second: "Shown", file: Path) -> list[str]:
         f"rf2 learns from the pairs that rf1 makes: its paths are straight ({straight}), so one"
         f" step lands on the data ({hit}; 0 is no difference).",
         f"The picture has a row for each: {file}",
-        "Next: the same as a pipeline: `reflow init my-flows --from eight_gaussians && cd my-flows"
-        " && reflow run`; on data of your own: `reflow new`",
+        f"Next: the same as a pipeline: `{_next()}`; on data of your own: `reflow new`",
     ]
+
+
+def _next() -> str:
+    """Return the line that makes a project, as it works here.
+
+    `reflow` may be called by its path, and a project inside of another repository has no versions.
+    """
+    try:
+        folder = f"{git(Path.cwd(), 'rev-parse', '--show-toplevel')}-flows"
+    except (ReflowError, OSError):
+        folder = "my-flows"
+    reflow = "reflow" if which("reflow") else quote(str(Path(sys.executable).parent / "reflow"))
+    folder = quote(folder)
+    return f"{reflow} init {folder} --from eight_gaussians && cd {folder} && {reflow} run"
 
 
 def _check(file: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 from flows.cli import complete, hub, library, projects, servers, version
 from flows.cli.console import AsJson, err, one_line_errors, out, plan_table, project, say
 from flows.cli.demo import demo
+from flows.cli.manual import docs
 from flows.cli.replicates import replicate, write_replicates
 from flows.cli.sample import sample
 from flows.cli.settings import settings
@@ -211,6 +212,7 @@ app.command()(library.couple)
 app.command("export")(library.export)
 app.command()(library.estimate)
 app.command()(settings)
+app.command()(docs)
 app.command()(ship)
 app.command("push-hub")(hub.push_hub)
 app.command("pull-hub")(hub.pull_hub)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flows.cli.demo import _next
 from tests.conftest import SOURCE
 
 NUMBERS = re.compile(r"\d+\.\d{3}")
@@ -61,3 +63,19 @@ def test_the_second_round_is_straight_and_right_in_one_step(tmp_path):
     bend, miss, straight, hit, *_ = numbers(demo(tmp_path).stdout)
     assert straight < 0.01 * bend and hit < 0.01 * miss
     assert bend > 0.1 and miss > 1
+
+
+def test_the_next_step_works_where_it_is_said(tmp_path, monkeypatch):
+    """Without `reflow` on the PATH, and inside of a repository, which is no place for another."""
+    monkeypatch.chdir(tmp_path)
+    assert _next().startswith("reflow init my-flows --from eight_gaussians && cd my-flows")
+    subprocess.run(["git", "init", "-q", str(tmp_path / "a clone")], check=True)
+    monkeypatch.chdir(tmp_path / "a clone")
+    monkeypatch.setattr("flows.cli.demo.which", lambda name: None)
+    said = _next()
+    words = [shlex.split(part) for part in said.split(" && ")]
+    assert words[1] == ["cd", f"{tmp_path / 'a clone'}-flows"] and words[0][2] == words[1][1]
+    assert Path(words[0][0]).parent == Path(sys.executable).parent
+    done = subprocess.run(words[0], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a clone-flows/.git").is_dir() and words[2][1] == "run"

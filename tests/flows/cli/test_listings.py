@@ -13,7 +13,7 @@ from tests.conftest import Project
 LISTINGS = {
     "plan": [], "compare": [], "couplings": ["--offline"], "settings": ["lr"], "estimate": [],
     "verify": [], "doctor": [], "couple": ["rf1"], "publish": [], "env": [],
-    "watch": [],
+    "watch": [], "docs": [],
 }  # fmt: skip
 """The commands that list something, each with the words that it needs here."""
 
