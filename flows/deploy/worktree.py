@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.dag import graph
+from flows.dag import graph, inputs
 from flows.deploy.order import Order
 from flows.library.history import resolve
 from flows.params import checked
@@ -102,6 +102,29 @@ def settle(root: Path, folder: Path, order: Order) -> None:
     if own.exists():
         shutil.copy(own, folder / ".dvc")
     dvc(folder, "config", "--local", "cache.dir", dvc(root, "cache", "dir"))
+    _link_own_data(root, folder)
+
+
+def _link_own_data(root: Path, folder: Path) -> None:
+    """Link into a worktree what its parameters name and git ignores, as all below `data/`.
+
+    So a path means there what it means in the project. Raises ReflowError for data that git does
+    not ignore: the run's commit would have the link.
+    """
+    for place, path in inputs.missing(folder).items():
+        own, link = root / path, folder / path
+        inside = link.parent.resolve().is_relative_to(folder.resolve()) and ".." not in path
+        if not inside or path.startswith((".", "/")) or not own.exists():
+            continue  # prepare says that it is not there
+        try:
+            git(root, "check-ignore", "-q", "--", path)
+        except ReflowError:
+            raise ReflowError(
+                f"{place}: {path} is neither in that commit nor ignored by git, so a run in a"
+                " worktree has it not; commit it, put it below data/, or write its path in full"
+            ) from None
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(own.resolve())
 
 
 def _known_commands(root: Path, folder: Path) -> None:

@@ -1,7 +1,12 @@
 """An order for a stranger's branch, and a revision that is no revision."""
 
+import re
+from contextlib import nullcontext, suppress
+
+import numpy as np
 import pytest
 
+from flows.dag import inputs
 from flows.deploy import worktree
 from flows.deploy.order import Order
 from flows.library.history import resolve
@@ -52,6 +57,48 @@ def test_a_branch_with_links_changes_no_file_outside(project, tmp_path_factory, 
     assert [p.name for p in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "mine"
     assert project.sh("git", "branch", "--list", "reflow/*").stdout == ""
+
+
+def test_own_data_that_git_ignores_are_there_in_a_worktree(project):
+    root = project.root
+    (root / "data").mkdir()
+    np.save(root / "data/own.npy", np.zeros((100, 2)))
+    with (root / ".gitignore").open("a") as file:
+        file.write("/data/\n")
+    own = re.sub("data: .*", "data: {name: array, path: data/own.npy}", PARAMS)
+    (root / "params.yaml").write_text(own)
+    project.sh("git", "add", "-A")
+    project.sh("git", "commit", "-q", "-m", "own data")
+    folder = worktree.make(root, Order(), "a")
+    assert (folder / "data/own.npy").resolve() == (root / "data/own.npy").resolve()
+    assert not inputs.missing(folder) and worktree.keep(root, "a", done=True)
+    listed = project.sh("git", "ls-tree", "-r", "--name-only", "reflow/a").stdout
+    assert "params.yaml" in listed and "own.npy" not in listed
+    assert (root / "data/own.npy").exists()
+    for path, says in (("kept.npy", "neither in that commit nor ignored"), ("/etc/hostname", None)):
+        if says:
+            np.save(root / path, np.zeros((100, 2)))
+        with pytest.raises(ReflowError, match=says) if says else nullcontext():
+            worktree.check(root, Order(overrides={"data.path": path}))
+    (root / "data/own.npy").unlink()
+    worktree.check(root, Order())  # prepare may be in the cache; if not, it says what is not there
+
+
+def test_no_link_is_made_where_a_branch_links_to(project, tmp_path_factory):
+    root, outside = project.root, tmp_path_factory.mktemp("outside")
+    project.sh("git", "add", "-A")
+    project.sh("git", "commit", "-q", "-m", "one")
+    project.sh("git", "checkout", "-q", "-b", "strange")
+    (root / "data").symlink_to(outside)
+    project.sh("git", "add", "-f", "data")
+    project.sh("git", "commit", "-q", "-m", "links")
+    project.sh("git", "checkout", "-q", "-")
+    (root / "data").mkdir()
+    np.save(root / "data/own.npy", np.zeros((100, 2)))
+    order = Order(rev="strange", overrides={"data": {"name": "array", "path": "data/own.npy"}})
+    with suppress(ReflowError):
+        worktree.check(root, order)
+    assert not list(outside.iterdir())
 
 
 @pytest.mark.parametrize("file", ["../../params.yaml", "/etc/passwd"])
