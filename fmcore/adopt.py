@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fmcore.checked import folder_digest
 from fmcore.codec.kinds import PART, DiffusersCodec
 from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels, check_source
@@ -84,6 +85,7 @@ def adopt(
         about = {**STRAIGHT, **opened.about.carried(), **found.about}
         if isinstance(settings, OwnModel):  # it is not known what it was trained on
             about["coupling"] = "unknown"
+            about |= _files_of(settings)
         for note in (*found.notes, *_of_codec(settings, opened, coupling)):
             work.warn(f"rounds.{name}.model: {note}")
     else:
@@ -104,6 +106,17 @@ def adopt(
     work.accept(losses)
     save(out, network.cpu(), raw=raw.cpu(), about=about, snapshots=snapshots)
     _write(curve, metrics, network, losses)
+
+
+def _files_of(settings: OwnModel) -> dict[str, Any]:
+    """Return the sha256 of each file and folder that the settings of one's own class name.
+
+    A class may keep what it reads there out of its state: another file is another model.
+    """
+    named = settings.network.settings.items()
+    paths = {key: Path(value) for key, value in named if isinstance(value, str) and value}
+    found = {key: str(folder_digest(p)["sha256"]) for key, p in paths.items() if p.exists()}
+    return {"reads": found} if found else {}
 
 
 def _of_codec(settings: DiffusersFolder | OwnModel, data: Coupling, where: Path) -> list[str]:

@@ -314,6 +314,34 @@ def test_a_denoiser_of_ones_own(tmp_path):
         )  # fmt: skip
 
 
+READER = """
+from pathlib import Path
+from fmcore.network.own import OwnNetwork
+
+class Reads(OwnNetwork):
+    def __init__(self, shape, classes, table: str):
+        super().__init__(shape, classes)
+        self.factor = float(Path(table).read_text())
+
+    def forward(self, x, t, label=None):
+        return self.factor * x
+"""
+
+
+def test_a_file_that_ones_own_class_reads_is_part_of_its_model(tmp_path):
+    """Though it is in no weight: pairs of two such files must not be taken for those of one."""
+    (tmp_path / "readers.py").write_text(READER)
+    own.trust(tmp_path, ["readers:Reads"])
+    data, digests = coupling(tmp_path / "data", torch.randn(100, 2)), []
+    for number in ("0.5", "0.7", "0.5"):
+        (tmp_path / "table.txt").write_text(number)
+        network = {"name": "custom", "path": "readers:Reads"}
+        network["settings"] = {"table": str(tmp_path / "table.txt")}
+        out, _ = adopted(tmp_path, data, f"n{len(digests)}", kind="own", network=network)
+        digests.append(load(out).config["reads"]["table"])
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_a_model_of_ours_keeps_its_bytes(tmp_path, data, pipeline):
     first, _ = adopted(tmp_path, data, kind="diffusers", path=str(pipeline))
     second, _ = adopted(tmp_path, data, "again", folder=first, kind="reflow", path=str(first))
