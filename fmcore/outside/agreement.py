@@ -7,12 +7,16 @@ shows it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fmcore.codec.latents import same_codec
 from fmcore.coupling.read import Coupling
 from fmcore.coupling.write import About
 from fmcore.scale import Scale
 from fmcore.settings import CONVENTION, ReflowError
 
+FAR = 0.5
+"""Distance of two means, over the standard deviation, from which on they are of different data."""
 SAID = ("codec", "conditions")
 """Keys of what is said of pairs whose value is a record with the sha256 of what it is of."""
 
@@ -67,6 +71,22 @@ def of_statement(stated: Mapping[str, Any], coupling: Coupling, *, model_units: 
         )
     names = stated.get("classes")
     _same_classes(names if isinstance(names, list) else None, real.classes, place)
+
+
+def of_source(own: Tensor, real: Tensor) -> None:
+    """Raise ReflowError if sources [N, *D] of pairs lie elsewhere than those of the data [M, *D].
+
+    By the distance of the means, which differ by chance too where there are few.
+    """
+    gap = (own.double().mean(0) - real.double().mean(0)).square().mean().sqrt()
+    spread = real.double().var(0).mean().sqrt().clamp(min=1e-12)
+    chance = (1 / len(own) + 1 / len(real)) ** 0.5
+    if float(gap / spread) > FAR + 4 * chance:
+        raise ReflowError(
+            f"couplings: the sources of the pairs lie {float(gap / spread):.2g} standard deviations"
+            " from those of the data's `source`; are the ends swapped, is it another data set, or"
+            " are they in other units (import.units)?"
+        )
 
 
 def guidance(given: float, stated: Any) -> float:

@@ -115,11 +115,18 @@ class Importer:
         label = self._label(block, ids)
         return table(self.about, ids, target, source, label, block.gap, real_id, extra)
 
-    def check_ends(self) -> None:
-        """Raise ReflowError where the target looks like the noise, and the source does not."""
-        if self.about.source is not None:
-            return
+    def check_ends(self, real: Tensor | None) -> None:
+        """Raise ReflowError where the target looks like the noise, and the source does not.
+
+        `real` [M, *D] are the samples that the data starts from, in units of the model, if its
+        source is no noise: then the sources of the pairs must lie where those do.
+        """
         block, ids = self.rows.read(0, min(SEEN, self.settings.count)), np.arange(SEEN)
+        if real is not None:
+            given = self._side(block, "source", ids)
+            own = self.about.units.forward(given) if self.data_units else given
+            agreement.of_source(own, real)
+            return
         if block.kind is not None:
             return
         z = {s: noise_z(self._side(block, s, ids).flatten(1).numpy()) for s in ("target", "source")}
@@ -217,7 +224,7 @@ def importer_of(data: Path, settings: Imported) -> Importer:
     guided = strength if strength != 1 else stated.get("guided")
     about = _about(real, settings, rows, strength, guided)
     importer = Importer(rows, about, settings, data_units, real.conditions)
-    importer.check_ends()
+    importer.check_ends(real.source.samples)
     return importer
 
 

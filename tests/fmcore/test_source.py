@@ -1,11 +1,13 @@
 """From one data set to another: `source` is a data set, not noise."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 import fmcore
 from fmcore.calibrate import calibrate
@@ -23,6 +25,8 @@ from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load
+from fmcore.outside.imported import Imported
+from fmcore.outside.kinds import Import
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.sampling.pairs import Couple
@@ -238,3 +242,19 @@ def test_between_gaussians_the_flow_is_the_optimal_map(tmp_path):
     assert again.made_of[0].config["source"] == {"name": "tensor"}
     with pytest.raises(ReflowError, match="one shape"):
         fmcore.independent(x, source=torch.zeros(5, 2))
+
+
+def test_pairs_from_outside_start_where_the_data_does(data, tmp_path):
+    target, source = MOONS.read(0).target[:600], RING.read(1).target[:600]
+    for name, own in (("right", source), ("elsewhere", source + 6), ("swapped", target + 9)):
+        np.savez(tmp_path / f"{name}.npz", target=target.numpy(), source=own.numpy())
+        of = TypeAdapter(Import).validate_python(
+            {"kind": "npz", "path": str(tmp_path / f"{name}.npz")}
+        )
+        settings, out = Imported(of=of).settled(), tmp_path / name
+        work = Work(scratch=tmp_path / f"{name}-scratch")
+        refused = pytest.raises(ReflowError, match=r"sources of the pairs lie .* from those of")
+        with nullcontext() if name == "right" else refused:
+            couple(tmp_path / "no-model", data, out, tmp_path / f"{name}.json", settings, work)
+    found = read(open_coupling(tmp_path / "right"))
+    assert torch.equal(found.source, source)
