@@ -4,7 +4,10 @@ import json
 import math
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from flows.start.look import Seen
 from fmcore.scale import moments
@@ -17,6 +20,12 @@ EACH = 20
 LATE = "times near the noise, where one step asks: the best of round 2 on digits, points, MNIST"
 NEAR = (0.5, 2.0)
 """Deviations that need no scale: the noise has 1."""
+CPU = Path("/proc/cpuinfo")
+"""Where Linux says what a CPU computes by itself; other systems have no such file."""
+BF16 = ("amx_bf16", "avx512_bf16")
+"""CPUs that multiply in bfloat16: others emulate it, slowly."""
+RECORD = "benchmarks/2026-11_small_images.md"
+GPU_RECORD = "benchmarks/2026-11_fashion_mnist_gpu.md"
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Kind:
 
 
 def kind_of(seen: Seen) -> Kind:
-    """Return the kind of data: an MLP sees small gray images whole, a U-Net is for the others."""
+    """Return the kind of data: a U-Net halves images; an MLP sees small and odd ones whole."""
     numbers = math.prod(seen.shape)
     if not seen.samples.image:
         return Kind("vectors", numbers)
@@ -44,11 +53,8 @@ def kind_of(seen: Seen) -> Kind:
 def sections(seen: Seen, *, gpu: bool) -> list[Lines]:
     """Return the lines of a parameter file, a list for each paragraph."""
     kind = kind_of(seen)
-    compute = ("compute: {device: auto, threads: 2}", "")
-    if kind.flat:
-        compute = ("compute: {device: cpu, threads: 1}", "the network is too small to gain by more")
     return [
-        [("seed: 0", ""), compute],
+        [("seed: 0", ""), _compute(kind, gpu)],
         _data(seen),
         [_network(seen, kind, gpu)],
         _yardstick(seen, kind, gpu),
@@ -56,6 +62,25 @@ def sections(seen: Seen, *, gpu: bool) -> list[Lines]:
         [("gates: {}", "the standard levels")],
         _rounds(seen, kind, gpu),
     ]
+
+
+def _compute(kind: Kind, gpu: bool) -> tuple[str, str]:
+    if kind.flat:
+        return "compute: {device: cpu, threads: 1}", "the network is too small to gain by more"
+    if kind.name != "images":
+        return "compute: {device: auto, threads: 2}", ""
+    if gpu:
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            line = "compute: {device: auto, threads: 2, precision: auto}"
+            return line, "bf16 on a GPU that has it, as this one"
+        return "compute: {device: auto, threads: 2}", "this GPU has no bf16"
+    why = "a stage a core: rounds are measured beside the next"
+    flags = CPU.read_text().split() if CPU.exists() else []
+    for flag in BF16:
+        if flag in flags:
+            line = "compute: {device: auto, threads: 1, precision: bf16}"
+            return line, f"{why}; this CPU has {flag}, elsewhere take fp32"
+    return "compute: {device: auto, threads: 1}", f"{why}; fp32, for no bf16 was seen on this CPU"
 
 
 def _data(seen: Seen) -> Lines:
@@ -95,12 +120,32 @@ def _network(seen: Seen, kind: Kind, gpu: bool) -> tuple[str, str]:
     shape = " x ".join(map(str, seen.shape))
     if kind.name == "pixels":
         return "network: {width: 320, depth: 3, time_features: 64}", f"an MLP sees {shape} at once"
-    halvings = max(n for n in range(4) if not any(side % 2**n for side in seen.shape[1:]))
-    levels = min(halvings + 1, 2 if min(seen.shape[1:]) <= 28 else 3)
-    channels = ([64, 128, 128] if gpu else [16, 32, 32])[:levels]
-    line = f"{{name: unet, channels: {channels}, blocks: {2 if gpu else 1}}}"
-    size = "a GPU is here" if gpu else "a size for a CPU; channels [64, 128, 128] are for a GPU"
-    return f"network: {line}", f"a U-Net for images of {shape}: {size}"
+    line, why = _unet(seen.shape[1:], gpu)
+    return f"network: {line}", f"a U-Net for images of {shape}: {why}"
+
+
+def _unet(sides: tuple[int, ...], gpu: bool) -> tuple[str, str]:
+    """Return a U-Net for images with even sides, of the sizes that the project's records have.
+
+    A patch has at most as many numbers, 48, as the first level has channels: noise passes there.
+    """
+    large = max(sides) > 32 and not any(side % 4 for side in sides)
+    if gpu:
+        patch, widths = (2, [128, 256, 256]) if large else (1, [64, 128, 128])
+        why = f"a GPU is here, and it is of the size of {GPU_RECORD}"
+        if large:
+            why = "a GPU is here; patches of 2 x 2 and the channels of params/images_64.yaml"
+    else:
+        patch, widths = 4 if large else 2, [64, 64, 64]
+        why = f"a size for a CPU, with patches of 2 x 2: better at like cost in {RECORD}"
+        if large:
+            why = f"a size for a CPU; patches of 4 x 4 cost here what 2 x 2 cost in {RECORD}"
+    grid = [side // patch for side in sides]
+    halvings = max(n for n in range(4) if not any(side % 2**n for side in grid))
+    levels = min(halvings + 1, 2 if min(grid) <= (28 if gpu else 16) else 3)
+    start = f"patch: {patch}, " if patch > 1 else ""
+    blocks = 2 if gpu else 1
+    return f"{{name: unet, {start}channels: {widths[:levels]}, blocks: {blocks}}}", why
 
 
 def _features(seen: Seen) -> tuple[str, str]:
@@ -155,14 +200,13 @@ def _rounds(seen: Seen, kind: Kind, gpu: bool) -> Lines:
     if kind.name != "images":
         low, high, passes = 1500, 1500 if kind.flat else 5000, 300
     steps = _round(min(high, max(low, passes * seen.count / batch)))
-    lr, later, ema = ("1.0e-2", "3.0e-3", 0.99) if kind.flat else ("1.0e-3", "5.0e-4", 0.995)
+    lr, later, rest = _rates(kind, gpu)
     again = _round(2 * steps / 3)
     pairs = min(30_000, max(4000, _round(4 * seen.count)))
-    if kind.name == "images":
-        pairs = min(pairs, 50_000 if gpu else 4000)
     solver, shard = "{name: ab4, steps: 31, shift: 0.5}", ""
     if kind.name == "images":
-        solver, shard = "{name: heun, steps: 10}", ", shard: 512"
+        pairs = pairs if gpu else min(5000, pairs)
+        solver, shard = "{name: ab4, steps: 23, shift: 0.5}", ", shard: 1024"
     seen_often = (
         f"each of the {seen.count:,} samples is seen {steps * batch / seen.count:.0f} times"
     )
@@ -171,12 +215,12 @@ def _rounds(seen: Seen, kind: Kind, gpu: bool) -> Lines:
         ("  rf1:", ""),
         ("    coupling: independent", ""),
         ("    init: scratch", ""),
-        (f"    train: {{steps: {steps}, batch: {batch}, lr: {lr}, ema: {ema}}}", seen_often),
+        (f"    train: {{steps: {steps}, batch: {batch}, lr: {lr}, {rest}}}", seen_often),
         ("  rf2:", ""),
         ("    coupling: rf1", ""),
         ("    init: rf1", ""),
         ("    train:", ""),
-        (f"      {{steps: {again}, batch: {batch}, lr: {later}, ema: {ema},", ""),
+        (f"      {{steps: {again}, batch: {batch}, lr: {later}, {rest},", ""),
         ("      time: {name: beta, a: 1.5, b: 0.5}, loss: {name: pseudo_huber}}", LATE),
         ("couplings:", ""),
         (
@@ -184,6 +228,17 @@ def _rounds(seen: Seen, kind: Kind, gpu: bool) -> Lines:
             f"{pairs:,} pairs for {seen.count:,} samples: more where held_out_ratio is high",
         ),
     ]
+
+
+def _rates(kind: Kind, gpu: bool) -> tuple[str, str, str]:
+    """Return the learning rates of both rounds and further settings, as records have them."""
+    if kind.flat:
+        return "1.0e-2", "3.0e-3", "ema: 0.99"
+    if kind.name != "images":
+        return "1.0e-3", "5.0e-4", "ema: 0.995"
+    if gpu:
+        return "5.0e-4", "3.0e-4", "ema: 0.999, warmup: 200"
+    return "2.0e-3", "1.0e-3", "ema: 0.995"
 
 
 def _power(count: int) -> int:

@@ -11,7 +11,7 @@ from fmcore.checked import FILES, read_checked
 from fmcore.network.store import read_config
 
 REQUIREMENTS = ("torch", "numpy", "pydantic", "safetensors", "pyarrow", "mlflow")
-OF_NETWORK = {"unet": ("diffusers",), "dit": ("diffusers",), "outside": ("diffusers",)}
+OF_NETWORK = {name: ("diffusers",) for name in ("unet", "dit", "mmdit", "outside")}
 """What a network needs beside these, by its name."""
 PARAMS = (
     ("nfe", "long", 1),
@@ -57,6 +57,6 @@ def log_model(mlflow: Any, run: str, folder: Path) -> str:
             input_example=np.zeros((2, *shape), np.float32),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in needs],
         )
-    words = {"mlflow.note.content": pages.loading(logged.model_uri, tuple(shape))}
+    words = {"mlflow.note.content": pages.loading(logged.model_uri, config)}
     mlflow.MlflowClient().set_logged_model_tags(logged.model_id, words)
     return str(logged.model_id)

@@ -1,11 +1,14 @@
 """What people read in MLflow: the view of a chain with its one chart, links, descriptions."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from flows.dag.chain import Chain, Round
 from flows.dag.lock import Entry
 from flows.project import links
 from flows.tracking.shown import DISTANCE, FLOOR, GAP
+from fmcore.own import named
 from fmcore.verdict.comparison import Comparison
 
 LONGEST = 8000
@@ -21,6 +24,26 @@ ABOUT = {
         " among the artifacts."
     ),
 }
+
+GIVEN = """\
+noise = np.random.default_rng(0).normal(size=({sizes})).astype("float32")
+samples = model.predict(noise, params={{"nfe": 1}})"""
+"""Lines of Python that give a model noise."""
+DRAWN = 'samples = model.predict([], params={"seed": 0, "count": 16, "nfe": 1})'
+"""A line of Python that lets a model draw its noise."""
+TRUSTING = """\
+folder = mlflow.artifacts.download_artifacts("{uri}")
+sys.path.insert(0, f"{{folder}}/code")
+from fmcore import own
+
+own.trust(Path("."), {classes})
+model = mlflow.pyfunc.load_model(folder)"""
+"""Lines of Python that load a model that needs classes of the user's own."""
+PARAMS = (
+    "`params`: `nfe`, the Euler steps; `seed` and `count` draw the noise, the input is then"
+    " `[]`; `class` (a name) or `label` (a number); `guidance`; `weights`: ema, raw, or the"
+    " length of a power average."
+)
 
 
 def view_of(whole: Chain) -> str:
@@ -100,29 +123,51 @@ def round_note(experiment: str, whole: Chain, round_: Round, planned: Entry | No
     )
 
 
-def loading(uri: str, shape: tuple[int, ...] = ()) -> str:
+def loading(uri: str, config: Mapping[str, Any] | None = None) -> str:
     """Return Markdown that says how to load a model, for its page.
 
-    With the shape of a sample it gives noise; without, it lets the model draw some.
+    With the config of a model it gives noise of its shape; without, as for a registered model, it
+    lets the model draw some.
     """
-    if shape:
-        sizes = ", ".join(map(str, (16, *shape)))
-        head, call = (
-            "import mlflow, numpy as np",
-            (
-                f'noise = np.random.default_rng(0).normal(size=({sizes})).astype("float32")\n'
-                'samples = model.predict(noise, params={"nfe": 1})'
-            ),
+    about = config or {}
+    own = named([about.get("network", {}), about.get("interpolant", {})])
+    head, load, call = "import mlflow", f'model = mlflow.pyfunc.load_model("{uri}")', DRAWN
+    if config:
+        sizes = ", ".join(map(str, (16, *config["shape"])))
+        head, call = "import mlflow, numpy as np", GIVEN.format(sizes=sizes)
+    if own:
+        head = f"import sys\nfrom pathlib import Path\n\n{head}"
+        load = TRUSTING.format(uri=uri, classes=json.dumps(sorted(own)))
+    code = f"{head}\n\n{load}\n{call}"
+    return f"{_gives(config)}\n\n```python\n{code}\n```\n\n{_trusts(own)}{PARAMS}"
+
+
+def _gives(config: Mapping[str, Any] | None) -> str:
+    """Return what a model gives for noise: samples, or latents where its data have a codec."""
+    if config is None:
+        return (
+            "Noise to samples in the data's own units, to latents where the data have a codec. A"
+            " network of a class of your own needs further lines: the page of the version has them."
         )
-    else:
-        head = "import mlflow"
-        call = 'samples = model.predict([], params={"seed": 0, "count": 16, "nfe": 1})'
-    code = f'{head}\n\nmodel = mlflow.pyfunc.load_model("{uri}")\n{call}'
+    if not config.get("codec"):
+        return "Noise to samples, in the data's own units:"
+    whole = " x ".join(map(str, config["codec"]["shape"]))
     return (
-        f"Noise to samples, in the data's own units:\n\n```python\n{code}\n```\n\n"
-        "`params`: `nfe`, the Euler steps; `seed` and `count` draw the noise, the input is then"
-        " `[]`; `class` (a name) or `label` (a number); `guidance`; `weights`: ema, raw, or the"
-        " length of a power average."
+        "Noise to latents, in the units of the codec (`data.codec`), which this model does not"
+        f" contain and which decodes them to samples of {whole}; `reflow sample` and a folder of"
+        " `reflow ship --to` give decoded samples:"
+    )
+
+
+def _trusts(own: set[str]) -> str:
+    """Return a paragraph on classes of the user's own that a model needs; "" for none."""
+    if not own:
+        return ""
+    classes = ", ".join(f"`{path}`" for path in sorted(own))
+    return (
+        f"It needs {classes}, whose code the model does not contain: replace `.` by the folder"
+        " with that module. `trust` lets loading run this code, so read it first; without that"
+        " line the model is refused.\n\n"
     )
 
 

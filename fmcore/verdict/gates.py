@@ -75,7 +75,8 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "endpoint_shift": (
         "mean and spread of the endpoints differ from the data by {value:.3g} of its variance",
-        "train the round longer, or solve with more steps",
+        "train the round longer, solve with more steps or, for data whose means are far from 0 or"
+        " whose deviations are far from 1, set data.scale",
     ),
     "solver_gap_rel": (
         "the solver's error is {value:.3g} of the data's standard deviation",

@@ -148,7 +148,18 @@ def test_what_is_chosen_can_be_prepared_and_calibrated(root, kind, monkeypatch):
 @pytest.mark.parametrize("count", [40, 41, 999, 60_000, 10_000_000])
 @pytest.mark.parametrize(
     "shape",
-    [(1,), (2,), (12,), (784,), (1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 9, 9), (3, 64, 64)],
+    [
+        (1,),
+        (2,),
+        (12,),
+        (784,),
+        (1, 8, 8),
+        (3, 16, 16),
+        (1, 28, 28),
+        (3, 9, 9),
+        (3, 34, 48),
+        (3, 64, 64),
+    ],
 )
 def test_every_size_of_data_gives_a_file_that_loads(root, shape, count, gpu):
     few = Samples(torch.randn(50, *shape).clamp(-1, 1), None, len(shape) == 3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import pytest
 
 from flows.tracking.client import Tracker
 from flows.tracking.model import log_model
+from fmcore import own
 from fmcore.network.build import build
 from fmcore.network.images import UNet
 from fmcore.network.mlp import MLP
+from fmcore.network.own import Custom
 from fmcore.network.store import save
 from tests.conftest import SOURCE
+from tests.own_classes import MODULE
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +41,18 @@ samples = model.predict(noise, params={"nfe": 1})
 assert np.isfinite(samples).all()
 import fmcore
 print(json.dumps([list(samples.shape), fmcore.__file__]))
+"""
+
+
+ALONE = """
+import sys
+sys.path = [place for place in sys.path if place != sys.argv[1]]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+import mlflow
+mlflow.set_tracking_uri(sys.argv[2])
+code = sys.stdin.read()
+exec(code)
+print(samples.shape)
 """
 
 
@@ -78,3 +94,30 @@ def test_a_model_names_what_it_needs_and_runs_where_the_checkout_is_not(kind, tr
     found, code = json.loads(done.stdout.splitlines()[-1])
     assert found == [16, *shape]
     assert Path(code).is_relative_to(alone / "copied")
+
+
+def test_the_lines_on_the_page_load_a_network_of_ones_own_which_is_refused_without_trust(tracker):
+    module = tracker.root / "mine" / "my_flows.py"
+    module.parent.mkdir()
+    module.write_text(MODULE)
+    own.trust(module.parent, ["my_flows:Tiny"])
+    network = build(Custom(name="custom", path="my_flows:Tiny"), (2,), seed=0)
+    save(tracker.root / "model", network, raw=network, about={"round": "rf1"})
+    run = tracker.client.create_run(tracker.experiment).info.run_id
+    made = tracker.client.get_logged_model(log_model(tracker.mlflow, run, tracker.root / "model"))
+    page = made.tags["mlflow.note.content"]
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    code = code.replace('Path(".")', 'Path("mine")')
+    words = [sys.executable, "-W", "ignore", "-P", "-c", ALONE, str(SOURCE)]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def done(text):
+        return subprocess.run(
+            [*words, tracker.mlflow.get_tracking_uri()], input=text,
+            cwd=tracker.root, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    loaded = done(code)
+    assert loaded.returncode == 0 and loaded.stdout.endswith("(16, 2)\n"), loaded.stderr
+    refused = done(re.sub("own.trust.*", "", code))
+    assert refused.returncode != 0 and "none of its code was run" in refused.stderr

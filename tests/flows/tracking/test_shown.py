@@ -82,3 +82,19 @@ def test_the_description_begins_with_the_link_and_fits_in_a_tag():
     assert "viewStateShareKey=1234567890abcdef)" in note
     assert note.index("- ship rf2") < note.index("get-artifact?path=comparison%2Ffd_over_nfe.png")
     assert len(pages.chain_note("1", chain_of("rf1"), "run", "x" * 9000)) == 8000
+
+
+def test_the_page_of_a_model_says_what_comes_out_and_what_it_needs():
+    plain = {"shape": [1, 8, 8], "network": {"name": "unet"}}
+    page = pages.loading("models:/m-1", plain)
+    assert page.startswith("Noise to samples, in the data's own units:")
+    assert "size=(16, 1, 8, 8)" in page and "trust" not in page
+    coded = {**plain, "codec": {"settings": {"name": "diffusers"}, "shape": [3, 64, 64]}}
+    page = pages.loading("models:/m-1", coded)
+    assert page.startswith("Noise to latents") and "samples of 3 x 64 x 64" in page
+    own = {"name": "custom", "path": "mine:Net"}
+    for part in ({"network": own}, {"interpolant": own}):
+        page = pages.loading("models:/m-1", {**plain, **part})
+        assert 'own.trust(Path("."), ["mine:Net"])' in page and "It needs `mine:Net`" in page
+    of_all = pages.loading("models:/images@one_step")
+    assert "latents where the data have a codec" in of_all and "page of the version" in of_all

@@ -156,6 +156,16 @@ def test_noise_above_both_levels_warns_no_more_often_than_nominal():
     assert judge(Gates(), {"cost_rise": 0.12, "cost_rise_se": 0.04})[0].state == "warn"
 
 
+def test_a_shift_of_the_endpoints_names_training_steps_and_scale_as_cures():
+    """A root mean square of all features hides one whose mean or deviation is far away."""
+    for known in ({}, {"target_rms": 1.0}, {"target_rms": 4.0}):
+        (verdict,) = judge(Gates(), {"endpoint_shift": 0.8, **known})
+        assert verdict.state == "fail" and "set data.scale" in verdict.says
+        assert "train the round longer, solve with more steps" in verdict.says
+    (verdict,) = judge(Gates(), {"endpoint_shift": 0.8, "target_rms": 40.0})
+    assert "root mean square 40" in verdict.says and "longer" not in verdict.says
+
+
 @pytest.mark.parametrize("size", [1e4, 500.0, 1e-6])
 def test_data_far_from_unit_scale_is_named_as_the_cause(size):
     (verdict,) = judge(Gates(), {"held_out_ratio": 3.0, "target_rms": size})
