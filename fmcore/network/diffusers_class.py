@@ -176,7 +176,7 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the output at x [B, C, H, W] and the network's own time t [B]."""
         given = {
-            name: cast(Tensor, getattr(self, f"condition_{name}")).expand(len(x), *sizes)
+            name: cast(Tensor, getattr(self, f"condition_{name}")).expand(x.shape[0], *sizes)
             for name, sizes in self.settings.condition.items()
         }
         if self.given is not None:

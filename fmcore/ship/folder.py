@@ -16,6 +16,7 @@ import torch
 
 from fmcore.codec.kinds import DiffusersCodec
 from fmcore.network.images import ImageNetwork, UNet
+from fmcore.network.outside import OutsideNetwork
 from fmcore.network.store import Model
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
@@ -53,6 +54,8 @@ def refusal(model: Model) -> str | None:
     about = model.config
     if about.get("source") is not None:
         return "its source is real samples, and pipelines of diffusers begin with noise"
+    if isinstance(model.network, OutsideNetwork):
+        return "its network predicts and counts time in its own way, for which we have no pipeline"
     if not isinstance(model.network, ImageNetwork):
         return f"network {model.network.settings.name} is none of diffusers'"
     if model.network.settings.conditions:

@@ -12,14 +12,18 @@ from fmcore.codec.kinds import DiffusersCodec
 from fmcore.codec.latents import record
 from fmcore.conditions.table import Table
 from fmcore.network.build import build, take
+from fmcore.network.diffusers_class import DiffusersClass, absent_condition
 from fmcore.network.images import DiT, UNet
 from fmcore.network.mlp import MLP
+from fmcore.network.outside import Outside
+from fmcore.network.predictions import Discrete, Edm
 from fmcore.network.store import load, save
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.ship import folder, whole
 from fmcore.solve.solver import Solver
 from tests import codecs
+from tests.fmcore.network.test_predictions import CLASSES, FLOW
 
 TABLE = Table(torch.randn(4, 5), texts=("a red fox", "a dog", "two owls"))
 NETWORKS = {
@@ -54,7 +58,7 @@ def model(tmp_path, name, **about):
     with torch.no_grad():  # or the last layer, which starts at 0, gives no velocity
         for p in network.parameters():
             p.add_(torch.randn(p.shape, generator=draw), alpha=0.05)
-    if settings.conditions:
+    if getattr(settings, "conditions", None):
         take(network, TABLE)
         about["conditions"] = TABLE.about
     save(tmp_path / "model", network, about={"round": "rf1", **about})
@@ -78,6 +82,24 @@ def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path,
         noise, *label = whole.example(given, rows, seed=rows)
         wanted = own(given, noise, *label, guidance=guidance)
         torch.testing.assert_close(loaded(noise, *label), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", [FLOW, Discrete(name="epsilon"), Edm(name="edm")])
+def test_the_graph_of_a_network_that_others_trained(tmp_path, prediction):
+    """The only way out for a student of a teacher of diffusers; it takes any number of rows."""
+    kind = "SD3Transformer2DModel"
+    inner = DiffusersClass(
+        name="diffusers", kind=kind, config=CLASSES[kind],
+        condition=absent_condition(kind, CLASSES[kind]),
+    )  # fmt: skip
+    NETWORKS["outside"] = Outside(name="outside", network=inner, prediction=prediction), (4, 8, 8)
+    given = model(tmp_path, "outside")
+    assert "counts time in its own way" in folder.refusal(given)
+    whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
+    loaded = torch.export.load(tmp_path / "flow.pt2").module()
+    for rows in (1, 5):
+        noise, *_ = whole.example(given, rows, seed=rows)
+        torch.testing.assert_close(loaded(noise), own(given, noise, steps=2), rtol=1e-4, atol=1e-4)
 
 
 def test_the_graph_of_a_flow_map_asks_for_the_spans_of_its_rule(tmp_path):
