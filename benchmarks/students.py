@@ -120,7 +120,9 @@ def plan_of(given: argparse.Namespace) -> Plan:
         5 if few else 1500 if given.small else 3000,
         512 if few else 10_000 if given.small else 40_000,
         1e-3 if given.small else 5e-4, given.batch,
-        YardstickSettings(features=features, samples=100 if few else 2500, splits=4),
+        YardstickSettings(
+            features=features, samples=100 if few else 1000 if given.small else 2500, splits=4
+        ),
         AdamsBashforth(name="ab4", steps=4 if few else 24),
     )  # fmt: skip
 

@@ -84,8 +84,7 @@ def adopt(
         network = raw = found.network
         about = {**STRAIGHT, **opened.about.carried(), **found.about}
         if isinstance(settings, OwnModel):  # it is not known what it was trained on
-            about["coupling"] = "unknown"
-            about |= _files_of(settings)
+            about |= {"coupling": "unknown", **_files_of(settings)}
         for note in (*found.notes, *_of_codec(settings, opened, coupling)):
             work.warn(f"rounds.{name}.model: {note}")
     else:
