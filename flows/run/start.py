@@ -67,11 +67,8 @@ def start(
         settle()
     _failures(result, screen)
     if result.ok:
-        _where(root, out)
-        for line in _recorded(root, result.flow_run, mlflow):
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
-        if files := uncommitted(root):
-            out.print(_keeping(files), markup=False, highlight=False, soft_wrap=True)
+        _rounds(root, out)
+        say("\n".join([*_recorded(root, result.flow_run, mlflow), *_keeping(uncommitted(root))]))
     return result.ok
 
 
@@ -88,7 +85,7 @@ def _failures(result: RunResult, screen: Screen) -> None:
             out.print(f"[yellow]blocked[/] {name}: it depends on a stage that failed")
 
 
-def _where(root: Path, out: Console) -> None:
+def _rounds(root: Path, out: Console) -> None:
     """Print the rounds and where the pictures are."""
     try:
         out.print(rounds_table(comparison(root)))
@@ -124,9 +121,9 @@ def _recorded(root: Path, flow_run: str, mlflow: bool) -> list[str]:
     return lines
 
 
-def _keeping(files: list[str]) -> str:
-    """Return the line that says how to commit these files."""
-    return f"keep it      git add {' '.join(files)} && git commit -m 'A chain'"
+def _keeping(files: list[str]) -> list[str]:
+    """Return the line that says how to commit files; none where there are none."""
+    return [f"keep it      git add {' '.join(files)} && git commit -m 'A chain'"] if files else []
 
 
 def uncommitted(root: Path) -> list[str]:

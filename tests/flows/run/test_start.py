@@ -16,9 +16,9 @@ def test_a_run_says_what_to_commit_until_it_is(tmp_path: Path, monkeypatch: pyte
     project: Project = tiny_chain.build(tmp_path)
     files = uncommitted(project.root)
     assert "dvc.lock" in files and "metrics" in files
-    said = _keeping(files)
+    (said,) = _keeping(files)
     project.sh("bash", "-c", said.removeprefix("keep it").strip())
-    assert uncommitted(project.root) == []
+    assert uncommitted(project.root) == [] == _keeping([])
     (project.root / "params.yaml").write_text((project.root / "params.yaml").read_text() + "\n")
     assert uncommitted(project.root) == ["params.yaml"]
 
