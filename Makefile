@@ -66,8 +66,8 @@ bench-quick: setup-dev  ## the same in small, for a look; beside other packages 
 	@OMP_NUM_THREADS=1 $(if $(wildcard .bench-venv/.installed),.bench-venv,$(VENV))/bin/python \
 	  -m benchmarks.bench --quick
 
-docs: setup-dev  ## the documentation site, in .reflow/site; stops at a dead link
-	@$(run) PYTHONPATH=. NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet -f scripts/mkdocs.yml
+docs: setup-dev  ## the documentation site, in .reflow/site; stops at a dead link or a page that nav lacks
+	@$(run) PYTHONPATH=. NO_MKDOCS_2_WARNING=1 mkdocs build --strict -f scripts/mkdocs.yml
 	@echo "the site: .reflow/site/index.html"
 
 diagrams: setup-dev  ## draw the diagrams of docs/ as SVG, after one was edited (npm, chromium)

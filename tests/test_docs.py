@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.real_chain import Chain
 
 README = (SOURCE / "README.md").read_text()
 DOCS = "\n".join(p.read_text() for p in sorted((SOURCE / "docs").rglob("*.md")))
-PAGES = [SOURCE / "README.md", *sorted((SOURCE / "docs").glob("*.md"))]
+PAGES = [SOURCE / "README.md", *sorted((SOURCE / "docs").rglob("*.md"))]
 SHORT = [SOURCE / "README.md", SOURCE / "docs" / "library.md"]
 """The pages whose blocks run in `make test`; those of all pages in `make test-all`."""
 BLOCKS = [
@@ -27,7 +28,8 @@ BLOCKS = [
         re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), flags=re.DOTALL)
     )
 ]
-"""What a reader may paste: `bash` and `python` run here, `sh` would take too long or need more."""
+"""What a reader may paste: `bash` and `python` run here, `sh` and `py` would take too long or need
+more. tests/test_commands_in_docs.py parses the commands of all; of `py` the imports run here."""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,24 @@ def test_a_block_of_the_documents_runs(chain, kind, code):
 
 def test_the_documents_have_blocks_to_run():
     assert len(BLOCKS) >= 6
+    assert "outside-pairs" in {block.id.rpartition("-")[0] for block in BLOCKS}
+
+
+@pytest.mark.slow
+def test_a_block_that_does_not_run_has_no_error_of_syntax_and_imports_what_there_is():
+    blocks = [re.findall(r"^ *```py\n(.*?)```", p.read_text(), re.DOTALL | re.M) for p in PAGES]
+    lines = {
+        ast.unparse(node)
+        for code in sum(blocks, [])
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert len(lines) >= 10
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(sorted(lines))],
+        cwd=SOURCE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_make_targets_of_the_documents_exist():

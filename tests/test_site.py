@@ -2,6 +2,8 @@
 
 import html.parser
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,23 +11,89 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import SOURCE
 from tests.real_chain import Chain
 
 NOTEBOOKS = SOURCE / "docs" / "notebooks"
+NAV = YAML(typ="safe").load(SOURCE / "scripts/mkdocs.yml")["nav"]
+NOT_IN_NAV = ("decisions/",)
+"""Folders of docs/ whose pages are only linked from others."""
+
+
+def build(root, out):
+    """Build the site of a checkout as `make docs` does, into a folder of the test's."""
+    (words,) = re.findall(r"mkdocs (build .*)", (SOURCE / "Makefile").read_text())
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", *shlex.split(words), "-d", str(out)]
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
-    env = {**os.environ, "PYTHONPATH": str(SOURCE), "NO_MKDOCS_2_WARNING": "1"}
-    words = ["-m", "mkdocs", "build", "--strict", "-q", "-f", "scripts/mkdocs.yml", "-d", str(out)]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=SOURCE, env=env, capture_output=True, text=True, check=False
-    )
+    done = build(SOURCE, out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A checkout of three short pages, with the settings and the hook of the real site."""
+    root = tmp_path / "small"
+    shutil.copytree(SOURCE / "scripts", root / "scripts")
+    (root / "scripts/mkdocs.yml").rename(root / "scripts/all.yml")
+    nav = "[index.md, commands.md, api.md, one.md, how-to/two.md]"
+    own = f"INHERIT: all.yml\nplugins: []\ntheme: mkdocs\nnav: {nav}\n"
+    (root / "scripts/mkdocs.yml").write_text(own)
+    (root / "docs/how-to").mkdir(parents=True)
+    (root / "README.md").write_text("# Small\n\n[one](docs/one.md), [part](docs/one.md#part)\n")
+    (root / "docs/one.md").write_text("# One\n\n## Part\n\n[two](how-to/two.md)\n")
+    (root / "docs/how-to/two.md").write_text("# Two\n\n[part](../one.md#part)\n")
+    return root
+
+
+def test_a_sound_site_is_built(small, tmp_path):
+    done = build(small, tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr and (tmp_path / "out/how-to/two.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("page", "planted", "said"),
+    [
+        ("docs/how-to/two.md", "[words](three.md)", "three.md"),
+        ("docs/one.md", "[words](how-to/two.md#planted)", "#planted"),
+        ("docs/how-to/three.md", "# A page that nav lacks", "how-to/three.md"),
+    ],
+)
+def test_a_planted_fault_stops_the_build(small, tmp_path, page, planted, said):
+    with (small / page).open("a") as file:
+        file.write(f"\n{planted}\n")
+    done = build(small, tmp_path / "out")
+    assert done.returncode != 0
+    assert done.stderr.count("WARNING") == 1
+    assert said in done.stderr.split("WARNING")[1]
+
+
+def pages(entry):
+    """Yield the pages of an entry of `nav`."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages(part)
+
+
+def test_the_navigation_has_every_page_once_and_no_other():
+    made = {"index.md", "commands.md", "api.md"}  # by scripts/site_pages.py
+    docs = SOURCE / "docs"
+    files = [file for kind in ("md", "ipynb") for file in docs.rglob(f"*.{kind}")]
+    written = {file.relative_to(docs).as_posix() for file in files}
+    assert sorted(pages(NAV)) == sorted(
+        made | {name for name in written if not name.startswith(NOT_IN_NAV)}
+    )
 
 
 class Page(html.parser.HTMLParser):
