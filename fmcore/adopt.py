@@ -1,7 +1,9 @@
 """Verb: take in a model that others trained, as the model of a round that is not trained here."""
 
+import contextlib
 import csv
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +114,23 @@ def _files_of(settings: OwnModel) -> dict[str, Any]:
 
     A class may keep what it reads there out of its state: another file is another model.
     """
-    named = settings.network.settings.items()
-    paths = {key: Path(value) for key, value in named if isinstance(value, str) and value}
-    found = {key: str(folder_digest(p)["sha256"]) for key, p in paths.items() if p.exists()}
+    found, here = list[str](), Path.cwd()
+    for text in _texts(settings.network.settings):
+        with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
+            path = Path(text).resolve()
+            if text.strip() and path.exists() and not here.is_relative_to(path):
+                found.append(str(folder_digest(path)["sha256"]))
     return {"reads": found} if found else {}
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in some settings, however deep."""
+    if isinstance(value, str):
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value
+    if isinstance(inner, Iterable) and not isinstance(inner, str):
+        for one in inner:
+            yield from _texts(one)
 
 
 def _of_codec(settings: DiffusersFolder | OwnModel, data: Coupling, where: Path) -> list[str]:
@@ -181,6 +196,8 @@ def _try(field: Field, pairs: Pairs, device: torch.device) -> None:
 
     A class of others may need an input that is not given, or sides that it can halve.
     """
+    if not len(pairs):
+        return
     some = pairs.rows(torch.arange(min(2, len(pairs))))
     label = some.label.to(device) if field.classes and some.label is not None else None
     x, t = some.target.to(device), torch.full((len(some),), 0.5, device=device)

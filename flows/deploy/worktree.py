@@ -108,23 +108,37 @@ def settle(root: Path, folder: Path, order: Order) -> None:
 def _link_own_data(root: Path, folder: Path) -> None:
     """Link into a worktree what its parameters name and git ignores, as all below `data/`.
 
-    So a path means there what it means in the project. Raises ReflowError for data that git does
-    not ignore: the run's commit would have the link.
+    So a path means there what it means in the project. Raises ReflowError for data that the commit
+    does not ignore: the run's own commit would have the link.
     """
-    for place, path in inputs.missing(folder).items():
+    made = {out for place in (root, folder) for stage in graph.read(place).values()
+            for out in stage.outs}  # fmt: skip
+    wanted = {os.path.normpath(path): place for place, path in inputs.missing(folder).items()}
+    for path, place in sorted(wanted.items()):  # a folder before what lies in it
         own, link = root / path, folder / path
-        inside = link.parent.resolve().is_relative_to(folder.resolve()) and ".." not in path
-        if not inside or path.startswith((".", "/")) or not own.exists():
-            continue  # prepare says that it is not there
+        inside = link.parent.resolve().is_relative_to(folder.resolve())
+        results = any(_one_in_the_other(path, out) for out in made)
+        if not inside or path.startswith((".", "/")) or results or not own.exists():
+            continue  # the stage that reads it says that it is not there
+        if os.path.lexists(link):
+            continue
         try:
-            git(root, "check-ignore", "-q", "--", path)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(own.resolve())
+            git(folder, "check-ignore", "-q", "--", path)
+        except OSError as error:
+            raise ReflowError(f"{place}: {path}: no link to it ({error.strerror})") from error
         except ReflowError:
+            link.unlink()
             raise ReflowError(
-                f"{place}: {path} is neither in that commit nor ignored by git, so a run in a"
-                " worktree has it not; commit it, put it below data/, or write its path in full"
+                f"{place}: {path} is neither in that commit nor ignored by it, so a run in a"
+                " worktree has it not; commit it, put it below data/ (a line /data/ in .gitignore"
+                " ignores what is in that folder), or write its path in full"
             ) from None
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(own.resolve())
+
+
+def _one_in_the_other(path: str, out: str) -> bool:
+    return Path(path).is_relative_to(out) or Path(out).is_relative_to(path)
 
 
 def _known_commands(root: Path, folder: Path) -> None:

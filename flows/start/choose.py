@@ -206,7 +206,7 @@ def _rounds(seen: Seen, kind: Kind, gpu: bool) -> Lines:
     solver, shard = "{name: ab4, steps: 31, shift: 0.5}", ""
     if kind.name == "images":
         pairs = pairs if gpu else min(5000, pairs)
-        solver, shard = "{name: ab4, steps: 23, shift: 0.5}", ", shard: 1024"
+        solver, shard = "{name: ab4, steps: 23}", ", shard: 1024"
     seen_often = (
         f"each of the {seen.count:,} samples is seen {steps * batch / seen.count:.0f} times"
     )

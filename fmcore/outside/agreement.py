@@ -17,6 +17,8 @@ from fmcore.settings import CONVENTION, ReflowError
 
 FAR = 0.5
 """Distance of two means, over the standard deviation, from which on they are of different data."""
+ENOUGH = 4096
+"""Samples of a source that are compared with those of pairs."""
 SAID = ("codec", "conditions")
 """Keys of what is said of pairs whose value is a record with the sha256 of what it is of."""
 
@@ -78,8 +80,9 @@ def of_source(own: Tensor, real: Tensor) -> None:
 
     By the distance of the means, which differ by chance too where there are few.
     """
-    gap = (own.double().mean(0) - real.double().mean(0)).square().mean().sqrt()
-    spread = real.double().var(0).mean().sqrt().clamp(min=1e-12)
+    real = real[:ENOUGH].double()  # in any order: prepared data are shuffled
+    gap = (own.double().mean(0) - real.mean(0)).square().mean().sqrt()
+    spread = real.var(0).mean().sqrt().clamp(min=1e-12)
     chance = (1 / len(own) + 1 / len(real)) ** 0.5
     if float(gap / spread) > FAR + 4 * chance:
         raise ReflowError(
@@ -97,6 +100,12 @@ def guidance(given: float, stated: Any) -> float:
             f"couplings: guidance {given:g} is given, the pairs say {stated:g}; correct one of them"
         )
     return given if given != 1 else stated
+
+
+def guided(stated: Mapping[str, Any]) -> float | None:
+    """Return the guidance further up the chain that an export of ours states; None for none."""
+    said = stated.get("guided") if stated.get("convention") == CONVENTION else None
+    return float(said) if isinstance(said, int | float) and not isinstance(said, bool) else None
 
 
 def _same_classes(names: Sequence[object] | None, own: Sequence[object] | None, place: str) -> None:

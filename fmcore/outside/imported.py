@@ -180,8 +180,12 @@ class Importer:
         if block.label is None:
             return None
         x = np.asarray(block.label)
-        if self.table is not None and x.ndim == 1 and x.dtype.kind in "OU":
-            x = np.array([self._condition(text, pair) for text, pair in zip(x, ids, strict=True)])
+        if x.ndim == 1 and x.dtype.kind in "OU":
+            if self.table is not None:
+                pairs = zip(x, ids, strict=True)
+                x = np.array([self._condition(text, pair) for text, pair in pairs])
+            elif all(str(text).isdecimal() for text in x):  # classes that are written as text
+                x = x.astype(np.int64)
         whole = x.ndim == 1 and x.dtype.kind in "iub" and bool((x.astype(np.int64) >= 0).all())
         if not whole:
             raise ReflowError(
@@ -201,8 +205,12 @@ class Importer:
         return row
 
 
-def importer_of(data: Path, settings: Imported) -> Importer:
-    """Return the importer of pairs for the prepared data in the folder `data`."""
+def importer_of(data: Path, settings: Imported, *, compared: bool = True) -> Importer:
+    """Return the importer of pairs for the prepared data in the folder `data`.
+
+    Raises ReflowError for pairs of another kind, unless they are not `compared`: noise that stands
+    for data before any was prepared has no source, classes or scale.
+    """
     real, rows = open_coupling(data), settings.of.open(settings.place)
     if not settings.store.source:
         raise ReflowError(
@@ -210,7 +218,7 @@ def importer_of(data: Path, settings: Imported) -> Importer:
             " do not have; leave it out"
         )
     if isinstance(rows, ChainRows):
-        return _of_chain(real, rows, settings)
+        return _of_chain(real, rows, settings, compared)
     stated = rows.stated
     kind = stated.get("kind")
     if kind in ("mixed", "inverted") and getattr(settings.of, "real", None) is None:
@@ -219,21 +227,27 @@ def importer_of(data: Path, settings: Imported) -> Importer:
             " some are held out; import it by kind reflow, or set import.real to target"
         )
     data_units = (settings.of.units or stated.get("units") or "data") == "data"  # type: ignore[union-attr]
-    agreement.of_statement(stated, real, model_units=not data_units)
+    if compared:
+        agreement.of_statement(stated, real, model_units=not data_units)
     strength = agreement.guidance(settings.guidance, stated.get("guidance"))
-    guided = strength if strength != 1 else stated.get("guided")
+    guided = strength if strength != 1 else agreement.guided(stated)
     about = _about(real, settings, rows, strength, guided)
     importer = Importer(rows, about, settings, data_units, real.conditions)
-    importer.check_ends(real.source.samples)
+    if compared:
+        importer.check_ends(real.source.samples)
     return importer
 
 
-def _of_chain(real: Coupling, rows: ChainRows, settings: Imported) -> Importer:
+def _of_chain(real: Coupling, rows: ChainRows, settings: Imported, compared: bool) -> Importer:
     other = rows.about
-    agreement.of_chain(other, real.about, rows.place)
+    if compared:
+        agreement.of_chain(other, real.about, rows.place)
     strength = agreement.guidance(settings.guidance, other.guidance)
     about = _about(real, settings, rows, strength, other.guided)
-    return Importer(rows, about, settings, False, real.conditions)
+    importer = Importer(rows, about, settings, False, real.conditions)
+    if compared and real.source.samples is not None:
+        importer.check_ends(real.source.samples)
+    return importer
 
 
 def _about(

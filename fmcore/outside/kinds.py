@@ -72,11 +72,12 @@ class Files(Settings):
         statement = statement_of(path)
         pieces = OPENED[self.name](path, self)
         check(pieces, path, statement)
-        first = next(piece for piece in pieces if piece.count)
+        pieces = [piece for piece in pieces if piece.count]  # an empty part of a whole is no fault
+        first = pieces[0]
         named = (self.target, self.source, self.label, self.source_at)
         ends = ends_of(first.names, first.place, *named)
         for piece in pieces:
-            if missing := [name for name in ends.names if piece.count and name not in piece.names]:
+            if missing := [name for name in ends.names if name not in piece.names]:
                 raise ReflowError(
                     f"{piece.place}: has no {missing[0]!r}, the files before have one"
                 )

@@ -178,7 +178,7 @@ def check(pieces: Sequence[Piece], path: Path, statement: Mapping[str, Any]) -> 
             raise ReflowError(
                 f"{piece.place}: {piece.count} pairs found, {said} stated; copy it again"
             )
-    ids = [own for piece in pieces if (own := piece.ids()) is not None]
+    ids = [own for piece in pieces if piece.count and (own := piece.ids()) is not None]
     if not ids:
         return
     found, times = np.unique(np.concatenate(ids), return_counts=True)

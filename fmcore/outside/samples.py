@@ -22,7 +22,7 @@ BLOCK = tarfile.BLOCKSIZE
 TEXT = ("cls", "id", "index")
 """Endings of members that hold one number as text."""
 CAPTION = "txt"
-"""The ending of a member that holds a text, or a number as text."""
+"""The ending of a member that holds a text, or a class as text."""
 
 
 class TorchPiece(Piece):
@@ -132,8 +132,7 @@ def _member(name: str, content: bytes) -> Any:
     if ending in TEXT:
         return np.int64(content.decode())
     if ending == CAPTION:
-        text = content.decode().strip()
-        return np.int64(text) if text.removeprefix("-").isdecimal() else np.array(text, object)
+        return np.array(content.decode().strip(), object)
     raise ReflowError(
         f".{name}: its numbers cannot be read; members are .npy, .pt, .pth, .cls for a class or"
         " .txt for a text"

@@ -116,7 +116,8 @@ def is_plain(model: Model) -> bool:
     """
     settings, about = model.network.settings, model.config
     plain = isinstance(settings, UNet) and settings.patch == 1 and not settings.classes
-    image = bool(about.get("image")) and not about.get("codec")
+    image = bool(about.get("image", model.shape[0] in (1, 3)))  # earlier versions did not say
+    image = image and not about.get("codec")
     return plain and image and model.scale.identity
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from fmcore import own
-from fmcore.adopt import Teacher, adopt
+from fmcore.adopt import Teacher, _files_of, adopt
 from fmcore.couple import Couple, couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
@@ -338,8 +338,11 @@ def test_a_file_that_ones_own_class_reads_is_part_of_its_model(tmp_path):
         network = {"name": "custom", "path": "readers:Reads"}
         network["settings"] = {"table": str(tmp_path / "table.txt")}
         out, _ = adopted(tmp_path, data, f"n{len(digests)}", kind="own", network=network)
-        digests.append(load(out).config["reads"]["table"])
+        digests.append(load(out).config["reads"])
     assert digests[0] == digests[2] != digests[1]
+    for text in ("a prompt " * 1000, ".", "/", ""):  # no file, or the whole project
+        network["settings"] = {"table": text}
+        assert _files_of(TEACHER.validate_python({"kind": "own", "network": network})) == {}
 
 
 def test_a_model_of_ours_keeps_its_bytes(tmp_path, data, pipeline):

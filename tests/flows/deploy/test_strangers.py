@@ -75,6 +75,17 @@ def test_own_data_that_git_ignores_are_there_in_a_worktree(project):
     listed = project.sh("git", "ls-tree", "-r", "--name-only", "reflow/a").stdout
     assert "params.yaml" in listed and "own.npy" not in listed
     assert (root / "data/own.npy").exists()
+    for name in ("rf1", "rf2"):  # two settings of one path, a folder and what lies in it
+        (root / "data" / name).mkdir()
+    linked = worktree.make(root, Order(), "b")
+    worktree._link_own_data(root, linked)
+    worktree.discard(root, "b")
+    (root / "whole").mkdir()
+    with (root / ".gitignore").open("a") as file:
+        file.write("/whole/\n")  # ignores a folder, not a link
+    project.sh("git", "commit", "-q", "-am", "another folder")
+    with pytest.raises(ReflowError, match="neither in that commit nor ignored by it"):
+        worktree.check(root, Order(overrides={"data.path": "whole"}))
     for path, says in (("kept.npy", "neither in that commit nor ignored"), ("/etc/hostname", None)):
         if says:
             np.save(root / path, np.zeros((100, 2)))

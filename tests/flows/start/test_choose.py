@@ -7,7 +7,7 @@ import torch
 import flows.start.choose
 from flows.params.load import load
 from flows.start.new import Source, new
-from fmcore.choices.solvers import solver_of_pairs
+from fmcore.choices.multistep import AdamsBashforth
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_without_a_gpu_images_get_the_recipe_of_the_record(written, shape, patch
     rf1, rf2 = (params.rounds[name].train for name in ("rf1", "rf2"))
     assert (rf1.lr, rf2.lr, rf2.time.name, rf2.loss.name) == (2e-3, 1e-3, "beta", "pseudo_huber")
     solver = params.couplings["rf1"].solver
-    assert solver == solver_of_pairs(rf1.interpolant) and "2026-11_small_images.md" in text
+    assert solver == AdamsBashforth(name="ab4", steps=23) and "2026-11_small_images.md" in text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fmcore.coupling.read import open_coupling
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.outside.export import export
 from fmcore.settings import ReflowError
+from tests.fmcore.outside import layouts
 from tests.fmcore.outside.layouts import pairs, taken
 
 TEXTS = ("cat", "dog")
@@ -50,14 +51,16 @@ def test_a_text_is_the_row_of_its_condition(tmp_path):
 
 
 def test_captions_in_tar_shards_are_conditions(tmp_path):
-    captioned(tmp_path / "data")
+    captioned(tmp_path / "data", texts=("10", "2"))
     with tarfile.open(tmp_path / "p.tar", "w") as archive:
         for i, (target, source) in enumerate(zip(*pairs(60).values(), strict=True)):
             add(archive, f"{i:03d}.target.npy", target)
             add(archive, f"{i:03d}.source.npy", source)
-            add(archive, f"{i:03d}.txt", TEXTS[i % 2])
+            add(archive, f"{i:03d}.txt", ("10", "2")[i % 2])
     how = {"kind": "webdataset", "path": str(tmp_path / "p.tar"), "label": "txt"}
-    assert taken(tmp_path, **how).label.tolist() == [0, 1] * 30
+    assert taken(tmp_path, **how).label.tolist() == [0, 1] * 30  # texts, though of digits
+    layouts.data(tmp_path / "plain")  # without texts they are classes
+    assert taken(tmp_path / "plain", **how).label.tolist() == [10, 2] * 30
 
 
 def add(archive, name, content):

@@ -226,8 +226,9 @@ def test_store_needs_sources_and_another_scale_is_refused(root):
 def test_a_part_without_rows_is_no_damage(root):
     path = write("parquet", root, pairs())
     schema = pq.read_schema(next(path.glob("*.parquet")))
-    pq.ParquetWriter(path / "9.parquet", schema).close()  # as Spark writes an empty partition
-    assert not pq.read_metadata(path / "9.parquet").num_row_groups
+    for name in ("0-a.parquet", "9.parquet"):  # as Spark writes an empty partition
+        pq.ParquetWriter(path / name, schema.append(pa.field("pair_id", pa.int64()))).close()
+        assert not pq.read_metadata(path / name).num_row_groups
     assert len(taken(root, kind="parquet", path=str(path))) == 120
 
 
@@ -244,6 +245,8 @@ def test_what_is_said_of_pairs_has_to_suit_the_data(root):
     ):
         with pytest.raises(ReflowError, match=says):
             agreement.of_statement({**said, key: value}, own, model_units=True)
+    assert agreement.guided({"guided": True}) is None is agreement.guided({"guided": 2.0})
+    assert agreement.guided({**said, "guided": 2.0}) == 2
     about = own.about.model_copy(update={"classes": ["cat", "dog"]})
     named = replace(own, about=about)
     agreement.of_statement({**said, "classes": ["cat", "dog"]}, named, model_units=True)

@@ -212,7 +212,8 @@ def test_an_even_grid_by_its_times_is_a_plain_pipeline(tmp_path):
     even = Solver(name="euler", times=(1.0, 0.5, 0.0))
     assert folder.write_folder(model(tmp_path, "unet", image=True), tmp_path / "out", even)
     # A plain pipeline clamps to [-1, 1], which arrays need not be in.
-    assert not folder.write_folder(model(tmp_path, "unet"), tmp_path / "array", even)
+    array = model(tmp_path, "unet", image=False)
+    assert not folder.write_folder(array, tmp_path / "array", even)
 
 
 def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path):
@@ -286,6 +287,8 @@ def test_the_script_takes_a_text_for_its_label(tmp_path):
     noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
     wanted = own(given, noise, torch.full((5,), 2), steps=2)
     torch.testing.assert_close(torch.load(tmp_path / "s.pt", weights_only=True), wanted)
+    done = subprocess.run([*words[:-1], "a newt"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("'a newt': expected a number, or one of")
 
 
 def test_the_script_needs_torch_alone(tmp_path):
