@@ -11,6 +11,7 @@ COPY scripts/setup.sh scripts/
 COPY .dvc .dvc
 COPY .dvcignore .gitignore dvc.yaml params.schema.json prefect.yaml ./
 COPY params params
+COPY docs docs
 COPY flows flows
 COPY fmcore fmcore
 # setup.sh installs torch, then the lock without dependencies, so that none replaces torch. The wheel
