@@ -185,7 +185,10 @@ def test_a_crashed_workers_run_is_continued_by_another(ui):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--order", '{"sede": 1}'], "order: sede: extra inputs are not permitted, got 1; parameters are"),
+        (
+            ["--order", '{"sede": 1}'],
+            "order: sede: extra inputs are not permitted, got 1; parameters are",
+        ),
         (["--order", "{"], "--order: not JSON"),
         (["--order", '{"overrides": {"rounds.rf9.train.steps": 1}}'], "no 'rf9'; there are: rf1"),
         (["--order", '{"overrides": {"rounds.rf2.train.steps": -1}}'], "rounds.rf2.train.steps"),
