@@ -1,6 +1,7 @@
 """`reflow run`: run the chain, record it live, and print the results."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -68,7 +69,7 @@ def start(
     _failures(result, screen)
     if result.ok:
         _rounds(root, out)
-        say("\n".join([*_recorded(root, result.flow_run, mlflow), *_keeping(uncommitted(root))]))
+        _end(say, [*_recorded(root, result.flow_run, mlflow), *_keeping(uncommitted(root))])
     return result.ok
 
 
@@ -83,6 +84,11 @@ def _failures(result: RunResult, screen: Screen) -> None:
             out.print(f"       {stage.error}", markup=False, soft_wrap=True)
         elif stage.state == "blocked":
             out.print(f"[yellow]blocked[/] {name}: it depends on a stage that failed")
+
+
+def _end(say: Callable[[str], None], lines: list[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 def _rounds(root: Path, out: Console) -> None:

@@ -37,8 +37,8 @@ class Emoji(Data):
     words: Annotated[tuple[str, ...] | None, Field(min_length=1, max_length=1000)] = Field(
         default=None, strict=False, exclude_if=lambda words: words is None
     )
-    """Only pictures whose Unicode name has one of these words, in lower case: `[man, woman, face]`
-    are about 1,000 portraits and faces. null is all of them."""
+    """Only pictures whose Unicode name has one of these words, in lower case: `[man, woman, adult,
+    face]` are 1,170 of people and faces. null is all of them."""
 
     def known(self) -> Known:
         """Return the shape of the pictures, which have no labels but, with `conditions`, texts."""

@@ -18,7 +18,7 @@ from fmcore.settings import CONVENTION, ReflowError
 FAR = 0.5
 """Distance of two means, over the standard deviation, from which on they are of different data."""
 ENOUGH = 4096
-"""Samples of a source that are compared with those of pairs."""
+"""Samples of a source, about, that are compared with those of pairs."""
 SAID = ("codec", "conditions")
 """Keys of what is said of pairs whose value is a record with the sha256 of what it is of."""
 
@@ -80,7 +80,7 @@ def of_source(own: Tensor, real: Tensor) -> None:
 
     By the distance of the means, which differ by chance too where there are few.
     """
-    real = real[:ENOUGH].double()  # in any order: prepared data are shuffled
+    real = real[:: max(1, len(real) // ENOUGH)].double()  # evenly: they may lie sorted by class
     gap = (own.double().mean(0) - real.mean(0)).square().mean().sqrt()
     spread = real.var(0).mean().sqrt().clamp(min=1e-12)
     chance = (1 / len(own) + 1 / len(real)) ** 0.5

@@ -28,6 +28,8 @@ from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Setti
 
 SEEN = 4096
 """Pairs of which the ends are compared before any is copied."""
+PLACES = 8
+"""Places, evenly over all pairs, from which they are taken: pairs may lie sorted by class."""
 NOT_NOISE, NOISE = 6.0, 4.0
 """z-scores against N(0, I): above the first an end is no noise, below the second it may be."""
 
@@ -121,12 +123,18 @@ class Importer:
         `real` [M, *D] are the samples that the data starts from, in units of the model, if its
         source is no noise: then the sources of the pairs must lie where those do.
         """
-        block, ids = self.rows.read(0, min(SEEN, self.settings.count)), np.arange(SEEN)
+        count = self.settings.count
         if real is not None:
-            given = self._side(block, "source", ids)
+            each = count if count <= SEEN else SEEN // PLACES
+            firsts = np.unique(np.linspace(0, count - each, PLACES).astype(int)).tolist()
+            given = torch.cat([
+                self._side(self.rows.read(first, first + each), "source", first + np.arange(each))
+                for first in firsts
+            ])  # fmt: skip
             own = self.about.units.forward(given) if self.data_units else given
             agreement.of_source(own, real)
             return
+        block, ids = self.rows.read(0, min(SEEN, count)), np.arange(SEEN)
         if block.kind is not None:
             return
         z = {s: noise_z(self._side(block, s, ids).flatten(1).numpy()) for s in ("target", "source")}

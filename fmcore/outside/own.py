@@ -87,7 +87,8 @@ class OwnRows(Rows):
             got = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in sides]
             raise ReflowError(
                 f"{self.settings.path}: pairs must give tensors target and source [{len(ids)}, *D]"
-                f" and perhaps label [{len(ids)}], got {got or type(found).__name__}"
+                f" and perhaps label [{len(ids)}], or as many texts, got"
+                f" {got or type(found).__name__}"
             )
         target, source = (x.detach().cpu().float().numpy() for x in sides[:2])
         if texts:

@@ -89,7 +89,7 @@ def write_export(whole: Whole, model: Model, file: Path) -> None:
 
 
 def write_onnx(whole: Whole, model: Model, file: Path) -> None:
-    """Write the graph with its weights as ONNX: inputs noise and label, output samples.
+    """Write the graph with its weights as ONNX: inputs by `names`, output samples.
 
     Raises ReflowError if the packages are missing, it cannot be traced, or onnxruntime gives other
     samples than the flow.

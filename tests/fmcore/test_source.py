@@ -25,7 +25,7 @@ from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.network.mlp import MLP
 from fmcore.network.store import load
-from fmcore.outside.imported import Imported
+from fmcore.outside.imported import Imported, importer_of
 from fmcore.outside.kinds import Import
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
@@ -258,3 +258,8 @@ def test_pairs_from_outside_start_where_the_data_does(data, tmp_path):
             couple(tmp_path / "no-model", data, out, tmp_path / f"{name}.json", settings, work)
     found = read(open_coupling(tmp_path / "right"))
     assert torch.equal(found.source, source)
+    ring, moons = RING.read(2).target.repeat(3, 1), MOONS.read(0).target.repeat(2, 1)
+    by_mode = ring[ring[:, 0].argsort()]  # 6,000, of which the first lie on one side
+    np.savez(tmp_path / "sorted.npz", target=moons.numpy(), source=by_mode.numpy())
+    of = TypeAdapter(Import).validate_python({"kind": "npz", "path": str(tmp_path / "sorted.npz")})
+    importer_of(data, Imported(of=of).settled())

@@ -274,32 +274,35 @@ def test_the_graph_of_a_round_from_real_samples_takes_them_in_their_own_units(tm
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def by_script(tmp_path, label):
+    """Run the script beside a graph for five samples of seed 7."""
+    script = tmp_path / "sample.py"
+    script.write_text(whole.SCRIPT.read_text())
+    words = [sys.executable, "-I", str(script), "5", str(tmp_path / "s.pt"), "7", label]
+    return subprocess.run(words, capture_output=True, text=True)
+
+
+def assert_the_script_draws(given, tmp_path, word, *, label):
+    done = by_script(tmp_path, word)
+    assert done.returncode == 0, done.stderr
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
+    wanted = own(given, noise, torch.full((5,), label), steps=2)
+    torch.testing.assert_close(torch.load(tmp_path / "s.pt", weights_only=True), wanted)
+
+
 def test_the_script_takes_a_text_for_its_label(tmp_path):
     given = model(tmp_path, "mlp, texts")
     whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
     assert whole.texts_of(given) == TABLE.texts
     (tmp_path / "texts.json").write_text(json.dumps(whole.texts_of(given)))
-    script = tmp_path / "sample.py"
-    script.write_text(whole.SCRIPT.read_text())
-    words = [sys.executable, "-I", str(script), "5", str(tmp_path / "s.pt"), "7", "two owls"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
-    wanted = own(given, noise, torch.full((5,), 2), steps=2)
-    torch.testing.assert_close(torch.load(tmp_path / "s.pt", weights_only=True), wanted)
-    done = subprocess.run([*words[:-1], "a newt"], capture_output=True, text=True)
+    assert_the_script_draws(given, tmp_path, "two owls", label=2)
+    done = by_script(tmp_path, "a newt")
     assert done.returncode == 1 and done.stderr.startswith("'a newt': expected a number, or one of")
 
 
 def test_the_script_needs_torch_alone(tmp_path):
     given = model(tmp_path, "mlp, classes", scale=SCALE)
     whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
-    script = tmp_path / "sample.py"
-    script.write_text(whole.SCRIPT.read_text())
-    words = [sys.executable, "-I", str(script), "5", str(tmp_path / "s.pt"), "7", "2"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(7))
-    wanted = own(given, noise, torch.full((5,), 2), steps=2)
-    torch.testing.assert_close(torch.load(tmp_path / "s.pt", weights_only=True), wanted)
-    assert len(script.read_text().splitlines()) <= 30 and "import fmcore" not in script.read_text()
+    assert_the_script_draws(given, tmp_path, "2", label=2)
+    text = whole.SCRIPT.read_text()
+    assert len(text.splitlines()) <= 30 and "import fmcore" not in text
