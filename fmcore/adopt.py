@@ -1,15 +1,13 @@
 """Verb: take in a model that others trained, as the model of a round that is not trained here."""
 
-import contextlib
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fmcore.checked import folder_digest
+from fmcore.checked import files_named, folder_digest
 from fmcore.codec.kinds import PART, DiffusersCodec
 from fmcore.codec.latents import same_codec
 from fmcore.coupling.checks import check_labels, check_source
@@ -114,23 +112,9 @@ def _files_of(settings: OwnModel) -> dict[str, Any]:
 
     A class may keep what it reads there out of its state: another file is another model.
     """
-    found, here = list[str](), Path.cwd()
-    for text in _texts(settings.network.settings):
-        with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
-            path = Path(text).resolve()
-            if text.strip() and path.exists() and not here.is_relative_to(path):
-                found.append(str(folder_digest(path)["sha256"]))
+    named = files_named(settings.network.settings, "", Path.cwd())
+    found = [str(folder_digest(path)["sha256"]) for _, path in named]
     return {"reads": found} if found else {}
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Yield every text in some settings, however deep."""
-    if isinstance(value, str):
-        yield value
-    inner = value.values() if isinstance(value, Mapping) else value
-    if isinstance(inner, Iterable) and not isinstance(inner, str):
-        for one in inner:
-            yield from _texts(one)
 
 
 def _of_codec(settings: DiffusersFolder | OwnModel, data: Coupling, where: Path) -> list[str]:

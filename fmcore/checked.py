@@ -4,10 +4,11 @@ A JSON file holds its own sha256 and may hold those of the files beside it. DVC 
 flipped bit: it trusts a file whose time and size are unchanged.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def folder_digest(path: Path, of: Callable[[Path], str] = sha256) -> dict[str, A
             whole.update(name + b"\0" + of(file).encode() + b"\n")
             size, count = size + file.stat().st_size, count + 1
     return {"sha256": whole.hexdigest(), "files": count, "bytes": size}
+
+
+def files_named(value: object, place: str, root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (place, path) of each text in some settings, however deep, that names what is there.
+
+    Paths are relative to `root`; root itself and the folders above it are none.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
+            path = (root / value).resolve()
+            if value.strip() and path.exists() and not root.resolve().is_relative_to(path):
+                yield place, path
+    inner = value.items() if isinstance(value, Mapping) else ()
+    listed = enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, one in (*inner, *listed):
+        yield from files_named(one, f"{place}.{key}", root)
 
 
 def commit(temporary: Path, path: Path, write: Callable[[], None]) -> None:

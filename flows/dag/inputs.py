@@ -12,7 +12,6 @@ a data file changes the input, on this and on every other machine. This module d
 or DVC, because the stage runs every time.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -29,7 +28,7 @@ from flows.dag.places import NAMED_FILES, PROTOCOL, READER, READS, in_params
 from flows.project.meaning import Code
 from flows.project.own_meaning import own_closure
 from flows.project.seen import Seen
-from fmcore.checked import folder_digest, sha256
+from fmcore.checked import files_named, folder_digest, sha256
 from fmcore.own import is_own, named
 from fmcore.settings import ReflowError
 
@@ -252,22 +251,11 @@ def _paths(verb: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (place, content) of each path in the settings of the user's own classes."""
     if is_own(_mapping(value)):
-        for where, text in _texts(_mapping(value).get("settings"), f"{place}settings"):
-            with contextlib.suppress(OSError, ValueError):  # too long for a name, or not one
-                path = (root / text).resolve()
-                if text.strip() and path.exists() and not root.resolve().is_relative_to(path):
-                    yield where, content(path, seen)
+        settings = _mapping(value).get("settings")
+        for where, path in files_named(settings, f"{place}settings", root):
+            yield where, content(path, seen)
     for key, inner in _mapping(value).items():
         yield from _own_files(root, seen, f"{place}{key}.", inner)
-
-
-def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Yield (place, text) of every text in some settings, however deep."""
-    if isinstance(value, str):
-        yield place, value
-    listed = enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, inner in [*_mapping(value).items(), *listed]:
-        yield from _texts(inner, f"{place}.{key}")
 
 
 def content(path: Path, seen: Seen) -> dict[str, Any]:
