@@ -1,15 +1,19 @@
-"""A latent chain beside pixel chains at equal compute, on 5,000 images of MNIST.
+"""A latent chain beside pixel chains at equal compute, on MNIST or Fashion-MNIST, over seeds.
 
-    python -m benchmarks.latents [--codec-steps N] [--steps N] [--quick] [--out FOLDER]
+    python -m benchmarks.latents [--data mnist_5k|fashion_mnist] [--samples N] [--fashion FOLDER]
+        [--seeds N] [--codec-steps N] [--steps N] [--quick] [--out FOLDER]
 
-Plain diffusers trains an AutoencoderTiny on the images that no chain holds out. Three chains of two
-rounds have one network but for its first and last layer: one learns latents, one learns pixels for
-as many operations, one for those of the codec's training as well. Operations are counted by torch.
-All are judged on images, by one yardstick: `fd_clf`.
+For each seed, an AutoencoderTiny is trained on the images that no chain holds out.
+Three chains of two rounds have one network but for its first and last layer: one learns latents,
+one learns pixels for as many operations, one for those of the codec's training as well. Operations
+are counted by torch. All are judged on images, by one yardstick: `fd_clf`. A seed decides the
+codec, the networks, the batches and the pairs.
 """
 
 import argparse
 import json
+import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu import hardware
 from fmcore.calibrate import calibrate
 from fmcore.choices.multistep import AdamsBashforth
-from fmcore.codec.kinds import DiffusersCodec
+from fmcore.codec.kinds import DiffusersCodec, TrainedCodec
+from fmcore.codec.trained import train_codec
 from fmcore.couple import Couple, couple
 from fmcore.coupling.noise import identities, is_held_out
-from fmcore.dataset.public import MNIST5k
+from fmcore.dataset.public import FashionMNIST, MNIST5k
 from fmcore.evaluate import EvaluatePaths, evaluate
 from fmcore.features.extractor import FeatureSettings
 from fmcore.initialise import initialise
@@ -41,7 +46,6 @@ from fmcore.solve.solver import Solver
 from fmcore.train import Train, train
 from fmcore.verdict.errors import with_error
 from fmcore.work.compute import Compute
-from fmcore.work.of_diffusers import diffusers
 from fmcore.work.work import Work
 
 NFE = (1, 4, 16)
@@ -53,70 +57,65 @@ SECOND = 0.5
 """Steps of the second round, over those of the first."""
 
 
-def codec(images: torch.Tensor, folder: Path, steps: int) -> float:
+def codec(images: torch.Tensor, folder: Path, steps: int, seed: int) -> float:
     """Train an autoencoder on images [N, 1, H, W] and save it; return its operations."""
-    torch.manual_seed(0)
-    model: Any = diffusers().AutoencoderTiny(
-        in_channels=1, out_channels=1, latent_channels=4,
-        encoder_block_out_channels=CHANNELS, decoder_block_out_channels=CHANNELS,
-        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1),
-    )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=CODEC_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    draw = torch.Generator().manual_seed(0)
+    settings = TrainedCodec(
+        name="trained", channels=CHANNELS, steps=steps, batch=CODEC_BATCH, lr=CODEC_RATE
+    )
 
-    def step() -> float:
-        x = images[torch.randint(len(images), (CODEC_BATCH,), generator=draw)]
-        loss = (model.decode(model.encode(x).latents).sample - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        return float(loss.detach())
+    def trained(settings: TrainedCodec) -> None:
+        train_codec(
+            settings, images, torch.arange(len(images)), folder,
+            seed=seed, device=torch.device("cpu"), scratch=None,
+            log=lambda values, step: print(f"codec {step}: {values}", flush=True),
+        )  # fmt: skip
 
     with FlopCounterMode(display=False) as counted:
-        step()
-    for i in range(1, steps):
-        loss = step()
-        if i % 50 == 0 or i == steps - 1:
-            print(f"codec {i}: mean square error {loss:.4f}", flush=True)
-    model.eval().save_pretrained(folder)
+        trained(settings.model_copy(update={"steps": 1}))
+    trained(settings)
     return float(counted.get_total_flops()) * steps
 
 
 @dataclass
 class Bench:
-    """The folders of a run, and what was found so far."""
+    """The data, the folders of one seed, and what all seeds found so far."""
 
+    settings: MNIST5k | FashionMNIST
     root: Path
     out: Path
+    seed: int
     few: bool
     found: dict[str, Any]
 
     def write(self, name: str, value: Any) -> None:
-        """Keep and print a value, and write the page anew."""
-        self.found[name] = value
-        print(f"{name}: {json.dumps(value)}", flush=True)
+        """Keep and print a value of this seed, and write the page anew."""
+        self.found[f"{self.seed}/{name}"] = value
+        print(f"seed {self.seed}, {name}: {json.dumps(value)}", flush=True)
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "latents.json").write_text(json.dumps(self.found, indent=2) + "\n")
         (self.out / "latents.md").write_text(page(self.found))
 
-    def work(self, name: str) -> Work:
+    def work(self, name: str, seed: int) -> Work:
         """Return the context of a verb."""
         compute = Compute(device="cpu", threads=1)
-        return Work(scratch=self.root / "scratch" / name, device=compute.start(), compute=compute)
+        scratch = self.root / "scratch" / name
+        return Work(scratch=scratch, seed=seed, device=compute.start(), compute=compute)
 
     def data(self, name: str, of: DiffusersCodec | None) -> Path:
-        """Prepare the images with or without a codec; make a network and a yardstick for them."""
+        """Prepare the images with or without a codec; make a network and a yardstick for them.
+
+        The split and the yardstick are those of seed 0, so that seeds are judged alike.
+        """
         root = self.root / name
         scale = Standardise(name="standardise") if of else {"name": "none"}
-        settings = MNIST5k.model_validate({"name": "mnist_5k", "scale": scale, "codec": of})
+        known = self.settings.model_dump() | {"scale": scale, "codec": of}
+        settings = type(self.settings).model_validate(known)
         prepare(root / "data", settings, seed=0, metrics=root / "prepare.json", say=print)
         network = MLP(width=16 if self.few else 320, depth=3, time_features=64)
-        initialise(root / "data", root / "init", network, seed=0)
+        initialise(root / "data", root / "init", network, seed=self.seed)
         features = FeatureSettings(kind="classifier", epochs=1 if self.few else 4)
         cuts = YardstickSettings(features=features, samples=100 if self.few else 1000, splits=4)
-        work = self.work(f"{name}-calibrate")
+        work = self.work(f"{name}-calibrate", seed=0)
         calibrate(root / "data", root / "yardstick", cuts, work, say=print, warn=print)
         return root
 
@@ -132,17 +131,17 @@ class Bench:
             )
             key, model = f"{name}-{turn}", place / "model"
             files = (place / "curve.csv", place / "train.json")
-            train(coupling, init, model, *files, settings, name=turn, work=self.work(key))
+            work = self.work(key, self.seed)
+            train(coupling, init, model, *files, settings, name=turn, work=work)
             cost = json.loads(files[1].read_text())["flops_training"]
             trained = time.process_time() - began
-            work = self.work(f"{key}-evaluate")
             own_paths = {n: place / n for n in ("metrics", "fd", "straightness", "out")}
             paths = EvaluatePaths(model, root / "data", coupling, root / "yardstick", **own_paths)
             how = Evaluate(
                 nfe=NFE, solver=Solver(name="heun", steps=8), trajectories=256,
                 reconstructions=0, weights=(),
             )  # fmt: skip
-            values = evaluate(paths, how, work)
+            values = evaluate(paths, how, self.work(f"{key}-evaluate", self.seed))
             kept = {k: v for k, v in values.items() if k.startswith("fd_clf")}
             kept |= {"steps": own, "flops": cost, "cpu_s": trained}
             kept |= {"straightness_rel": values["straightness_rel"]}
@@ -154,49 +153,52 @@ class Bench:
                 )
                 coupling = place / "pairs"
                 given = (model, root / "data", coupling, place / "pairs.json")
-                couple(*given, pairs, self.work(f"{key}-couple"))
+                couple(*given, pairs, self.work(f"{key}-couple", self.seed))
                 init = model
 
 
 def page(found: dict[str, Any]) -> str:
-    """Return the table of what was found so far, as Markdown."""
+    """Return the table of what was found so far, as Markdown: means over seeds."""
     rows = [
-        "| chain | round | steps | TFLOP of training | CPU s of training | fd_clf at NFE "
+        "| chain | round | seeds | steps | TFLOP of training | CPU s of training | fd_clf at NFE "
         + " | ".join(map(str, NFE)) + " | straightness_rel |",
-        "|" + "---|" * (6 + len(NFE)),
+        "|" + "---|" * (7 + len(NFE)),
     ]  # fmt: skip
+    chains: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for name, values in found.items():
-        chain, _, turn = name.partition("/")
-        if not turn:
-            continue
-        scored = [
-            with_error(values[f"fd_clf/nfe_{n}"], values.get(f"fd_clf_se/nfe_{n}")) for n in NFE
-        ]
+        _, chain, turn = [*name.split("/"), ""][:3]
+        if turn:
+            chains.setdefault((chain, turn), []).append(values)
+    for place, all_of in chains.items():
+
+        def mean(key: str, scale: float = 1.0, of: Sequence[dict[str, Any]] = all_of) -> float:
+            return statistics.fmean(v[key] for v in of) / scale
+
+        scored = [_score(all_of, n) for n in NFE]
         cells = [
-            chain, turn, f"{values['steps']:,}", f"{values['flops'] / 1e12:.2f}",
-            f"{values['cpu_s']:.0f}", *scored, f"{values['straightness_rel']:.4f}",
+            *place, str(len(all_of)), f"{mean('steps'):,.0f}", f"{mean('flops', 1e12):.2f}",
+            f"{mean('cpu_s'):.0f}", *scored, f"{mean('straightness_rel'):.4f}",
         ]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
-    words = [f"- {k}: {v}" for k, v in found.items() if "/" not in k]
+    words = [f"- {k}: {v}" for k, v in found.items() if k.count("/") == 1]
     return "\n".join([*rows, "", *words]) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _score(seeds: Sequence[dict[str, Any]], nfe: int) -> str:
+    """Return the distance with its standard error: over seeds, or of one seed over its cuts."""
+    values = [v[f"fd_clf/nfe_{nfe}"] for v in seeds]
+    if len(values) < 2:
+        return with_error(values[0], seeds[0].get(f"fd_clf_se/nfe_{nfe}"))
+    return with_error(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def one_seed(bench: Bench, given: argparse.Namespace) -> None:
     """Train the codec, then the three chains."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--codec-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=2500, help="of the first round on latents")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--out", type=Path, default=Path(".reflow/bench/latents"))
-    given = parser.parse_args(arguments)
-    bench = Bench(given.out / "work", given.out, given.quick, {})
-    torch.set_num_threads(1)
-    x = MNIST5k(name="mnist_5k").read(0).target
+    x = bench.settings.read(0).target
     own = identities(x)
     seen = x[torch.from_numpy(~is_held_out(own, own))]
-    bench.write("machine", hardware(torch.device("cpu")))
     began = time.process_time()
-    spent = codec(seen, bench.root / "vae", 2 if given.quick else given.codec_steps)
+    spent = codec(seen, bench.root / "vae", 2 if bench.few else given.codec_steps, bench.seed)
     bench.write("codec, CPU s of training", round(time.process_time() - began))
     bench.write("codec, TFLOP of training", round(spent / 1e12, 3))
     latent = bench.data("latents", DiffusersCodec(name="diffusers", path=str(bench.root / "vae")))
@@ -210,13 +212,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepared = json.loads((latent / "prepare.json").read_text())
     bench.write("reconstruction_rel", round(prepared["reconstruction_rel"], 4))
     each = [flops_per_evaluation(load(root / "init")) for root in (latent, pixel)]
-    steps = 4 if given.quick else given.steps
+    steps = 4 if bench.few else given.steps
     whole = 3 * each[0] * BATCH * steps * (1 + SECOND)  # forward and backward are three evaluations
     alike = max(4, round(steps * each[0] / each[1]))
-    more = alike if given.quick else round(alike * (whole + spent) / whole)
+    more = alike if bench.few else round(alike * (whole + spent) / whole)
     bench.chain("latents", latent, steps)
     bench.chain("pixels", pixel, alike)
     bench.chain("pixels, with the codec's operations", pixel, more)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one seed after another."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=("mnist_5k", "fashion_mnist"), default="mnist_5k")
+    parser.add_argument("--samples", type=int, help="of Fashion-MNIST, the first ones")
+    parser.add_argument("--fashion", help="folder with the files of Fashion-MNIST")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--codec-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=2500, help="of the first round on latents")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path(".reflow/bench/latents"))
+    given = parser.parse_args(arguments)
+    data: MNIST5k | FashionMNIST = MNIST5k(name="mnist_5k")
+    if given.data == "fashion_mnist":
+        data = FashionMNIST(name="fashion_mnist", root=given.fashion, samples=given.samples)
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for seed in range(given.seeds):
+        root = given.out / "work" / str(seed)
+        bench = Bench(data, root, given.out, seed, given.quick, found)
+        if seed == 0:
+            bench.write("machine", hardware(torch.device("cpu")))
+        one_seed(bench, given)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmcore.codec import latents
-from fmcore.codec.kinds import Codec
+from fmcore.codec import latents, trained
+from fmcore.codec.kinds import Codec, TrainedCodec
 from fmcore.codec.latents import CPU
 from fmcore.conditions import table as conditions
 from fmcore.conditions.encoders import Conditions, table_of
 from fmcore.conditions.table import Table
 from fmcore.coupling.compact import Store
-from fmcore.coupling.noise import identities
+from fmcore.coupling.noise import identities, is_held_out
 from fmcore.coupling.source import ORIGINALS, SAMPLES
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.dataset.kinds import Dataset, Noise, SourceOf
@@ -25,6 +25,8 @@ from fmcore.dataset.samples import Samples
 from fmcore.dataset.summary import lines, summary
 from fmcore.scale import AsIs, Scale, advice_on_scale
 from fmcore.settings import ReflowError, Say, derive_seed, silent
+from fmcore.work.work import Work
+from fmcore.work.work import silent as unlogged
 
 __all__ = ["Dataset", "SourceOf", "prepare"]
 
@@ -66,7 +68,7 @@ def prepare(
     metrics: Path | None = None,
     say: Say = silent,
     warn: Say = silent,
-    device: torch.device = CPU,
+    work: Work | None = None,
 ) -> None:
     """Write the targets of `settings` to the folder `out`, in an order drawn from the seed.
 
@@ -78,13 +80,15 @@ def prepare(
     noise. What the data hold is told to `say` line by line, and written to `metrics` (json), in the
     data's own units.
 
-    With a codec, which encodes on `device`, the targets are latents, and the samples are kept as
-    they are in a folder of their own in `out`: distances are to them.
+    With a codec, which encodes on the device of `work`, the targets are latents, and the samples
+    are kept as they are in a folder of their own in `out`: distances are to them. A codec that is
+    trained here is kept in `out`, too.
     """
     real, known, found = _read(settings, seed, say)
-    samples, codec = real, None
+    samples, coded, codec, device = real, None, None, CPU if work is None else work.device
     if settings.codec is not None:
-        samples, codec = _encoded(real, settings.codec, found, device, say)
+        codec = _codec(settings.codec, real, found, out, seed, work)
+        samples, coded = _encoded(real, codec, found, device, say)
     scale, recorded = _scales(samples, settings, found)
     if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
         warn(advice)
@@ -92,13 +96,13 @@ def prepare(
         update={
             "scale": recorded.record,
             "conditions": None if known is None else known.about,
-            "codec": codec,
+            "codec": coded,
         }
     )
     if known is not None:
         conditions.write(out, known)
     if not isinstance(source, Noise):
-        _write_source(out / SAMPLES, source, about, scale, seed, say, settings.codec, device)
+        _write_source(out / SAMPLES, source, about, scale, seed, say, codec, device)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order"))
     order = torch.randperm(about.pairs, generator=generator)
     if codec is not None:
@@ -164,6 +168,31 @@ def conditioned(samples: Samples, given: Conditions | None) -> tuple[Samples, Ta
     return replace(samples, label=label, names=None, captions=None), known
 
 
+def _codec(
+    settings: Codec | TrainedCodec,
+    real: Samples,
+    found: Mapping[str, float],
+    out: Path,
+    seed: int,
+    work: Work | None,
+) -> Codec:
+    """Return the codec of the samples; one that is trained here trains now, into `out`."""
+    if real.image and not -1 <= found["min"] <= found["max"] <= 1:
+        raise ReflowError(
+            f"data.codec: it encodes images in [-1, 1], these have values from {found['min']:g} to"
+            f" {found['max']:g}; map them there before, data.scale is that of the latents"
+        )
+    if isinstance(settings, Codec):
+        return settings
+    own = identities(real.target)
+    rows = torch.from_numpy(~is_held_out(own, own)).nonzero()[:, 0]
+    return trained.train_codec(
+        settings, real.target, rows, out / trained.FOLDER, seed=derive_seed(seed, "codec"),
+        device=CPU if work is None else work.device, log=unlogged if work is None else work.log,
+        scratch=None if work is None else work.scratch,
+    )  # fmt: skip
+
+
 def _encoded(
     real: Samples, codec: Codec, found: dict[str, float], device: torch.device, say: Say
 ) -> tuple[Samples, dict[str, Any]]:
@@ -171,11 +200,6 @@ def _encoded(
 
     They are measured on the first samples, `AGAIN` of them.
     """
-    if real.image and not -1 <= found["min"] <= found["max"] <= 1:
-        raise ReflowError(
-            f"data.codec: it encodes images in [-1, 1], these have values from {found['min']:g} to"
-            f" {found['max']:g}; map them there before, data.scale is that of the latents"
-        )
     x, shape = real.target, tuple(real.target.shape[1:])
 
     def again(z: Tensor) -> Tensor:

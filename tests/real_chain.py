@@ -79,8 +79,8 @@ class Chain(Project):
         return self.sh("python", "-W", "ignore", "-c", head + code).stdout.strip()
 
 
-def start(root: Path) -> Chain:
-    """Copy the working tree, uncommitted changes included, to `root` and run the chain there."""
+def copied(root: Path) -> Path:
+    """Copy the working tree, uncommitted changes included, to `root` as a git repository."""
     files = subprocess.run(
         ["git", "-C", str(SOURCE), "ls-files", "-co", "--exclude-standard"],
         capture_output=True, text=True, check=True,
@@ -90,10 +90,16 @@ def start(root: Path) -> Chain:
         if (SOURCE / name).is_file() and not made:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(SOURCE / name, root / name)
-    chain = Chain(root)
-    chain.sh("git", "init", "-q")
+    Chain(root).sh("git", "init", "-q")
+    Chain(root).commit("start")
+    return root
+
+
+def start(root: Path) -> Chain:
+    """Run a small chain in a copy of the working tree."""
+    chain = Chain(copied(root))
     chain.write("params.yaml", PARAMS)
-    chain.commit("start")
+    chain.commit("small")
     # Behind a proxy that does not answer: nothing that the chain needs is reached through it.
     proxies = [f"{name}={PROXY}" for name in ("HTTP_PROXY", "https_proxy")]
     done = chain.sh("env", *proxies, "python", "-m", "flows.cli", "run")

@@ -6,7 +6,9 @@ import numpy as np
 
 from flows.params.load import Params
 from flows.params.seeds import seed_of
+from fmcore.codec.kinds import DiffusersCodec, TrainedCodec
 from fmcore.codec.latents import encoded, record
+from fmcore.codec.trained import FOLDER, untrained
 from fmcore.conditions import table as conditions
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.noise import gaussian_noise
@@ -22,8 +24,12 @@ def some_data(root: Path, params: Params, path: str | None, folder: Path) -> Pat
     samples = params.data.read(derive_seed(seed_of(params, "prepare"), "target"))
     shape, codec = tuple(samples.target.shape[1:]), None
     if params.data.codec is not None:
-        few = encoded(params.data.codec, samples.target[:2])
-        codec, shape = record(params.data.codec, few, shape, image=samples.image), few.shape[1:]
+        of = params.data.codec
+        if isinstance(of, TrainedCodec):  # as it is before its training: of the same shapes
+            untrained(of, shape, seed=0).save_pretrained(folder / FOLDER)
+            of = DiffusersCodec(name="diffusers", path=str(folder / FOLDER))
+        few = encoded(of, samples.target[:2])
+        codec, shape = record(of, few, shape, image=samples.image), few.shape[1:]
     ids = np.arange(min(1024, len(samples.target)))
     samples, known = conditioned(samples, params.data.conditions)
     about = About(

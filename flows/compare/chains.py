@@ -97,7 +97,7 @@ def gather(
         found = [workspace_chain(root)]
     once: dict[str, ComparedChain] = {}
     for one in found:
-        once.setdefault(one.about.key, one)
+        once.setdefault(one.about.key, one)  # the key is that of all results, measurements too
     return list(once.values())
 
 

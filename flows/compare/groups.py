@@ -105,20 +105,28 @@ def by_metric(groups: Sequence[Group]) -> dict[str, list[Group]]:
 def group_rows(
     groups: Sequence[Group], nfes: Sequence[int], metrics: Sequence[str]
 ) -> list[GroupRow]:
-    """Lay out groups of one distance: a row per group and round, a cell per NFE and metric."""
+    """Lay out groups of one distance: a row per group and round, a cell per NFE and metric.
+
+    Of several seeds a number stands with its standard deviation over them, of one with its standard
+    error (`SPREAD`).
+    """
     rows = []
     for g in groups:
         names = [*(keys.at_nfe(g.metric, nfe) for nfe in nfes), *metrics]
         for round_, mean in g.mean.items():
-            sd = g.sd[round_]
-            cells = [with_spread(mean[n], sd.get(n)) if n in mean else "" for n in names]
+            off = {n: g.sd[round_].get(n, mean.get(keys.error(n))) for n in names}
+            cells = [with_spread(mean[n], off[n]) if n in mean else "" for n in names]
             rows.append(GroupRow(g.name, len(g.chains), round_, cells))
     return rows
 
 
-def with_spread(mean: float, sd: float | None) -> str:
-    """Write a mean with its spread: `1.73±0.05`."""
-    return short(mean) if sd is None else f"{short(mean)}±{short(sd, 1)}"
+SPREAD = "± sd over seeds; its error for one"
+"""What stands behind the numbers of `group_rows`."""
+
+
+def with_spread(mean: float, off: float | None) -> str:
+    """Write a mean with its spread or error: `1.73±0.05`."""
+    return short(mean) if off is None else f"{short(mean)}±{short(off, 1)}"
 
 
 def notes(groups: Sequence[Group]) -> list[str]:

@@ -15,7 +15,7 @@ from flows.compare.chains import ComparedChain
 from flows.compare.charts import HELD_OUT, Axes, Line, chart
 from flows.compare.costs import spent_table
 from flows.compare.gates import Said, told
-from flows.compare.groups import Group, GroupRow, by_metric, frame, group_rows, notes
+from flows.compare.groups import SPREAD, Group, GroupRow, by_metric, frame, group_rows, notes
 from flows.compare.samples import by_title, data_uri, drawn
 from flows.dag.chain import flat
 from flows.dag.description import Description
@@ -98,7 +98,7 @@ def page(groups: Sequence[Group], live: Live | None = None) -> str:
         lstrip_blocks=True,
     )
     place.globals.update(number=_number, error=with_error)
-    place.globals.update(spread_text=spread_text, gap_text=gap_text)
+    place.globals.update(spread_text=spread_text, gap_text=gap_text, spread=SPREAD)
     chains = [one for group in groups for one in group.chains]
     titles = [one.about.data.replace("_", " ") for one in chains]
     return place.get_template("page.html").render(

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from flows.compare.groups import Group, by_metric, group_rows
+from flows.compare.groups import SPREAD, Group, by_metric, group_rows
 from flows.dag import lineage
+from flows.dag.chain import current
 from flows.dag.graph import paths
 from flows.dag.receipts import timings
 from fmcore.settings import ReflowError
@@ -52,6 +53,11 @@ def comparison(root: Path, baseline: str | None = None) -> TimedComparison:
         raise ReflowError(f"{where}: no comparison yet; `reflow run` makes it")
     found = against(Comparison.read(file.read_bytes(), where), baseline)
     took, entries = timings(root), lineage.lock_entries(root)
+    if "compare" in {e.verb for name, e in entries.items() if name not in current(entries)}:
+        raise ReflowError(
+            f"{where}: measured on models that were made again since; `reflow run` measures anew,"
+            " `reflow compare --rev HEAD` shows what was committed"
+        )
     seconds = {
         entry.key: round(took[name, entry.digest], 1)
         for name, entry in entries.items()
@@ -156,7 +162,7 @@ def group_tables(groups: Sequence[Group], *, full: bool = False) -> list[Table]:
     for metric, mine in by_metric(groups).items():
         every = sorted({nfe for g in mine for round_ in g.mean for nfe in g.nfes(round_)})
         nfes = every if full else sorted({every[0], nearest(every), every[-1]})
-        table = _table(f"{escape(metric)} by NFE, mean ± standard deviation over seeds")
+        table = _table(f"{escape(metric)} by NFE, {SPREAD}")
         table.add_column("chain")
         table.add_column("seeds", justify="right")
         table.add_column("round")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from flows.dag.graph import overlap
+from flows.dag.inputs import STAGE
 from flows.dag.lineage import lineage
 from flows.dag.lock import Entry, digest
 
@@ -55,10 +57,11 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
     """Describe the chain of `planned` stages, with the results that `locked` (dvc.lock) has.
 
     `planned` may be dvc.lock itself; with the entries of the workspace, the keys are known before
-    anything runs. A locked stage with another lineage key is not part of this chain.
+    anything runs. A locked stage with another lineage key is not part of this chain, nor is one
+    that read what is no more. The key is that of all results: trainings, evaluations, comparison.
     """
     keys, past = lineage(planned), lineage(locked)
-    done = {n: e for n, e in locked.items() if n in keys and past[n] == keys[n]}
+    done = {n: e for n, e in current(locked).items() if n in keys and past[n] == keys[n]}
     trainings = trained(planned)
     names = sorted(trainings, key=lambda name: _depth(trainings, name))
     names.sort(key=lambda name: bool(trainings[name].setting(f"rounds.{name}", "replicate_of")))
@@ -76,8 +79,9 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
     ]
     settings = {key: v for entry in planned.values() for key, v in entry.settings.items()}
     data = settings.get("data")
+    results = [f"evaluate@{r.name}" for r in rounds] + ["compare"]
     return Chain(
-        key=digest([r.key for r in rounds]),
+        key=digest([[r.key for r in rounds], [keys.get(name) for name in results]]),
         name=str(data.get("name", "data") if isinstance(data, Mapping) else "data"),
         recipe=digest(lineage({n: _seedless(e) for n, e in planned.items()})),
         settings={k: v for k, v in settings.items() if k not in ("rounds", "couplings")},
@@ -85,6 +89,29 @@ def chain(planned: Mapping[str, Entry], locked: Mapping[str, Entry]) -> Chain:
         compare=_ours(done, "compare", "out"),
         entries=done,
     )
+
+
+def current(locked: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the entries of dvc.lock that read what its other entries made.
+
+    When some stages alone ran again, or one was refused, those below are still recorded with what
+    they read before: their results are of a model that is no more.
+    """
+    made = [(out, name) for name, e in locked.items() if name != STAGE for out in e.outs]
+    known: dict[str, bool] = {}
+
+    def fresh(name: str) -> bool:
+        if name not in known:
+            known[name] = True
+            known[name] = all(
+                fresh(maker) and (out != dep or locked[maker].outs[out].md5 == file.md5)
+                for dep, file in locked[name].deps.items()
+                for out, maker in made
+                if overlap(out, dep)
+            )
+        return known[name]
+
+    return {name: entry for name, entry in locked.items() if fresh(name)}
 
 
 def _ours(done: Mapping[str, Entry], stage: str, *paths: str) -> Entry | None:

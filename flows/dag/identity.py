@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,24 @@ def data_key(root: Path, whole: Chain) -> str:
     if entry is None:
         raise ReflowError("dvc.lock: no stage prepare, so the data has no name; `reflow run` first")
     known, given = _recorded(root, entry), entry.setting("data")
-    settings = dict(given) if isinstance(given, Mapping) else {}
-    settings.pop("seed", None)
+    settings: dict[str, Any] = {"data": deepcopy(given) if isinstance(given, Mapping) else {}}
+    settings["data"].pop("seed", None)
+    settings |= {"source": dict(known["source"])} if "source" in known else {}
     for place in known.get("files", {}):
-        settings.pop(str(place).removeprefix("data."), None)  # the path of a file; see `files`
-    source = [known["source"]] if "source" in known else []
-    return digest([settings, known.get("files", {}), known.get("own", {}), *source])
+        _remove(settings, str(place).split("."))  # the path of a file; see `files`
+    source = [settings["source"]] if "source" in settings else []
+    return digest([settings["data"], known.get("files", {}), known.get("own", {}), *source])
+
+
+def _remove(settings: dict[str, Any], place: list[str]) -> None:
+    """Remove the setting at a place, such as data.codec.path, if it is there."""
+    *above, last = place
+    for key in above:
+        found = settings.get(key)
+        if not isinstance(found, dict):
+            return
+        settings = found
+    settings.pop(last, None)
 
 
 def yardstick_key(root: Path, whole: Chain, round_: Round, found: Comparison) -> str:

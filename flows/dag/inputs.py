@@ -254,7 +254,8 @@ def _own_files(root: Path, seen: Seen, place: str, value: Any) -> Iterator[tuple
         settings = _mapping(value).get("settings")
         for where, path in files_named(settings, f"{place}settings", root):
             yield where, content(path, seen)
-    for key, inner in _mapping(value).items():
+    inside = enumerate(value) if isinstance(value, list) else _mapping(value).items()
+    for key, inner in inside:
         yield from _own_files(root, seen, f"{place}{key}.", inner)
 
 

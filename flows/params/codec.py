@@ -26,8 +26,11 @@ def no_images(params: "Params") -> str:
 def impossible_codec(params: "Params", known: Known) -> Iterator[tuple[tuple[str, ...], str]]:
     """A codec for samples that are no images; a codec or conditions of the source."""
     codec, source = params.data.codec, params.source
-    if codec is not None and codec.name == "diffusers" and known.image is False:
-        yield ("data", "codec"), "diffusers encodes images, and this data has none; leave it out"
+    if codec is not None and codec.name != "custom" and known.image is False:
+        yield (
+            ("data", "codec"),
+            f"{codec.name} is for images, and this data has none; leave it out",
+        )
     if not isinstance(source, Noise) and source.conditions is not None:
         yield ("source", "conditions"), "conditions are of targets, data.conditions; leave it out"
     if not isinstance(source, Noise) and source.codec is not None:

@@ -35,12 +35,19 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _prepare(params: Params, _: str, paths: Paths, __: Path) -> None:
+def _prepare(params: Params, _: str, paths: Paths, scratch: Path) -> None:
     from fmcore.prepare import prepare
 
-    out, metrics, seed = paths["out"], paths["metrics"], seed_of(params, "prepare")
-    how = {} if params.data.codec is None else {"device": params.compute.start()}
-    prepare(out, params.data, params.source, seed=seed, metrics=metrics, say=_say, warn=warn, **how)
+    seed, codec = seed_of(params, "prepare"), params.data.codec
+    given = partial(
+        prepare, paths["out"], params.data, params.source,
+        seed=seed, metrics=paths["metrics"], say=_say, warn=warn,
+    )  # fmt: skip
+    if codec is None:
+        given()
+        return
+    with Reporter("prepare", getattr(codec, "steps", 0), scratch) as log:
+        given(work=work_of(params, scratch, log, seed=seed))
 
 
 def _initialise(params: Params, _: str, paths: Paths, __: Path) -> None:

@@ -15,7 +15,7 @@ from flows.dag.chain import Chain
 from flows.dag.identity import data_key, yardstick_key
 from flows.dag.receipts import metrics, read_comparison
 from flows.tracking import pages
-from flows.tracking.client import CHAIN, Tracker
+from flows.tracking.client import CHAIN, KEY, Tracker
 from flows.tracking.promotion import USES, Distances, Score, chosen, score
 from fmcore.settings import ReflowError
 from fmcore.verdict import keys
@@ -141,11 +141,13 @@ class Registered:
                 f"{round_}: its model is not in MLflow yet; `reflow run` restores and publishes it"
             )
         model, run = models[0], found[0]
+        weights = run.data.tags.get(KEY)  # the same model measured otherwise is the same version
         for number, version in self.versions.items():
-            if version.source == model.model_uri or version.model_id == model.model_id:
+            same = version.source == model.model_uri or version.model_id == model.model_id
+            if same or (weights and version.tags.get(KEY) == weights):
                 return number
         tags = {CHAIN: key, "reflow.round": round_}
-        tags |= {k: run.data.tags[k] for k in GIT if k in run.data.tags}
+        tags |= {k: run.data.tags[k] for k in (*GIT, KEY) if k in run.data.tags}
         about = f"Round {round_} of the chain {key[:7]} on {self.whole.name}.\n\n"
         made = client.create_model_version(
             self.name, model.model_uri, run.info.run_id, tags, model_id=model.model_id,

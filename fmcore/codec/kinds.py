@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fmcore.own import Own, called
 from fmcore.scale import Scale
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import BatchSize, LearningRate, ReflowError, Settings, StepCount, Width
 from fmcore.work.of_diffusers import config_in, pretrained
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
@@ -153,4 +153,29 @@ class CustomCodec(Own, Codec):
         return found
 
 
+class TrainedCodec(Settings):
+    """A small AutoencoderTiny of diffusers, which `prepare` trains on the images of the chain.
+
+    Those that are held out train nothing. It is kept beside the prepared data, as diffusers does.
+    """
+
+    name: Literal["trained"]
+    channels: Annotated[tuple[Width, ...], Field(strict=False, min_length=2, max_length=8)] = (
+        24,
+        24,
+        24,
+    )
+    """Channels at each resolution, the first at full size; each further level halves the image."""
+    latent: Width = 4
+    """Channels of the latents."""
+    steps: StepCount = 400
+    """Steps of its training, on the mean squared error of what comes back. Raise it, or `channels`,
+    where the gate `reconstruction` warns."""
+    batch: BatchSize = 32
+    """Images in a step."""
+    lr: LearningRate = 2e-3
+    """Learning rate of AdamW at the first step; it falls to 0 by a cosine."""
+
+
 CodecOf = Annotated[DiffusersCodec | CustomCodec, Field(discriminator="name")]
+"""A codec that encodes and decodes."""

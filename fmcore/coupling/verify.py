@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmcore.checked import MEND, sha256
+from fmcore.codec import trained
 from fmcore.conditions import table as conditions
 from fmcore.coupling.manifest import MANIFEST
 from fmcore.coupling.read import Coupling, open_coupling, open_shard, readable, tables
@@ -31,6 +32,9 @@ def verify(path: Path) -> Coupling:
     if coupling.independent and coupling.about.codec is not None:
         verify(path / ORIGINALS)
         listed |= {ORIGINALS}
+        if (path / trained.FOLDER).is_dir():
+            trained.verify(path / trained.FOLDER, coupling.about.codec["sha256"])
+            listed |= {trained.FOLDER}
     if coupling.conditions is not None:
         listed |= {conditions.FILE}
     for file in sorted(path.iterdir()):

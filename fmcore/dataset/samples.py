@@ -3,12 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fmcore.codec.kinds import CodecOf
+from fmcore.codec.kinds import CustomCodec, DiffusersCodec, TrainedCodec
 from fmcore.conditions.encoders import Conditions
 from fmcore.scale import AsIs, ScaleOf
 from fmcore.settings import Seed, Settings
@@ -80,9 +81,11 @@ class Data(Settings):
     conditions: Conditions | None = Field(default=None, exclude_if=lambda given: given is None)
     """A vector or a text beside each sample, on which networks with `conditions: {}` depend:
     `{encoder: {name: wordllama}}` embeds texts once. null takes labels, if there are any."""
-    codec: CodecOf | None = Field(default=None, exclude_if=lambda given: given is None)
-    """What encodes the samples once, so that flows learn latents: `{name: diffusers, path: vae}` or
-    a class of your own. `scale` is then that of the latents. null is none."""
+    codec: Annotated[
+        DiffusersCodec | TrainedCodec | CustomCodec | None, Field(discriminator="name")
+    ] = Field(default=None, exclude_if=lambda given: given is None)
+    """What encodes the samples once, so that flows learn latents: `{name: diffusers, path: vae}`,
+    `{name: trained}` or a class of your own. `scale` is then that of the latents. null is none."""
     seed: Seed | None = None
     """Seed of the samples of a density and of the order of all. null takes the chain's."""
 

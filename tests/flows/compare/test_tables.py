@@ -12,7 +12,7 @@ from flows.compare import show
 from flows.compare.chains import ComparedChain
 from flows.compare.costs import spent_table
 from flows.compare.gates import told
-from flows.compare.groups import as_json, frame, grouped, notes
+from flows.compare.groups import SPREAD, as_json, frame, group_rows, grouped, notes
 from flows.compare.page import Live, page
 from flows.compare.tables import (
     TimedComparison,
@@ -77,6 +77,13 @@ def printed(table, width: int = 100) -> list[str]:
     return [" ".join(line.split()) for line in capture.get().splitlines()]
 
 
+def test_a_number_of_one_seed_stands_with_its_standard_error_of_several_with_their_spread():
+    one, *_ = [row.cells for row in group_rows(grouped([chain()]), [4], []) if row.round == "rf2"]
+    several = grouped([chain(), chain("two", 1, shift=0.5)])
+    two, *_ = [row.cells for row in group_rows(several, [4], []) if row.round == "rf2"]
+    assert (one, two) == (["7±1"], ["7.25±0.4"])  # cuts of 5 and 7; 7 and 7.5
+
+
 def test_the_table_of_the_workspace():
     lines = printed(rounds_table(TimedComparison(comparison(), {"rf1": 271.4})))
     assert lines == [
@@ -139,12 +146,12 @@ def test_chains_of_one_recipe_are_a_group_with_mean_and_spread():
     assert groups[1].distance("rf1", 64) == (5.0, None)
     (table,) = group_tables(groups)
     assert printed(table) == [
-        "fd by NFE, mean ± standard deviation over seeds",
+        f"fd by NFE, {SPREAD}",
         "chain seeds round NFE 1 NFE 4 NFE 64 rel cost",
         "one 2 rf1 601±1 41±1 6±1 0.1±0 75±0",
         "rf2 14±1 8±1 7±1 0.1±0 75±0",
         "three 1 rf1 600 40 5 0.1 75",
-        "rf2 13 7 6 0.1 75",
+        "rf2 13 7±1 6 0.1 75",
     ]
     assert "chain seeds round NFE 1 NFE 2 NFE 4 NFE 64 rel cost" in printed(
         *group_tables(groups, full=True)

@@ -54,6 +54,21 @@ def test_the_place_of_a_file_does_not_matter_and_its_content_does(keys):
         assert other[0] != same[0] and other[1] != same[1]
 
 
+def test_the_place_of_a_codec_or_a_source_does_not_matter_and_its_content_does(tmp_path, recorded):
+    def key(codec="vae", source="s", content="1"):
+        data = {**DATA, "codec": {"name": "diffusers", "path": codec}}
+        known = {"data.path": "x", "data.codec.path": content, "source.root": content}
+        prepare = recorded(
+            "prepare", "out=c", {"data": data}, files=known,
+            source={"name": "images", "root": source},
+        )  # fmt: skip
+        whole = Chain("k", "array", "k", {}, [], None, {"prepare": prepare})
+        return data_key(tmp_path, whole)
+
+    assert key(codec="other/vae") == key() == key(source="elsewhere")
+    assert key(content="2") != key()
+
+
 @pytest.mark.parametrize(
     "change",
     [

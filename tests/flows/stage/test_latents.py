@@ -1,6 +1,7 @@
 """A chain on latents: from a folder of diffusers to decoded samples, distances and pictures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -163,3 +164,16 @@ def test_what_latents_cannot_do_is_said_before_anything_runs(tmp_path: Path, old
     (tmp_path / "params.yaml").write_text(PARAMS.replace(old, new))
     with pytest.raises(ReflowError, match=said):
         load(tmp_path / "params.yaml")
+
+
+def test_a_chain_trains_its_codec_by_itself(tmp_path):
+    np.save(tmp_path / "images.npy", images())
+    own = "codec: {name: trained, channels: [8, 8], steps: 6, batch: 8}"
+    with in_this_process(tmp_path, PARAMS.replace("codec: {name: diffusers, path: vae}", own)) as c:
+        about = open_coupling(c.root / "couplings/rf1").about
+        assert about.codec["settings"]["path"] == "couplings/independent/_codec"
+        assert load_model(c.root / "models/rf1").config["codec"] == about.codec
+        assert metrics(c, "evaluate/rf1")["reconstruction"] > 1
+        assert {p.state for p in plan(c.root)} == {"unchanged"}
+        shutil.rmtree(c.root / "couplings/independent")
+        assert len(estimate(c.root, seconds=0.01, params=load(c.root / "params.yaml"))) == 2
