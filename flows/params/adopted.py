@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fmcore.network.teachers import DiffusersFolder, ProjectModel
+from fmcore.network.teachers import OwnModel, ProjectModel
 
 if TYPE_CHECKING:
     from flows.params.load import Params
@@ -36,10 +36,11 @@ def mistakes(params: "Params") -> Iterator[tuple[tuple[str, ...], str]]:
         if round_.continue_ or round_.replicate_of:
             key = "continue" if round_.continue_ else "replicate_of"
             yield ("rounds", name, key), "a round with `model` is not trained; leave it out"
-        texts = isinstance(round_.model, DiffusersFolder) and round_.model.conditions is not None
-        if texts and params.data.conditions is None:
+        inner = ("network",) if isinstance(round_.model, OwnModel) else ()
+        asking = round_.model.network if isinstance(round_.model, OwnModel) else round_.model
+        if getattr(asking, "conditions", None) is not None and params.data.conditions is None:
             what = "the data has none; set data.conditions, or leave it out"
-            yield ("rounds", name, "model", "conditions"), what
+            yield ("rounds", name, "model", *inner, "conditions"), what
         if isinstance(round_.model, ProjectModel) and round_.model.rev and not round_.model.round:
             what = "rev is a revision of a project; name its `round` too"
             yield ("rounds", name, "model", "rev"), what

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def takes_conditions(network: Network) -> bool:
     """Say whether a network takes the conditions of the data."""
-    return getattr(network, "conditions", None) is not None
+    return network.conditions is not None
 
 
 def impossible_guidance(params: "Params") -> Iterator[tuple[tuple[str, ...], str]]:

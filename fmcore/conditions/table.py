@@ -118,6 +118,14 @@ class Table:
         return self.texts[row] if self.texts else str(row)
 
 
+def zeros(sizes: ConditionInput) -> Table:
+    """Return a table of these sizes with one condition and the null one, all of zeros."""
+    if not sizes.length:
+        return Table(torch.zeros(2, sizes.features))
+    mask = torch.ones(2, sizes.length, dtype=torch.bool)
+    return Table(torch.zeros(2, sizes.length, sizes.features), mask, torch.zeros(2, sizes.pooled))
+
+
 def of_vectors(given: Tensor) -> tuple[Table, Tensor]:
     """Return the table of the unique rows of vectors [N, E], and the row of each [N].
 

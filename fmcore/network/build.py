@@ -7,7 +7,6 @@ import torch
 from pydantic import BeforeValidator, Field
 
 from fmcore.conditions.table import Table
-from fmcore.network.given import Labelled
 from fmcore.network.images import DiT, ImageNetwork, MMDiT, UNet
 from fmcore.network.mlp import MLP, ResidualMLP
 from fmcore.network.outside import Outside, OutsideNetwork
@@ -53,8 +52,7 @@ def fitting(
 
     Raises ReflowError if the data has none, or others than the network can take.
     """
-    sized = settings.sized(table) if isinstance(settings, Labelled) else settings
-    return take(build(sized, shape, seed=seed), table)  # type: ignore[arg-type]
+    return take(build(settings.sized(table), shape, seed=seed), table)
 
 
 def take(network: VelocityNetwork, table: Table | None) -> VelocityNetwork:

@@ -1,6 +1,6 @@
 """Conditions as the input of a network: the rows of a table that is given, not learnt."""
 
-from typing import cast
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -31,7 +31,7 @@ class Labelled(Settings):
         """Number of classes whose embedding is learnt; 0 for conditions."""
         return 0 if self.conditions else self.classes
 
-    def sized(self, table: Table | None) -> "Labelled":
+    def sized(self, table: Table | None) -> Self:
         """Return the settings with the sizes of the data's conditions, where they take them.
 
         Raises ReflowError if the data has none.
@@ -51,6 +51,10 @@ class Given(nn.Module):
     The table is no weight: it is not in the state of the network but in a file of its own.
     """
 
+    vectors: Tensor
+    mask: Tensor
+    pooled: Tensor
+
     def __init__(self, sizes: ConditionInput) -> None:
         super().__init__()
         self.sizes = sizes
@@ -69,14 +73,19 @@ class Given(nn.Module):
                 f"conditions of {found.model_dump()}, but the network takes {wanted.model_dump()};"
                 " embed them with the encoder that it was made with"
             )
-        self.table, device = table, cast(Tensor, self.vectors).device
+        self.table, device = table, self.vectors.device
         for name in ("vectors", "mask", "pooled"):
             given = getattr(table, name)
             setattr(self, name, torch.zeros(0) if given is None else given.to(device))
 
+    def forget(self) -> None:
+        """Have no table, as at first."""
+        self.table, none = None, self.vectors.new_zeros(0)
+        self.vectors = self.mask = self.pooled = none
+
     def rows(self, label: Tensor | None, like: Tensor) -> Tensor:
         """Return the rows of labels [B]; those of the null condition for None, as many as t [B]."""
-        count = len(cast(Tensor, self.vectors)) - 1
+        count = len(self.vectors) - 1
         if count < 0:
             raise ReflowError(
                 "this model's folder has no table of conditions, which is too large for it: sample"
@@ -86,14 +95,13 @@ class Given(nn.Module):
 
     def vector(self, label: Tensor | None, like: Tensor) -> Tensor:
         """Return a vector for each row [B, E]: that of the condition, or of a sequence's sum."""
-        table = cast(Tensor, self.pooled if self.sizes.length else self.vectors)
+        table = self.pooled if self.sizes.length else self.vectors
         return table[self.rows(label, like)].float()
 
     def sequence(self, label: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tokens [B, L, E], which of them are there [B, L], and their sum [B, P]."""
         rows = self.rows(label, like)
-        mask, pooled = cast(Tensor, self.mask), cast(Tensor, self.pooled)
-        return cast(Tensor, self.vectors)[rows].float(), mask[rows], pooled[rows].float()
+        return self.vectors[rows].float(), self.mask[rows], self.pooled[rows].float()
 
 
 def zeroed(features: int, width: int) -> nn.Linear:

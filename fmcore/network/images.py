@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -166,9 +166,9 @@ class MMDiT(OfImages):
         _check_images(self, shape)
         _check_square(self.patch, shape)
 
-    def sized(self, table: Table | None) -> "MMDiT":
+    def sized(self, table: Table | None) -> Self:
         """Return the settings with the sizes of the data's conditions, which must be sequences."""
-        found = cast(MMDiT, super().sized(table))
+        found = super().sized(table)
         if found.conditions and not found.conditions.length:
             raise ReflowError(
                 "network mmdit: attends to tokens, and the conditions of this data are one vector"

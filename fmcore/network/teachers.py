@@ -132,7 +132,7 @@ def find(
     if settings.kind == "diffusers":
         found = _diffusers(settings, shape, table)
     else:
-        found = _own(settings, shape)
+        found = _own(settings, shape, table)
     signal = 0.0
     if isinstance(found.network, OutsideNetwork):
         signal = found.network.settings.prediction.path.signal
@@ -145,15 +145,17 @@ def find(
     return found
 
 
-def _own(settings: OwnModel, shape: tuple[int, ...]) -> Found:
-    network: OutsideNetwork | OwnNetwork = settings.network.build(shape)
+def _own(settings: OwnModel, shape: tuple[int, ...], table: Table | None) -> Found:
+    made = settings.network.sized(table)
+    network: OutsideNetwork | OwnNetwork = made.build(shape)
     if settings.weights is not None:
         _fill(network, _tensors(Path(settings.weights)), settings.weights)
     if settings.prediction is not None:
-        outer = Outside(name="outside", network=settings.network, prediction=settings.prediction)
+        outer = Outside(name="outside", network=made, prediction=settings.prediction)
         whole = outer.build(shape)
         whole.net.load_state_dict(network.state_dict())
         network = whole
+    take(network, table)
     return Found(network, {})
 
 

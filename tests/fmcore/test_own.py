@@ -18,6 +18,7 @@ from fmcore.checked import read_json, sealed
 from fmcore.choices.interpolants import Interpolant
 from fmcore.choices.laws import LawOfTime
 from fmcore.choices.solvers import OdeSolver
+from fmcore.conditions.table import Table
 from fmcore.couple import couple
 from fmcore.coupling.read import open_coupling, read
 from fmcore.dataset.kinds import Dataset
@@ -25,7 +26,7 @@ from fmcore.evaluate import EvaluatePaths, evaluate
 from fmcore.features.extractor import FeaturesOf
 from fmcore.initialise import initialise
 from fmcore.matching.interpolant import Linear, Schedule
-from fmcore.network.build import Network, build
+from fmcore.network.build import Network, build, fitting
 from fmcore.network.store import load, save
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
@@ -449,12 +450,17 @@ def test_the_classes_of_the_page_are_used_as_it_says(tmp_path):
     kinds = {"data": Dataset, "network": Network, "solver": OdeSolver, "interpolant": Interpolant}
     kinds |= {"time": LawOfTime, "loss": LossOfRound, "features": FeaturesOf}
     lines = re.findall(r"^\+.*?(\w+): (\{name: custom.*?)\}*$", page, flags=re.MULTILINE)
-    assert sorted(kind for kind, _ in lines) == sorted(kinds) and len(blocks) == 7
+    assert sorted(kind for kind, _ in lines) == sorted([*kinds, "network"]) and len(blocks) == 8
+    known = Table(torch.randn(4, 5))
     for kind, text in lines:
         closed = text + "}" * (text.count("{") - text.count("}"))
         settings = YAML(typ="safe").load(closed)
         own.trust(tmp_path, own.named(settings))
-        assert parse(kinds[kind], settings).name == "custom"
+        made = parse(kinds[kind], settings)
+        assert made.name == "custom"
+        if kind == "network":
+            network = fitting(made, known, (2,), seed=0)
+            assert network(torch.zeros(2, 2), torch.ones(2), torch.tensor([0, 3])).shape == (2, 2)
 
 
 def test_the_names_in_params_are_found_wherever_they_stand():

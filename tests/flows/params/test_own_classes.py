@@ -231,3 +231,43 @@ def test_files_in_the_settings_of_an_own_class_count_however_deep(project):
         after = inputs.compute(project)["inputs/prepare.json"]
         assert after != before
         before = after
+
+
+TOLD = '''
+
+class Told(OwnNetwork):
+    """v is a linear map of the condition."""
+
+    def __init__(self, shape, classes, conditions):
+        super().__init__(shape, classes, conditions)
+        self.map = nn.Linear(conditions.vector, shape[0])
+
+    def forward(self, x, t, label=None):
+        return self.map(self.given.vector(label, t))
+'''
+
+
+def test_conditions_of_an_own_network_are_looked_at_when_params_are_read(project):
+    (project / "my_flows.py").write_text(MODULE + TOLD)
+    tiny, rings = '"my_flows:Tiny", classes: 2, settings: {width: 8}', "settings: {samples: 300}"
+    told = PARAMS.replace(tiny, '"my_flows:Told", conditions: {}')
+    teacher = '{kind: own, network: {name: custom, path: "my_flows:Told", conditions: {}}}'
+    round_ = re.search(r"train: \{steps: 10.*", PARAMS)[0]
+    for text, says in (
+        (PARAMS.replace(tiny, '"my_flows:Tiny", conditions: {}'), "Tiny takes no conditions: let"),
+        (PARAMS.replace(tiny, '"my_flows:Told"'), "Told takes the conditions of the data; set"),
+        (told, "network.conditions: the data has none"),
+        (
+            PARAMS.replace(round_, f"model: {teacher}"),
+            "rounds.rf1.model.network.conditions: the data has none",
+        ),
+    ):
+        (project / "params.yaml").write_text(text)
+        with pytest.raises(ReflowError, match=re.escape(says)) as error:
+            load(project / "params.yaml")
+        assert "\n" not in str(error.value)
+    guided = told.replace(rings, f"{rings}, conditions: {{}}").replace(
+        "pairs: 128", "pairs: 128\n    guidance: 2.0"
+    )
+    (project / "params.yaml").write_text(guided)
+    assert load(project / "params.yaml").network.conditions is not None
