@@ -22,7 +22,7 @@ INSTEAD = {
     r"(reflow init my-flows && cd my-flows\n)": r"(\n\1",  # a project beside the demo's: left again
     r"(reflow new cats .*\n)": rf"\1{HERE} smaller params/cats.yaml\n",
     r"(reflow estimate\nreflow run\n)": r"\1)\n",
-    r"s3://bucket/chain": '"$HOME/store"',
+    r"me/pairs": "lab/pairs",  # a user of the hub of the tests
     r"reflow ui .*\n": "timeout -s INT 90 reflow ui > ui.txt || true\ngrep -c http://127 ui.txt\n",
 }
 """What a test does otherwise than a reader; each is found once."""
@@ -74,10 +74,10 @@ def test_the_blocks_of_the_readme_run_in_their_order(tmp_path):
         )  # fmt: skip
         said.seek(0)
         assert done.returncode == 0, said.read()[-6000:]
-        assert ("dataset", "me/pairs") in serving.repos
+        assert ("dataset", "lab/pairs") in serving.repos
     assert "train@rf3" in chain.lock()
     assert (chain.root / "my-flows" / "models" / "rf2").is_dir()
-    assert list((home / "store").rglob("*.dir")), "the remote has the couplings"
+    assert list((home / "reflow-store").rglob("*.dir")), "the remote has the couplings"
     assert (chain.root / "rf2").is_dir() and (chain.root / "film.gif").is_file()
 
 
