@@ -19,9 +19,11 @@ FAR = 0.5
 """Distance of two means, over the standard deviation, from which on they are of different data."""
 ENOUGH = 4096
 """Samples of a source, about, that are compared with those of pairs."""
-DETOUR = 1.5
-"""How much longer the way by a state may be than the straight one. Paths of flows are below 1.1,
-states of other pairs about 1.7."""
+SOME = 8
+"""Pairs from which on states are compared with other pairs."""
+OWN = 0.7
+"""How far a state may be from the line of its own pair, over how far it is from those of others:
+about 1 if it is of another pair, .24 on the arc cos, sin between Gaussians."""
 CLOSE = 0.05
 """How far a state at t = 0 or 1 may be from that end, over the distance of both: half precision."""
 SAID = ("codec", "conditions")
@@ -100,26 +102,26 @@ def of_source(own: Tensor, real: Tensor) -> None:
 def of_states(states: Tensor, times: Sequence[float], target: Tensor, source: Tensor) -> None:
     """Raise ReflowError if states [N, S, *D] at `times` [S] lie on no path between both ends.
 
-    On a path, |x(t) - target| grows with t from 0, the detour by x(t), |x(t) - target| +
-    |x(t) - source|, is hardly more than |target - source|, and x(0), x(1) are the ends. Each |.| is
-    the root mean square over the pairs.
+    The first are nearer to the targets than the last, those at 0 and 1 are the ends, and each is
+    nearer to the line between the ends of its own pair than to that of another: the spread of
+    x(t) - (1 - t) target - t source over the pairs, which what all paths share does not change.
     """
-    gap = max(_distance(target, source), 1e-12)
-    path = {t: states[:, place] for place, t in enumerate(times)}
-    from_target = [_distance(path[t], target) for t in sorted(path)]
-    if from_target[0] > from_target[-1]:
-        low, high = min(path), max(path)
+    path = {t: states[:, place] for place, t in sorted(enumerate(times), key=lambda at: at[1])}
+    low, high = min(path), max(path)
+    turned = max(_off_line(x, 1 - t, target, source) for t, x in path.items()) <= OWN
+    if turned and _distance(path[low], target) > _distance(path[high], target):
         raise ReflowError(
             f"couplings: the states at t = {low:g} are farther from the targets than those at"
-            f" {high:g}; t = 0 is the target: turn import.states.times round"
+            f" {high:g}, and t = 0 is the target; turn import.states.times round"
         )
     for t, x in path.items():
-        detour = (_distance(x, target) + _distance(x, source)) / gap
-        if detour > DETOUR:
+        if (off := _off_line(x, t, target, source)) > OWN:
             raise ReflowError(
-                f"couplings: the states at t = {t:g} are on no path between the ends: by them it is"
-                f" {detour:.3g} times as far; are they of other pairs, or in other units?"
+                f"couplings: the states at t = {t:g} are {off:.2g} times as far from the way of"
+                " their own pairs as from that of others; are they of other pairs, or in other"
+                " units?"
             )
+    gap = max(_distance(target, source), 1e-12)
     for t, end, side in ((0.0, target, "target"), (1.0, source, "source")):
         off = _distance(path[t], end) / gap if t in path else 0.0
         if off > CLOSE:
@@ -147,6 +149,20 @@ def guided(stated: Mapping[str, Any]) -> float | None:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).square().mean().sqrt())
+
+
+def _off_line(x: Tensor, t: float, target: Tensor, source: Tensor) -> float:
+    """Return how far x [N, *D] is from the lines of its own pairs, over that from those of others.
+
+    0 for a few pairs, which say nothing.
+    """
+    line = (1 - t) * target + t * source
+    far = _spread(x - line.roll(len(x) // 2, dims=0))
+    return _spread(x - line) / max(far, 1e-12) if len(x) >= SOME else 0.0
+
+
+def _spread(x: Tensor) -> float:
+    return float(x.double().var(0, correction=0).mean().sqrt())
 
 
 def _same_classes(names: Sequence[object] | None, own: Sequence[object] | None, place: str) -> None:

@@ -160,13 +160,12 @@ class FileRows(Rows):
                 f"{place}: its rows have another shape than those of the file before; give pairs of"
                 " one shape"
             ) from None
-        path = apart(whole[ends.states], ends.times, place) if ends.states in names else None
-
-        def end_at(name: str | None, t: float) -> NDArray[Any]:
-            return whole[name] if name or path is None else path[:, ends.times.index(t)]
-
+        path = apart(whole[ends.states], ends.times, place) if ends.states in whole else None
+        target, source = (
+            whole[name] if name else path[:, ends.times.index(t)]  # type: ignore[index]
+            for name, t in ((ends.target, 0.0), (ends.source, 1.0))
+        )
         label = whole[ends.label] if ends.label else None
-        target, source = end_at(ends.target, 0.0), end_at(ends.source, 1.0)
         return Block(target, source, label, states=path if states else None)
 
 

@@ -45,7 +45,7 @@ def even(count: int) -> Times:
 def checked(times: object, place: str) -> Times:
     """Return times that a file or a class gives; raise ReflowError if they are none of states."""
     times = times.tolist() if isinstance(times, np.ndarray) else times
-    listed = times if isinstance(times, list | tuple) else [times]
+    listed: list[Any] = [*times] if isinstance(times, list | tuple) else [times]
     numbers = all(isinstance(t, int | float) for t in listed)
     wrong = _wrong(listed) if numbers else f"expected numbers, got {str(times)[:60]}"
     if wrong:
@@ -99,7 +99,7 @@ def _places(times: Times, pieces: int) -> list[int] | None:
     wanted = even(pieces)
     if not times:
         return None if wanted else []
-    near = [min(range(len(times)), key=lambda i, t=t: abs(times[i] - t)) for t in wanted]
+    near = [int(np.abs(np.subtract(times, t)).argmin()) for t in wanted]
     good = all(abs(times[i] - t) <= NEAR for i, t in zip(near, wanted, strict=True))
     return near if good else None
 

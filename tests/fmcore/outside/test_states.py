@@ -16,6 +16,7 @@ from fmcore.coupling.compact import Store
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.write import About, finish, table, write_shard
 from fmcore.network.store import load
+from fmcore.outside import agreement
 from fmcore.outside.export import LAYOUTS, export
 from fmcore.outside.imported import Imported, importer_of
 from fmcore.outside.states import States, even, places, settled
@@ -308,8 +309,8 @@ def test_states_of_paths_from_real_samples_are_mapped_with_them(root):
     write_shard(root / "data", 0, table(about, np.arange(60), ends["target"][:60]))
     finish(root / "data", about, 1)
     of = about.model_copy(update={"source": None, "pairs": 60})
-    write_shard(root / "data/source", 0, table(of, np.arange(60), ends["source"][:60]))
-    finish(root / "data/source", of, 1)
+    write_shard(root / "data/_source", 0, table(of, np.arange(60), ends["source"][:60]))
+    finish(root / "data/_source", of, 1)
     found = taken(root, **with_states(root))
     wanted = about.units.forward(torch.from_numpy(path(own)[:, 1]))
     torch.testing.assert_close(found.trajectory[:, 1], wanted)
@@ -380,18 +381,31 @@ def test_states_that_are_on_no_path_between_their_ends(root):
     upwards = {"states": {"name": "path", "times": list(QUARTERS[::-1])}}
     found = taken(root, name="up", **npz(root, **own, path=backwards), **upwards)
     assert np.array_equal(found.trajectory, path(own))
-    wide = {n: 4 * x for n, x in path_apart(own).items()}
-    others = np.roll(path(wide), 1, axis=0)
-    refused(root, "are on no path between the ends", **npz(root, **wide, path=others), **asked)
+    apart = {"target": np.roll(own["target"], 40, axis=0), "source": own["source"]}
+    others = np.roll(path(apart), 1, axis=0)
+    refused(root, "are they of other pairs", **npz(root, **apart, path=others), **asked)
+    scaled = 6 * path(apart)
+    refused(root, "or in other units", **npz(root, **apart, path=scaled), **asked)
+    taken(root, name="right", **npz(root, **apart, path=path(apart)), **asked)
     times = (1.0, 0.75, 0.5, 0.25, 0.0)
     shifted = path(own, times) + 0.5
     ends = {"states": {"name": "path", "times": list(times)}}
     refused(root, r"at t = 0 are not the target", **npz(root, **own, path=shifted), **ends)
 
 
-def path_apart(own):
-    """Return pairs whose target is no function of its source, so that other pairs are far."""
-    return {"target": np.roll(own["target"], 40, axis=0), "source": own["source"]}
+@pytest.mark.parametrize("far", [0.0, 50.0])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 10.0])
+def test_the_most_curved_paths_are_paths(far, spread):
+    """x(t) = cos(t pi / 2) x(0) + sin(t pi / 2) x(1), the arcs of a diffusion."""
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randn(256, 2, generator=draw)
+    target = far + spread * torch.randn(256, 2, generator=draw)
+    times = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0)
+    angles = [torch.tensor(t * torch.pi / 2) for t in times]
+    states = torch.stack([a.cos() * target + a.sin() * source for a in angles], 1)
+    agreement.of_states(states, times, target, source)
+    with pytest.raises(ReflowError, match="of other pairs"):
+        agreement.of_states(states.roll(1, 0), times, target, source)
 
 
 CODE = """
