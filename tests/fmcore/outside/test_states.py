@@ -189,6 +189,41 @@ def written(kind, root, arrays):
     return folder
 
 
+@pytest.mark.parametrize("kind", ["parquet", "datasets"])
+def test_raw_bytes_with_columns_of_shape_and_type(root, kind):
+    """As FastVideo writes trajectories: the ends are in them."""
+    own, times = pairs(), (1.0, 0.75, 0.5, 0.25, 0.0)
+    whole = path(own, times)
+    name = "trajectory_latents"
+    columns = {
+        f"{name}_bytes": [x.tobytes() for x in whole],
+        f"{name}_shape": [[5, 2]] * 120,
+        f"{name}_dtype": ["float32"] * 120,
+    }
+    how = {"kind": kind, "path": str(root / "theirs")}
+    how["states"] = {"name": f"{name}_bytes", "times": list(times)}
+
+    def write(**change):
+        (root / "theirs").mkdir(exist_ok=True)
+        rows = pa.table({**columns, **change})
+        pq.write_table(rows, root / "theirs/a.parquet", row_group_size=50)
+        with pa.OSFile(str(root / "theirs/a.arrow"), "wb") as sink:
+            with pa.ipc.new_stream(sink, rows.schema) as stream:
+                stream.write_table(rows, max_chunksize=50)
+
+    write()
+    found = taken(root, **how)
+    assert np.array_equal(found.trajectory, path(own))
+    assert np.array_equal(found.source, whole[:, 0]) and np.array_equal(found.target, whole[:, -1])
+    for column, value, says in (
+        ("dtype", "bfloat16", r"40 bytes in a row, which are no bfloat16 of the shape \[5, 2\]"),
+        ("shape", [5, 3], r"no float32 of the shape \[5, 3\]"),
+    ):
+        write(**{f"{name}_{column}": [value] * 120})
+        with pytest.raises(ReflowError, match=says):
+            taken(root, name="x", **how)
+
+
 def test_a_student_learns_the_pieces_of_imported_paths(root):
     """To the bytes of one on the coupling itself: how states came here is no matter."""
     export(sampled(root), root / "exported", "safetensors")
