@@ -7,6 +7,7 @@ shows it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fmcore.codec.latents import same_codec
@@ -157,7 +158,8 @@ def _off_line(x: Tensor, t: float, target: Tensor, source: Tensor) -> float:
     0 for a few pairs, which say nothing.
     """
     line = (1 - t) * target + t * source
-    far = _spread(x - line.roll(len(x) // 2, dims=0))
+    others = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    far = _spread(x - line[others])
     return _spread(x - line) / max(far, 1e-12) if len(x) >= SOME else 0.0
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from fmcore.coupling.compact import Store
-from fmcore.settings import ReflowError, Settings
+from fmcore.settings import ReflowError, Settings, Time
 
 Times = tuple[float, ...]
 """The times of the states of a path, in the order in which they lie: all up, or all down."""
@@ -25,7 +25,7 @@ class States(Settings):
 
     name: str = NAME
     """Name of the states: a column, an array or the ending of a file, [S, *D] for each pair."""
-    times: Annotated[Times, Field(strict=False)] | None = None
+    times: Annotated[tuple[Time, ...], Field(strict=False)] | None = None
     """The time of each, in the order in which they lie, such as [0.75, 0.5, 0.25]: 0 is the target,
     1 the source, which may be among them. null takes what the files, or one beside them, say."""
 

@@ -215,7 +215,6 @@ def test_mlflow_shows_the_data_set_that_the_round_trained_on(chain):
             "which has no commits",
         ),
         ("0.75, 0.5", "0.5, 0.5", "expected different times from 1 to 0, or from 0 to 1, got [0.5"),
-        ("kind: npz", "kind: custom", "states: unknown key"),
         ("shard: 60", "store: {pieces: 3}", "keeps the ends of 3 pieces, which cannot be joined"),
         ("kind: npz, ", "", "its kind is missing; add `kind: ...`"),
         ("{round: rf1, pairs: 100,", "{round: rf1,", "pairs: is missing; add it"),
