@@ -1,6 +1,7 @@
 """Pairs from outside as a coupling of ours, shard by shard: read, checked, in model units."""
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ SEEN = 4096
 PLACES = 8
 """Places, evenly over all pairs, from which they are taken: pairs may lie sorted by class."""
 FEW = 256
-"""Pairs of which the states are compared with the ends."""
+"""Pairs of which the states are compared with the ends, at most."""
+AT_ONCE = 1 << 26
+"""Numbers of their states that are in memory for that."""
 NOT_NOISE, NOISE = 6.0, 4.0
 """z-scores against N(0, I): above the first an end is no noise, below the second it may be."""
 
@@ -150,7 +153,9 @@ class Importer:
 
     def check_states(self) -> None:
         """Raise ReflowError where the states of some pairs lie on no path between their ends."""
-        count, times = min(FEW, self.settings.count), self.rows.times
+        times, size = self.rows.times, math.prod(self.about.shape)
+        few = max(agreement.SOME, min(FEW, AT_ONCE // (size * len(times))))
+        count = min(few, self.settings.count)
         block, ids = self.rows.read(0, count, states=True), np.arange(count)
         path = self._states(block, range(len(times)), ids)
         ends = (self._mapped(self._side(block, s, ids), s) for s in ("target", "source"))

@@ -87,7 +87,8 @@ class OwnRows(Rows):
     def times(self) -> Times:
         """The times of the states that the class gives."""
         found = self._asked(lambda: self.settings.own.times())
-        return checked(found, self.settings.path) if len(found) else ()
+        none = isinstance(found, tuple | list) and not found
+        return () if none else checked(found, self.settings.path)
 
     def read(self, first: int, last: int, *, states: bool = False) -> Block:
         """Return the pairs `first` to `last` - 1, checked."""

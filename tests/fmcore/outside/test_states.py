@@ -466,6 +466,10 @@ class Without(Teacher):
     def pairs(self, ids):
         return super().pairs(ids)[:2]
 
+class Never(Teacher):
+    def times(self):
+        return None
+
 class Drifts(Teacher):
     def pairs(self, ids):
         x, z, path = super().pairs(ids)
@@ -475,7 +479,7 @@ class Drifts(Teacher):
 
 def test_a_class_of_ones_own_gives_states(root):
     (root / "teachers.py").write_text(CODE)
-    own.trust(root, [f"teachers:{name}" for name in ("Teacher", "Without", "Drifts")])
+    own.trust(root, [f"teachers:{name}" for name in ("Teacher", "Without", "Drifts", "Never")])
     how = {"kind": "custom", "path": "teachers:Teacher", "pairs": 120}
     found = taken(root, **how)
     between = 0.25 * found.source + 0.75 * found.target
@@ -486,6 +490,7 @@ def test_a_class_of_ones_own_gives_states(root):
     assert torch.equal(labelled.trajectory, found.trajectory)
     for name, says in (
         ("Without", r"and states \[3, 3, \*D\], got \[\[3, 2\], \[3, 2\]\]"),
+        ("Never", "Never: times: expected numbers, got None"),
         ("Drifts", "the states of pair 1 is another one"),
     ):
         with pytest.raises(ReflowError, match=says):
