@@ -53,10 +53,9 @@ class Store(Settings):
     """Highest level of uint8, as `low`. null is 1 for images."""
 
     pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
-    """Into how many pieces of one length in t each path is cut by states that are stored too, for
-    `train.pieces`; each costs the bytes of a target. The solver's grid needs their times, and so do
-    the states of an import, which keeps as many as they allow if this is left out. 1 stores the
-    ends alone."""
+    """Into how many pieces of one length in t stored states cut each path, for `train.pieces`; each
+    costs the bytes of a target. The solver's grid, or an import's states, need their times; an
+    import left without this keeps as many as it can. 1 stores the ends alone."""
 
     @model_validator(mode="after")
     def _range(self) -> "Store":
