@@ -54,8 +54,8 @@ class Store(Settings):
 
     pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
     """Into how many pieces of one length in t stored states cut each path, for `train.pieces`; each
-    costs the bytes of a target. The solver's grid, or an import's states, need their times; an
-    import left without this keeps as many as it can. 1 stores the ends alone."""
+    costs the bytes of a target. The solver's grid, or an import's states, need their times. 1
+    stores the ends alone; an import left without keeps all it can."""
 
     @model_validator(mode="after")
     def _range(self) -> "Store":
