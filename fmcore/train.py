@@ -238,9 +238,10 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
     if settings.pieces > 1:
         kept = 1 if coupling.independent else coupling.about.form.store.pieces
         if kept % settings.pieces:
+            again = "sample" if coupling.about.origin is None else "import"
             raise ReflowError(
                 f"train.pieces {settings.pieces}: {coupling.path} keeps {kept} pieces of each path;"
-                " sample it again with store.pieces, a multiple"
+                f" {again} it again with store.pieces, a multiple"
             )
     if settings.label_dropout:
         check_null(start.network.settings, f"train.label_dropout {settings.label_dropout:g}")

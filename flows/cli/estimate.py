@@ -173,7 +173,8 @@ def one_step(
     # On a CPU a step takes a time proportional to its rows: some of them are enough.
     rows = min(batch, network.tile) if device.type == "cpu" else batch
     whole = {"accumulate": 1} if device.type == "cpu" else {}
-    some = settings.model_copy(update={"drop_longest": 0.0, "steps": 10**9, "batch": rows, **whole})
+    idle = {"drop_longest": 0.0, "pieces": 1}  # the data have no pairs, and no states of paths
+    some = settings.model_copy(update={**idle, "steps": 10**9, "batch": rows, **whole})
     stream = batches(open_coupling(data), batch=rows, seed=0, memory=settings.memory_mb << 20)
     steps = fit(new_state(network.to(device), some), stream, some, seed=0, compute=compute)
     return lambda: float(next(steps).loss), rows / batch

@@ -25,10 +25,9 @@ def impossible_pieces(params: "Params") -> Mistakes:
     for key, coupling in params.couplings.items():
         if coupling.store.pieces == 1:
             continue
-        place = ("couplings", key, "store", "pieces")
         if coupling.import_ is not None:
-            yield place, "imported pairs have no states between their ends; leave it out"
-            continue
+            continue  # which states there are is known when the pairs are opened
+        place = ("couplings", key, "store", "pieces")
         train = params.rounds[coupling.round].train
         solver = coupling.solver or solver_of_pairs(train.interpolant if train else Linear())
         if isinstance(solver, Auto):
@@ -46,6 +45,8 @@ def _of_round(params: "Params", name: str, train: Train, place: tuple[str, ...])
     at, coupling = (*place, "pieces"), params.couplings.get(name)
     if coupling is None:
         yield at, "independent pairs have no path through states; name a sampled coupling"
+    elif coupling.import_ is not None and "pieces" not in coupling.store.model_fields_set:
+        pass  # as many as the imported states allow
     elif coupling.store.pieces % train.pieces:
         what = (
             f"coupling {name!r} keeps the ends of {coupling.store.pieces} pieces, which cannot be"

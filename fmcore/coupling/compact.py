@@ -53,9 +53,9 @@ class Store(Settings):
     """Highest level of uint8, as `low`. null is 1 for images."""
 
     pieces: Annotated[int, Field(ge=1, le=256, exclude_if=lambda pieces: pieces == 1)] = 1
-    """Into how many pieces of one length in t each path is cut by states that are stored too, for
-    `train.pieces`; each costs the bytes of a target. The solver's grid needs their times. 1 stores
-    the ends alone."""
+    """Into how many pieces of one length in t stored states cut each path, for `train.pieces`; each
+    costs the bytes of a target. The solver's grid, or an import's states, need their times. 1
+    stores the ends alone; an import left without keeps all it can."""
 
     @model_validator(mode="after")
     def _range(self) -> "Store":

@@ -7,6 +7,7 @@ shows it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fmcore.codec.latents import same_codec
@@ -19,6 +20,13 @@ FAR = 0.5
 """Distance of two means, over the standard deviation, from which on they are of different data."""
 ENOUGH = 4096
 """Samples of a source, about, that are compared with those of pairs."""
+SOME = 8
+"""Pairs from which on states are compared with other pairs."""
+OWN = 0.7
+"""How far a state may be from the line of its own pair, over how far it is from those of others:
+about 1 if it is of another pair, .24 on the arc cos, sin between Gaussians."""
+CLOSE = 0.05
+"""How far a state at t = 0 or 1 may be from that end, over the distance of both: half precision."""
 SAID = ("codec", "conditions")
 """Keys of what is said of pairs whose value is a record with the sha256 of what it is of."""
 
@@ -92,6 +100,38 @@ def of_source(own: Tensor, real: Tensor) -> None:
         )
 
 
+def of_states(states: Tensor, times: Sequence[float], target: Tensor, source: Tensor) -> None:
+    """Raise ReflowError if states [N, S, *D] at `times` [S] lie on no path between both ends.
+
+    The first are nearer to the targets than the last, those at 0 and 1 are the ends, and each is
+    nearer to the line between the ends of its own pair than to that of another: the spread of
+    x(t) - (1 - t) target - t source over the pairs, which what all paths share does not change.
+    """
+    path = {t: states[:, place] for place, t in sorted(enumerate(times), key=lambda at: at[1])}
+    low, high = min(path), max(path)
+    turned = max(_off_line(x, 1 - t, target, source) for t, x in path.items()) <= OWN
+    if turned and _distance(path[low], target) > _distance(path[high], target):
+        raise ReflowError(
+            f"couplings: the states at t = {low:g} are farther from the targets than those at"
+            f" {high:g}, and t = 0 is the target; turn import.states.times round"
+        )
+    for t, x in path.items():
+        if (off := _off_line(x, t, target, source)) > OWN:
+            raise ReflowError(
+                f"couplings: the states at t = {t:g} are {off:.2g} times as far from the way of"
+                " their own pairs as from that of others; are they of other pairs, or in other"
+                " units?"
+            )
+    gap = max(_distance(target, source), 1e-12)
+    for t, end, side in ((0.0, target, "target"), (1.0, source, "source")):
+        off = _distance(path[t], end) / gap if t in path else 0.0
+        if off > CLOSE:
+            raise ReflowError(
+                f"couplings: the states at t = {t:g} are not the {side} (off by {off:.2g} of the"
+                " distance of both ends); correct import.states.times"
+            )
+
+
 def guidance(given: float, stated: Any) -> float:
     """Return the guidance in the pairs: as given, else as the files beside them state."""
     stated = float(stated) if isinstance(stated, int | float) else 1.0
@@ -106,6 +146,25 @@ def guided(stated: Mapping[str, Any]) -> float | None:
     """Return the guidance further up the chain that an export of ours states; None for none."""
     said = stated.get("guided") if stated.get("convention") == CONVENTION else None
     return float(said) if isinstance(said, int | float) and not isinstance(said, bool) else None
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).square().mean().sqrt())
+
+
+def _off_line(x: Tensor, t: float, target: Tensor, source: Tensor) -> float:
+    """Return how far x [N, *D] is from the lines of its own pairs, over that from those of others.
+
+    0 for a few pairs, which say nothing.
+    """
+    line = (1 - t) * target + t * source
+    others = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    far = _spread(x - line[others])
+    return _spread(x - line) / max(far, 1e-12) if len(x) >= SOME else 0.0
+
+
+def _spread(x: Tensor) -> float:
+    return float(x.double().var(0, correction=0).mean().sqrt())
 
 
 def _same_classes(names: Sequence[object] | None, own: Sequence[object] | None, place: str) -> None:

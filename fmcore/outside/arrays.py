@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from fmcore.dataset.rows import parsing
 from fmcore.outside.rows import Arrays, Piece
+from fmcore.outside.states import TIMES
 from fmcore.settings import ReflowError
 
 LOCAL = 30
@@ -25,6 +26,8 @@ class NpyPiece(Piece):
         self.place = place
         self.files = {file.stem: file for file in files}
         self.count = _one_count(place, {n: len(_mapped(f)) for n, f in self.files.items()})
+        if TIMES in self.files:
+            self.times = np.array(_mapped(self.files[TIMES]))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,6 +50,8 @@ class NpzPiece(Piece):
                 if info.filename.endswith(".npy"):
                     self.at[info.filename.removesuffix(".npy")] = _place(place, archive, info)
         self.count = _one_count(place, {n: s[0] for n, (_, s, _) in self.at.items() if s})
+        if TIMES in self.at:
+            self.times = np.array(self._mapped(TIMES))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,11 +60,11 @@ class NpzPiece(Piece):
 
     def read(self, names: Sequence[str], first: int, last: int) -> Arrays:
         """Return the rows `first` to `last` - 1 of some arrays."""
-        found = {}
-        for name in names:
-            offset, shape, dtype = self.at[name]
-            found[name] = np.array(np.memmap(self.place, dtype, "r", offset, shape)[first:last])
-        return found
+        return {name: np.array(self._mapped(name)[first:last]) for name in names}
+
+    def _mapped(self, name: str) -> NDArray[Any]:
+        offset, shape, dtype = self.at[name]
+        return np.memmap(self.place, dtype, "r", offset, shape)
 
 
 class SafetensorsPiece(Piece):
@@ -71,6 +76,8 @@ class SafetensorsPiece(Piece):
         with parsing(place, what), safe_open(place, "pt") as opened:
             names = list(opened.keys())
             shapes = {name: opened.get_slice(name).get_shape() for name in names}
+            if TIMES in shapes:
+                self.times = opened.get_tensor(TIMES).double().numpy()
         self.count = _one_count(place, {name: s[0] for name, s in shapes.items() if s})
         self._names = tuple(shapes)
 
@@ -86,7 +93,9 @@ class SafetensorsPiece(Piece):
         return {n: (x.float() if x.is_floating_point() else x).numpy() for n, x in parts.items()}
 
 
-def _one_count(place: Path, counts: Mapping[str, int]) -> int:
+def _one_count(place: Path, lengths: Mapping[str, int]) -> int:
+    """Return the length that all arrays have; times of states have a length of their own."""
+    counts = {name: length for name, length in lengths.items() if name != TIMES}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ReflowError(f"{place}: arrays of different length ({said}); a pair has a row in each")

@@ -16,6 +16,7 @@ from fmcore.coupling.noise import NOT_REAL
 from fmcore.coupling.read import Coupling, decode, open_coupling, tables
 from fmcore.coupling.write import About
 from fmcore.outside.rows import Block, Rows
+from fmcore.outside.states import Times, even
 from fmcore.settings import ReflowError
 
 
@@ -59,7 +60,12 @@ class ChainRows(Rows):
         """The number of the first pair of each row group, then that of all pairs."""
         return [0, *accumulate(rows for _, _, rows in self.coupling.groups)]
 
-    def read(self, first: int, last: int) -> Block:
+    @property
+    def times(self) -> Times:
+        """The times of the states that the other coupling keeps."""
+        return even(self.about.form.store.pieces)
+
+    def read(self, first: int, last: int, *, states: bool = False) -> Block:
         """Return the pairs `first` to `last` - 1; raise ReflowError if a shard is damaged."""
         low = bisect_right(self._firsts, first) - 1
         high = bisect_right(self._firsts, last - 1)
@@ -90,6 +96,7 @@ class ChainRows(Rows):
             None if gap is None else gap.astype(np.float32)[cut],
             real if real is not None and bool((real != NOT_REAL).any()) else None,
             None if kind is None else kind[cut],
+            joined("trajectory") if states else None,
         )
 
     def _others(self, table: pa.Table) -> list[str]:

@@ -22,6 +22,7 @@ from fmcore.coupling.read import Coupling, open_coupling, parts
 from fmcore.outside.agreement import SAID
 from fmcore.outside.kinds import Layout
 from fmcore.outside.rows import ORIGIN
+from fmcore.outside.states import NAME, TIMES, Times, even
 from fmcore.settings import ReflowError
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -67,7 +68,13 @@ def _origin(coupling: Coupling) -> dict[str, Any]:
     made = {key: about[key] for key in MADE_BY if key in about}
     same = {key: _sha256(about.get(key)) for key in SAID}  # their paths are of this machine
     units = {"units": "model", "scale": about.get("scale"), "source": None}
-    return {**kept, **units, **same, **made}
+    times = list(_times(coupling))
+    return {**kept, **units, **same, **made, **({TIMES: times} if times else {})}
+
+
+def _times(coupling: Coupling) -> Times:
+    """Return the times of the states that a coupling keeps, in the order of its column."""
+    return even(coupling.about.form.store.pieces)
 
 
 def _sha256(record: dict[str, Any] | None) -> dict[str, str] | None:
@@ -87,7 +94,15 @@ def _shards(coupling: Coupling) -> Iterator[tuple[str, Pairs]]:
 def _tensors(pairs: Pairs) -> dict[str, torch.Tensor]:
     """Return the arrays that are exported, by name."""
     label = {} if pairs.label is None else {"label": pairs.label}
-    return {"target": pairs.target, "source": pairs.source, **label, "pair_id": pairs.pair_id}
+    states = {} if pairs.trajectory is None else {NAME: pairs.trajectory}
+    ends = {"target": pairs.target, "source": pairs.source}
+    return {**ends, **label, **states, "pair_id": pairs.pair_id}
+
+
+def _beside(coupling: Coupling) -> dict[str, torch.Tensor]:
+    """Return the array that files of arrays have beside those of the pairs: times of states."""
+    times = _times(coupling)
+    return {TIMES: torch.tensor(times, dtype=torch.float64)} if times else {}
 
 
 def _table(pairs: Pairs) -> pa.Table:
@@ -117,17 +132,21 @@ def _npy(out: Path, coupling: Coupling) -> None:
         start += len(pairs)
     for file in files.values():
         file.flush()
+    for name, x in _beside(coupling).items():
+        np.save(out / f"{name}.npy", x.numpy())
 
 
 def _npz(out: Path, coupling: Coupling) -> None:
     for name, pairs in _shards(coupling):
-        arrays: dict[str, Any] = {key: x.numpy() for key, x in _tensors(pairs).items()}
+        tensors = _tensors(pairs) | _beside(coupling)
+        arrays: dict[str, Any] = {key: x.numpy() for key, x in tensors.items()}
         np.savez(out / f"pairs-{name}.npz", **arrays)
 
 
 def _safetensors(out: Path, coupling: Coupling) -> None:
     for name, pairs in _shards(coupling):
-        tensors = {key: x.contiguous() for key, x in _tensors(pairs).items()}
+        tensors = _tensors(pairs) | _beside(coupling)
+        tensors = {key: x.contiguous() for key, x in tensors.items()}
         save_file(tensors, out / f"pairs-{name}.safetensors")
 
 
@@ -144,10 +163,11 @@ def _webdataset(out: Path, coupling: Coupling) -> None:
     for index, (_, pairs) in enumerate(_shards(coupling)):
         with tarfile.open(out / f"pairs-{index:06d}.tar", "w") as archive:
             for row, number in enumerate(pairs.pair_id.tolist()):
-                for side in ("target", "source"):
-                    sink = io.BytesIO()
-                    np.save(sink, getattr(pairs, side)[row].numpy())
-                    _add(archive, f"{number:09d}.{side}.npy", sink.getvalue())
+                for name, x in _tensors(pairs).items():
+                    if name in ("target", "source", NAME):
+                        sink = io.BytesIO()
+                        np.save(sink, x[row].numpy())
+                        _add(archive, f"{number:09d}.{name}.npy", sink.getvalue())
                 if pairs.label is not None:
                     label = str(int(pairs.label[row])).encode()
                     _add(archive, f"{number:09d}.label.cls", label)

@@ -1,8 +1,9 @@
 """Pairs from outside as a coupling of ours, shard by shard: read, checked, in model units."""
 
 import hashlib
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from torch import Tensor
 from fmcore.checked import folder_digest
 from fmcore.conditions.table import Table
 from fmcore.coupling.checks import noise_z
-from fmcore.coupling.compact import LEVELS, Store
+from fmcore.coupling.compact import Store
 from fmcore.coupling.noise import identities
 from fmcore.coupling.read import Coupling, open_coupling
 from fmcore.coupling.write import About, packed, table
-from fmcore.outside import agreement
+from fmcore.outside import agreement, sides, states
 from fmcore.outside.chain import ChainRows
-from fmcore.outside.kinds import Chain, Files, Import
+from fmcore.outside.kinds import Chain, Import
 from fmcore.outside.own import Custom, OwnRows
 from fmcore.outside.rows import Block, Rows
 from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings
@@ -30,6 +31,10 @@ SEEN = 4096
 """Pairs of which the ends are compared before any is copied."""
 PLACES = 8
 """Places, evenly over all pairs, from which they are taken: pairs may lie sorted by class."""
+FEW = 256
+"""Pairs of which the states are compared with the ends, at most."""
+AT_ONCE = 1 << 26
+"""Numbers of their states that are in memory for that."""
 NOT_NOISE, NOISE = 6.0, 4.0
 """z-scores against N(0, I): above the first an end is no noise, below the second it may be."""
 
@@ -63,7 +68,7 @@ class Imported(Settings):
         return self.pairs
 
     def settled(self) -> "Imported":
-        """Return the settings with the number of pairs that are there.
+        """Return the settings with the number of pairs, and of pieces of a path, that are there.
 
         Raises ReflowError if there are fewer than asked for, or if the files are not as they say.
         """
@@ -77,7 +82,8 @@ class Imported(Settings):
             raise ReflowError(f"couplings: {self.pairs} pairs asked for, {there} are there")
         if isinstance(rows, OwnRows):
             rows.check()
-        return self.model_copy(update={"pairs": self.pairs or there})
+        store = states.settled(self.store, rows.times)
+        return self.model_copy(update={"pairs": self.pairs or there, "store": store})
 
 
 @dataclass(frozen=True)
@@ -105,16 +111,17 @@ class Importer:
         """Return shard `index`, a pure function of the pairs and their settings."""
         pairs = self.settings.ids(index)
         ids: NDArray[np.int64] = np.arange(pairs.start, pairs.stop)
-        block = self.rows.read(pairs.start, pairs.stop)
+        pieces = self.settings.store.pieces
+        block = self.rows.read(pairs.start, pairs.stop, states=pieces > 1)
         own, given = self._side(block, "target", ids), self._side(block, "source", ids)
-        units = self.about.units
-        target = units.forward(own) if self.data_units else own
-        real = self.about.source is not None  # real sources are in the units of the targets
-        source = units.forward(given) if self.data_units and real else given
+        target, source = self._mapped(own, "target"), self._mapped(given, "source")
         side = getattr(self.settings.of, "real", None)
         real_id = identities(own if side == "target" else given) if side else block.real_id
         extra = {} if block.kind is None else {"kind": block.kind}
-        label = self._label(block, ids)
+        if pieces > 1:
+            kept = states.places(self.rows.times, pieces)
+            extra["trajectory"] = self._states(block, kept, ids).numpy()
+        label = sides.label(block.label, self.table, ids)
         return table(self.about, ids, target, source, label, block.gap, real_id, extra)
 
     def check_ends(self, real: Tensor | None) -> None:
@@ -131,8 +138,7 @@ class Importer:
                 self._side(self.rows.read(first, first + each), "source", first + np.arange(each))
                 for first in firsts
             ])  # fmt: skip
-            own = self.about.units.forward(given) if self.data_units else given
-            agreement.of_source(own, real)
+            agreement.of_source(self._mapped(given, "source"), real)
             return
         block, ids = self.rows.read(0, min(SEEN, count)), np.arange(SEEN)
         if block.kind is not None:
@@ -145,72 +151,31 @@ class Importer:
                 " import.target and import.source"
             )
 
+    def check_states(self) -> None:
+        """Raise ReflowError where the states of some pairs lie on no path between their ends."""
+        times, size = self.rows.times, math.prod(self.about.shape)
+        few = max(agreement.SOME, min(FEW, AT_ONCE // (size * len(times))))
+        count = min(few, self.settings.count)
+        block, ids = self.rows.read(0, count, states=True), np.arange(count)
+        path = self._states(block, range(len(times)), ids)
+        ends = (self._mapped(self._side(block, s, ids), s) for s in ("target", "source"))
+        agreement.of_states(path, times, *ends)
+
     def _side(self, block: Block, side: str, ids: NDArray[np.int64]) -> Tensor:
-        """Return one end of some pairs [N, *D], float32, finite, in the shape of the data."""
-        x, settings, shape = getattr(block, side), self.settings.of, tuple(self.about.shape)
-        span = settings.range if isinstance(settings, Files) else None
-        if side == "target" and (x.dtype == np.uint8) != (span is not None):
-            is_ = "bytes: give import.range, such as [-1, 1]" if span is None else (
-                f"{x.dtype}: import.range is for bytes; leave it out"
-            )  # fmt: skip
-            raise ReflowError(f"couplings: targets are {is_}")
-        if x.dtype.kind not in "fiub":
-            held = "texts" if x.dtype.kind in "OU" else x.dtype
-            raise ReflowError(
-                f"couplings: {side} holds {held}, expected numbers; set import.{side} to another"
-                " column"
-            )
-        found = torch.from_numpy(np.ascontiguousarray(x, np.float32))
-        if side == "target" and span is not None:
-            found = found / (LEVELS / (span[1] - span[0])) + span[0]
-        if isinstance(settings, Files) and settings.channels_last:
-            if len(shape) != 3:
-                raise ReflowError("couplings: import.channels_last is for images; leave it out")
-            found = found.reshape(len(x), *shape[1:], shape[0]).movedim(-1, 1).contiguous()
-        elif found.ndim == 2 and found[0].numel() == int(np.prod(shape)):
-            found = found.reshape(len(x), *shape)
-        if tuple(found.shape[1:]) != shape:
-            raise ReflowError(
-                f"couplings: {side} of a pair has the shape {list(found.shape[1:])}, the data"
-                f" {list(shape)}; prepare data of that shape, or give pairs of this one"
-            )
-        good = found.flatten(1).isfinite().all(1)
-        if not bool(good.all()):
-            first = int(ids[int((~good).nonzero()[0])])
-            raise ReflowError(
-                f"couplings: {side} of pair {first} is not finite ({int((~good).sum())} of"
-                f" {len(good)} pairs); make those pairs again, or leave them out"
-            )
-        return found
+        """Return one end of some pairs [N, *D], in the units in which it is given."""
+        return sides.end(getattr(block, side), side, self.settings.of, tuple(self.about.shape), ids)
 
-    def _label(self, block: Block, ids: NDArray[np.int64]) -> Tensor | None:
-        """Return the labels [N], whole numbers from 0: a text is the row of its condition."""
-        if block.label is None:
-            return None
-        x = np.asarray(block.label)
-        if x.ndim == 1 and x.dtype.kind in "OU":
-            if self.table is not None:
-                pairs = zip(x, ids, strict=True)
-                x = np.array([self._condition(text, pair) for text, pair in pairs])
-            elif all(str(text).isdecimal() for text in x):  # classes that are written as text
-                x = x.astype(np.int64)
-        whole = x.ndim == 1 and x.dtype.kind in "iub" and bool((x.astype(np.int64) >= 0).all())
-        if not whole:
-            raise ReflowError(
-                f"couplings: labels from pair {ids[0]} on are {x.dtype} {list(x.shape[1:])},"
-                " expected one whole number from 0 for each pair; number the classes"
-            )
-        return torch.from_numpy(x.astype(np.int64))
+    def _states(self, block: Block, kept: Sequence[int], ids: NDArray[np.int64]) -> Tensor:
+        """Return the states [N, S, *D] at the places `kept` [S] of those that there are."""
+        assert block.states is not None, "they were asked for"
+        shape = tuple(self.about.shape)
+        found = sides.states(block.states[:, list(kept)], self.settings.of, shape, ids)
+        return torch.stack([self._mapped(x, "source") for x in found.unbind(1)], dim=1)
 
-    def _condition(self, text: object, pair: int) -> int:
-        """Return the row of a text in the conditions of the data."""
-        row = None if self.table is None else self.table.row(str(text))
-        if row is None:
-            raise ReflowError(
-                f"couplings: the label of pair {pair} is {str(text)[:60]!r}, which is no condition"
-                " of the data; add it to the texts of data.conditions, or leave the pair out"
-            )
-        return row
+    def _mapped(self, x: Tensor, side: str) -> Tensor:
+        """Return an end [N, *D] in the units of the model: noise is in them, targets may not be."""
+        of_data = side == "target" or self.about.source is not None
+        return self.about.units.forward(x) if self.data_units and of_data else x
 
 
 def importer_of(data: Path, settings: Imported, *, compared: bool = True) -> Importer:
@@ -243,7 +208,7 @@ def importer_of(data: Path, settings: Imported, *, compared: bool = True) -> Imp
     importer = Importer(rows, about, settings, data_units, real.conditions)
     if compared:
         importer.check_ends(real.source.samples)
-    return importer
+    return _with_states(importer, compared)
 
 
 def _of_chain(real: Coupling, rows: ChainRows, settings: Imported, compared: bool) -> Importer:
@@ -255,6 +220,21 @@ def _of_chain(real: Coupling, rows: ChainRows, settings: Imported, compared: boo
     importer = Importer(rows, about, settings, False, real.conditions)
     if compared and real.source.samples is not None:
         importer.check_ends(real.source.samples)
+    return _with_states(importer, compared)
+
+
+def _with_states(importer: Importer, compared: bool) -> Importer:
+    """Return the importer; raise ReflowError if states are kept that do not suit their pairs."""
+    if importer.settings.store.pieces > 1:
+        about = importer.about
+        if importer.data_units and about.source is None and not about.units.identity:
+            raise ReflowError(
+                "couplings: states are between noise and targets, so in the units of the noise:"
+                " give targets in them too (import.units: model), or leave the states out (store:"
+                " {pieces: 1})"
+            )
+        if compared:
+            importer.check_states()
     return importer
 
 
@@ -269,6 +249,7 @@ def _about(
         "kind": of.name,
         "digest": rows.digest or settings.digest or _digest(of),
         **{key: value for key, value in rows.origin.items() if value is not None},
+        **({"times": list(rows.times)} if settings.store.pieces > 1 else {}),
         **chosen,
         **({"stated": stated} if stated else {}),
     }

@@ -8,9 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from fmcore.outside.arrays import NpyPiece, NpzPiece, SafetensorsPiece
 from fmcore.outside.chain import ChainRows
+from fmcore.outside.names import ends_of, states_of
 from fmcore.outside.own import Custom
-from fmcore.outside.rows import FileRows, Piece, check, ends_of, files_of, statement_of
+from fmcore.outside.rows import FileRows, Piece, check, files_of, statement_of
 from fmcore.outside.samples import TarPiece, TorchPiece
+from fmcore.outside.states import NAME, TIMES, States
 from fmcore.outside.tables import ArrowPiece, ParquetPiece
 from fmcore.settings import ReflowError, Settings
 
@@ -38,6 +40,9 @@ class Files(Settings):
     label: str | None = None
     """Name of the class of each pair, a whole number from 0, or in Parquet and Arrow a text of
     `data.conditions`. null takes `label` if it is there."""
+    states: States | None = None
+    """The states of each path between its ends, for `train.pieces`; `store.pieces` says which are
+    kept. null takes `states` where the files, or one beside them, say their times."""
     source_at: Literal[0, 1] | None = None
     """Which of x0 and x1 is the source, where the ends are named so: half of public code has the
     noise at t = 0."""
@@ -74,10 +79,12 @@ class Files(Settings):
         check(pieces, path, statement)
         pieces = [piece for piece in pieces if piece.count]  # an empty part of a whole is no fault
         first = pieces[0]
+        states = states_of(pieces, self.states, statement)
         named = (self.target, self.source, self.label, self.source_at)
-        ends = ends_of(first.names, first.place, *named)
+        ends = ends_of(first.names, first.place, *named, states)
+        needed = ends.names(states=True)
         for piece in pieces:
-            if missing := [name for name in ends.names if name not in piece.names]:
+            if missing := [name for name in needed if name not in piece.names]:
                 raise ReflowError(
                     f"{piece.place}: has no {missing[0]!r}, the files before have one"
                 )
@@ -143,6 +150,8 @@ def _npy(path: Path, settings: Files) -> list[Piece]:
     if path.is_file():
         raise ReflowError(f"{path}: kind npy takes the folder of target.npy and source.npy")
     given = {settings.target, settings.source, settings.label, "label", "pair_id"}
+    ours = all((path / f"{name}.npy").is_file() for name in (NAME, TIMES))
+    given |= {settings.states.name, TIMES} if settings.states else {NAME, TIMES} if ours else set()
     given |= set() if settings.target and settings.source else {"target", "source", "x0", "x1"}
     found = files_of(path, (".npy",))  # a folder may hold other arrays, of other lengths
     return [NpyPiece(path, [file for file in found if file.stem in given] or found)]

@@ -1,6 +1,7 @@
 """Pairs that a class of the user's own makes, such as a teacher behind any API."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,11 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from fmcore.outside.rows import Block, Rows
+from fmcore.outside.states import Times, apart, checked
 from fmcore.own import Own, called
 from fmcore.settings import ReflowError, Settings
 
-Made = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | list[str]]
-"""Target and source [N, *D], and where pairs have one the label [N]: a class, or a text."""
+Made = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | list[str], *tuple[Tensor, ...]]
+"""Target and source [N, *D], where pairs have one the label [N], a class or a text, and at last,
+where the class has `times`, the states [N, S, *D]."""
 CLOSE = 1e-3
 """How near a pair must be to itself when it is made again beside others, relative to its size."""
 
@@ -31,8 +34,13 @@ class OwnPairs(Settings):
     def pairs(self, ids: NDArray[np.int64]) -> Made:
         """Return target and source [N, *D], and perhaps label [N], of the pairs `ids` [N].
 
-        A label is a class, or a list of N texts that are conditions of the data.
+        A label is a class, or a list of N texts that are conditions of the data. With `times` [S]
+        the last of all are the states [N, S, *D] between both ends.
         """
+
+    def times(self) -> Sequence[float]:
+        """Return the times of the states that `pairs` gives, such as (0.75, 0.5, 0.25); or none."""
+        return ()
 
     def count(self) -> int | None:
         """Return how many pairs there are; None where as many can be made as are asked for."""
@@ -75,33 +83,49 @@ class OwnRows(Rows):
         """The class and its settings."""
         return {"path": self.settings.path, "settings": self.settings.settings}
 
-    def read(self, first: int, last: int) -> Block:
+    @property
+    def times(self) -> Times:
+        """The times of the states that the class gives."""
+        found = self._asked(lambda: self.settings.own.times())
+        none = isinstance(found, tuple | list) and not found
+        return () if none else checked(found, self.settings.path)
+
+    def read(self, first: int, last: int, *, states: bool = False) -> Block:
         """Return the pairs `first` to `last` - 1, checked."""
         ids = np.arange(first, last, dtype=np.int64)
         found = self._asked(lambda: self.settings.own.pairs(ids))
-        sides = found if isinstance(found, tuple | list) else ()
+        times, sides = self.times, found if isinstance(found, tuple | list) else ()
+        path = sides[-1] if times and len(sides) > 2 else None
+        sides = sides[:-1] if path is not None else sides
         texts = len(sides) == 3 and _are_texts(sides[2])
-        wrong = len(sides) not in (2, 3)
-        wrong = wrong or not all(isinstance(x, Tensor) for x in sides[: 2 if texts else 3])
-        if wrong or any(len(x) != len(ids) for x in sides):
-            got = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in sides]
+        wrong = len(sides) not in (2, 3) or (path is None) != (not times)
+        tensors = [*sides[: 2 if texts else 3], *([] if path is None else [path])]
+        wrong = wrong or not all(isinstance(x, Tensor) for x in tensors)
+        if wrong or any(len(x) != len(ids) for x in [*sides, *tensors]):
+            shown = [*sides, *([] if path is None else [path])]
+            got = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in shown]
+            last_are = f", and states [{len(ids)}, {len(times)}, *D]" if times else ""
             raise ReflowError(
                 f"{self.settings.path}: pairs must give tensors target and source [{len(ids)}, *D]"
-                f" and perhaps label [{len(ids)}], or as many texts, got"
+                f" and perhaps label [{len(ids)}], or as many texts{last_are}, got"
                 f" {got or type(found).__name__}"
             )
         target, source = (x.detach().cpu().float().numpy() for x in sides[:2])
-        if texts:
-            return Block(target, source, np.array(sides[2], dtype=object))
-        label = sides[2].detach().cpu().numpy() if len(sides) == 3 else None
-        return Block(target, source, label)
+        label = sides[2] if len(sides) == 3 else None
+        if label is not None:
+            label = np.array(label, dtype=object) if texts else label.detach().cpu().numpy()
+        if path is None or not states:
+            return Block(target, source, label)
+        kept = apart(path.detach().cpu().float().numpy(), times, self.settings.path)
+        return Block(target, source, label, states=kept)
 
     def check(self) -> None:
         """Raise ReflowError if a pair is another one when it is made beside others."""
         if (self.count or 3) < 3:
             return
-        beside, alone = self.read(0, 3), self.read(1, 2)
-        for side in ("target", "source"):
+        with_states = bool(self.times)
+        beside, alone = (self.read(*some, states=with_states) for some in ((0, 3), (1, 2)))
+        for side in ("target", "source", *(["states"] if with_states else [])):
             whole, one = (torch.from_numpy(getattr(b, side)) for b in (beside, alone))
             gap = float((whole[1:2] - one).abs().max())
             if gap > CLOSE * max(1e-6, float(one.abs().max())):

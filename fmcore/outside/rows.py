@@ -4,7 +4,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from fmcore.checked import read_json
 from fmcore.dataset.rows import parsing
+from fmcore.outside.names import Ends
+from fmcore.outside.states import Times, apart
 from fmcore.settings import CONVENTION, ReflowError
 
 Arrays = dict[str, NDArray[Any]]
@@ -36,6 +38,7 @@ ID = "pair_id"
 class Block:
     """Some pairs as they are in files: target and source [N, ...], label [N] or None.
 
+    `states` [N, S, ...] are those at the times of the rows, None if they were not asked for.
     The rest only another chain of reflow knows: error of the solver [N], identity of the real
     sample [N], and how each pair was made [N].
     """
@@ -46,6 +49,7 @@ class Block:
     gap: NDArray[np.float32] | None = None
     real_id: NDArray[np.int64] | None = None
     kind: NDArray[Any] | None = None
+    states: NDArray[Any] | None = None
 
 
 class Rows(ABC):
@@ -57,8 +61,13 @@ class Rows(ABC):
         """The number of pairs; None where as many can be made as are asked for."""
 
     @abstractmethod
-    def read(self, first: int, last: int) -> Block:
-        """Return the pairs `first` to `last` - 1."""
+    def read(self, first: int, last: int, *, states: bool = False) -> Block:
+        """Return the pairs `first` to `last` - 1, with the `states` of their paths or without."""
+
+    @property
+    def times(self) -> Times:
+        """The times of the states of each path; none where there are no states."""
+        return ()
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -81,6 +90,8 @@ class Piece(ABC):
 
     place: Path
     count: int
+    times: object = None
+    """What it says of the times of its states, if it does."""
 
     @property
     @abstractmethod
@@ -94,20 +105,6 @@ class Piece(ABC):
     def ids(self) -> NDArray[Any] | None:
         """Return something [count] that no two rows share; None where rows have no such thing."""
         return self.read([ID], 0, self.count)[ID] if ID in self.names else None
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The names of the arrays of a pair's two ends, and of its label."""
-
-    target: str
-    source: str
-    label: str | None
-
-    @property
-    def names(self) -> list[str]:
-        """All of them."""
-        return [self.target, self.source, *([self.label] if self.label else [])]
 
 
 @dataclass(frozen=True)
@@ -131,32 +128,45 @@ class FileRows(Rows):
     def origin(self) -> dict[str, Any]:
         """The names of the arrays."""
         ends = self.ends
-        return {"target": ends.target, "source": ends.source, "label": ends.label}
+        of_ends = {"target": ends.target, "source": ends.source, "label": ends.label}
+        return {**of_ends, "states": ends.states}
+
+    @property
+    def times(self) -> Times:
+        """The times of the states."""
+        return self.ends.times
 
     @property
     def stated(self) -> dict[str, Any]:
         """What a file beside the pairs says of them."""
         return dict(self.statement)
 
-    def read(self, first: int, last: int) -> Block:
+    def read(self, first: int, last: int, *, states: bool = False) -> Block:
         """Return the pairs `first` to `last` - 1, from the pieces that hold them alone."""
         parts: list[Arrays] = []
+        ends, names = self.ends, self.ends.names(states=states)
         at = bisect_right(self._ends, first)
         while first < last:
             piece, end = self.pieces[at], min(last, self._ends[at])
             start = self._ends[at] - piece.count
             with parsing(piece.place, "cannot be read, truncated or damaged"):
-                parts.append(piece.read(self.ends.names, first - start, end - start))
+                parts.append(piece.read(names, first - start, end - start))
             first, at = end, at + 1
+        place = self.pieces[at - 1].place
         try:
-            whole = {name: np.concatenate([p[name] for p in parts]) for name in self.ends.names}
+            whole = {name: np.concatenate([p[name] for p in parts]) for name in names}
         except ValueError:
             raise ReflowError(
-                f"{self.pieces[at - 1].place}: its rows have another shape than those of the file"
-                " before; give pairs of one shape"
+                f"{place}: its rows have another shape than those of the file before; give pairs of"
+                " one shape"
             ) from None
-        label = whole[self.ends.label] if self.ends.label else None
-        return Block(whole[self.ends.target], whole[self.ends.source], label)
+        path = apart(whole[ends.states], ends.times, place) if ends.states in whole else None
+        target, source = (
+            whole[name] if name else path[:, ends.times.index(t)]  # type: ignore[index]
+            for name, t in ((ends.target, 0.0), (ends.source, 1.0))
+        )
+        label = whole[ends.label] if ends.label else None
+        return Block(target, source, label, states=path if states else None)
 
 
 def check(pieces: Sequence[Piece], path: Path, statement: Mapping[str, Any]) -> None:
@@ -239,53 +249,3 @@ def statement_of(path: Path) -> dict[str, Any]:
             " and import.source, and remove `convention` from that file"
         )
     return found
-
-
-def ends_of(
-    names: Iterable[str],
-    place: Path,
-    target: str | None,
-    source: str | None,
-    label: str | None,
-    source_at: int | None,
-) -> Ends:
-    """Choose the arrays of a pair: those named, else `target` and `source`, else `x0` and `x1`.
-
-    Raises ReflowError where that leaves a doubt.
-    """
-    has = list(names)
-    plain = target is not None or source is not None
-    plain = plain or bool(_named(has, "target") or _named(has, "source"))
-    if not plain and _named(has, "x0") and _named(has, "x1"):
-        if source_at is None:
-            raise ReflowError(
-                f"{place}: x0 and x1 are data and noise in half of public code, noise and data in"
-                " the other; give import.source_at: 1 if x1 is the noise, else 0"
-            )
-        target, source = ("x0", "x1") if source_at else ("x1", "x0")
-    if source_at is not None and {target, source} != {"x0", "x1"}:
-        raise ReflowError(
-            f"{place}: import.source_at says which of x0 and x1 is the source; with other names"
-            " leave it out, and give import.target and import.source"
-        )
-    ends = {"target": target or "target", "source": source or "source"}
-    chosen = {side: _named(has, name) for side, name in ends.items()}
-    for side, name in ends.items():
-        if chosen[side] is None:
-            raise ReflowError(
-                f"{place}: has no {name!r}; it has: {', '.join(has[:12]) or 'nothing'}; give"
-                f" import.{side}"
-            )
-    if chosen["target"] == chosen["source"]:
-        raise ReflowError(f"{place}: target and source are both {chosen['target']!r}; name two")
-    of_label = _named(has, label or "label")
-    if label is not None and of_label is None:
-        raise ReflowError(f"{place}: has no {label!r}; it has: {', '.join(has[:12])}")
-    return Ends(str(chosen["target"]), str(chosen["source"]), of_label)
-
-
-def _named(has: Sequence[str], name: str) -> str | None:
-    """Return the array of a name; in tar files the ending of a member may be left out."""
-    if name in has:
-        return name
-    return next((n for n in has if n.rpartition(".")[0] == name), None)

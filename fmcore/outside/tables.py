@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fmcore.dataset import tables
 from fmcore.dataset.rows import BLOCK_BYTES, parsing
 from fmcore.outside.rows import Arrays, Piece
+from fmcore.settings import ReflowError
 
 FILE = b"ARROW1"
 """How an Arrow file begins; a stream, as `datasets` writes it, has no such mark."""
@@ -46,8 +47,9 @@ class ParquetPiece(Piece):
         rows = max(1, BLOCK_BYTES // max(1, self.width))
         for index, size in enumerate(self.groups):
             if first < start + size and start < last:
+                columns = _and_forms(names, self.names)
                 batches = file.iter_batches(
-                    rows, row_groups=[index], columns=list(names), use_threads=False
+                    rows, row_groups=[index], columns=columns, use_threads=False
                 )
                 parts += _cut(batches, first - start, last - start)
             start += size
@@ -77,7 +79,8 @@ class ArrowPiece(Piece):
     def read(self, names: Sequence[str], first: int, last: int) -> Arrays:
         """Return the rows `first` to `last` - 1 of some columns."""
         with self._opened() as (_, batches):
-            parts = [part.select(list(names)) for part in _cut(batches, first, last)]
+            columns = _and_forms(names, self.names)
+            parts = [part.select(columns) for part in _cut(batches, first, last)]
             return _decoded(self.place, parts, names)
 
     @contextmanager
@@ -105,7 +108,43 @@ def _cut(batches: Iterator[pa.RecordBatch], first: int, last: int) -> Iterator[p
 
 def _decoded(place: Path, parts: Sequence[pa.RecordBatch], names: Sequence[str]) -> Arrays:
     table = pa.Table.from_batches(parts)
-    return {name: numbers(place, name, table[name].combine_chunks()) for name in names}
+    return {
+        name: _of_bytes(place, name, table)
+        if _form(name, table.column_names) and pa.types.is_binary(table[name].type)
+        else numbers(place, name, table[name].combine_chunks())
+        for name in names
+    }
+
+
+def _form(name: str, having: Sequence[str]) -> tuple[str, str] | None:
+    """Return the columns of shape and type beside one of raw bytes, as FastVideo names them."""
+    stem = name.removesuffix("_bytes")
+    form = f"{stem}_shape", f"{stem}_dtype"
+    return form if stem != name and set(form) <= set(having) else None
+
+
+def _and_forms(names: Sequence[str], having: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*names, *(f for n in names for f in _form(n, having) or ())]))
+
+
+def _of_bytes(place: Path, name: str, table: pa.Table) -> NDArray[Any]:
+    """Return a column of raw bytes as an array [N, *D], by the columns of its shape and type."""
+    form = _form(name, table.column_names) or ()
+    shapes, types = (table[column].to_pylist() for column in form)
+    found = []
+    for content, shape, kind in zip(table[name].to_pylist(), shapes, types, strict=True):
+        try:
+            row = np.frombuffer(content, np.dtype(kind)).reshape(shape)
+        except (TypeError, ValueError):
+            size = len(content or b"")
+            raise ReflowError(
+                f"{place}: {name} has {size} bytes in a row, which are no {kind} of the shape"
+                f" {shape}; write plain numbers of numpy"
+            ) from None
+        found.append(row)
+    if len({row.shape for row in found}) > 1:
+        raise ReflowError(f"{place}: rows of {name} differ in shape; give pairs of one shape")
+    return np.stack(found)
 
 
 def numbers(place: Path, name: str, column: Any) -> NDArray[Any]:

@@ -28,23 +28,27 @@ from fmcore.settings import ReflowError
 from fmcore.work.work import Work
 from tests import tiny_chain
 
-TEACHER = """
+NPZ = "kind: npz, path: teacher, target: images, source: noise"
+STATES = ", states: {name: path, times: [0.75, 0.5, 0.25]}"
+TEACHER = f"""
   teacher:
     round: scratch
-    import: {kind: npz, path: teacher, target: images, source: noise}
+    import: {{{NPZ}{STATES}}}
     shard: 60
 """
 STUDENT = """
   student:
     coupling: teacher
     init: scratch
-    train: {steps: 20, batch: 32, lr: 1.0e-3, warmup: 2, log_every: 10}
+    train: {steps: 20, batch: 32, lr: 1.0e-3, warmup: 2, log_every: 10, pieces: 2}
 couplings:"""
 
 
 def pairs(count, seed=0):
     z = np.random.default_rng(seed).standard_normal((count, 2), dtype=np.float32)
-    return {"images": z + np.array([2.0, -1.0], np.float32), "noise": z}
+    x = z + np.array([2.0, -1.0], np.float32)
+    path = np.stack([t * z + (1 - t) * x for t in (0.75, 0.5, 0.25)], axis=1)
+    return {"images": x, "noise": z, "path": path.astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,9 @@ def test_a_chain_trains_on_pairs_from_outside(chain):
     assert verify(found.path)
     kept = read(found)
     assert np.array_equal(kept.source[100:], pairs(50, seed=1)["noise"])
+    assert np.array_equal(kept.trajectory[100:], pairs(50, seed=1)["path"])
+    student = json.loads((chain.root / "models/student/config.json").read_text())
+    assert student["pieces"] == 2 and found.about.form.store.pieces == 4
     assert "solver_gap_rel" not in json.loads(
         (chain.root / "metrics/couple/teacher.json").read_text()
     )
@@ -203,10 +210,12 @@ def test_mlflow_shows_the_data_set_that_the_round_trained_on(chain):
         ("kind: npz", "kind: zip", "import.kind: expected one of"),
         ("path: teacher", "path: 's3://b/pairs'", "copy them first, as by `dvc import-url`"),
         (
-            "kind: npz, path: teacher, target: images, source: noise",
+            NPZ + STATES,
             "kind: reflow, path: 's3://b', coupling: rf1, rev: v1",
             "which has no commits",
         ),
+        ("0.75, 0.5", "0.5, 0.5", "expected different times from 1 to 0, or from 0 to 1, got [0.5"),
+        ("shard: 60", "store: {pieces: 3}", "keeps the ends of 3 pieces, which cannot be joined"),
         ("kind: npz, ", "", "its kind is missing; add `kind: ...`"),
         ("{round: rf1, pairs: 100,", "{round: rf1,", "pairs: is missing; add it"),
     ],
