@@ -92,13 +92,9 @@ def prepare(
     scale, recorded = _scales(samples, settings, found)
     if scale.identity and (advice := advice_on_scale(samples.target, image=samples.image)):
         warn(advice)
-    about = _about(samples, settings, source, seed).model_copy(
-        update={
-            "scale": recorded.record,
-            "conditions": None if known is None else known.about,
-            "codec": coded,
-        }
-    )
+    embedded = None if known is None else known.about
+    record = {"scale": recorded.record, "conditions": embedded, "codec": coded}
+    about = _about(samples, settings, source, seed).model_copy(update=record)
     if known is not None:
         conditions.write(out, known)
     if not isinstance(source, Noise):
