@@ -1,4 +1,4 @@
-"""The optimisation of a velocity by `matching.loss`: settings, state, and one step after another."""
+"""The optimisation of a velocity by `matching.loss`: settings, state, one step after another."""
 
 import math
 from collections.abc import Callable, Iterator
