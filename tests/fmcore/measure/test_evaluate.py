@@ -265,6 +265,15 @@ def test_two_samplers_of_one_name_are_refused_when_the_settings_are_read(twice):
         Evaluate.model_validate(twice)
 
 
+def test_step_counts_that_take_as_many_evaluations_are_refused():
+    """2 steps are guided once, 3 never: both would be the row of NFE 3, and one would be lost."""
+    guidance = {"strength": 3.0, "within": (0.45, 0.55)}
+    with pytest.raises(ValueError, match="nfe: 2 and 3 steps both take 3 evaluations"):
+        Evaluate.model_validate({"nfe": (2, 3, 4), "guidance": guidance})
+    Evaluate.model_validate({"nfe": (2, 4, 8, 8), "guidance": guidance})
+    Evaluate.model_validate({"nfe": (2, 3, 4), "guidance": 3.0})
+
+
 @pytest.mark.parametrize(
     "interpolant", [Linear(), VarianceExploding(name="variance_exploding")], ids=lambda i: i.name
 )
