@@ -35,8 +35,7 @@ from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.fit import Step, Train, fit, map_of, new_state
-from fmcore.training.losses import Perceptual
-from fmcore.training.start import network_to_train
+from fmcore.training.start import check_pairs, network_to_train
 from fmcore.work.compute import Compute
 
 SHARD_ROWS = 16384
@@ -96,6 +95,14 @@ def fit_flow(
         start: VelocityNetwork = deepcopy(init.made_of[0].network)
     else:
         start = build(network or MLP(), shape, seed=derive_seed(seed, "initialise"))
+    check_pairs(
+        settings,
+        start,
+        independent=pairs.independent,
+        kept=1 if pairs.trajectory is None else 1 + pairs.trajectory.shape[1],
+        scaled=False,
+        name="pairs",
+    )
     check_labels(pairs.label, start.settings.classes, "pairs")
     source = None if pairs.pool is None else {"name": "tensor"}
     check_source(source, settings.interpolant)
@@ -146,13 +153,11 @@ def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
         raise ReflowError("fit_flow keeps no snapshots for power_ema; train in a project for that")
     if settings.processes > 1:
         raise ReflowError("fit_flow trains in one process; for more run train in a project")
-    if settings.pairing.name != "independent" and not pairs.independent:
+    if settings.start_from != "ema":
         raise ReflowError(
-            f"pairing {settings.pairing.name} would undo the pairs that are given; use it with"
-            " `independent(target)`"
+            f"start_from {settings.start_from}: fit_flow starts from the weights that `init` has;"
+            " leave it out, or train in a project"
         )
-    if isinstance(settings.loss, Perceptual):
-        settings.loss.ready(settings.objective, tuple(pairs.target.shape[1:]), scaled=False)
     if settings.adapter and init is None:
         raise ReflowError("adapter: a new network is untrained; give `init`, the flow to adapt")
     if init is not None and init.made_of is None:

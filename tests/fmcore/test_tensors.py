@@ -226,7 +226,10 @@ def test_a_velocity_from_elsewhere_is_a_flow():
     ("changes", "says"),
     [
         ({"processes": 2}, "one process"),
-        ({"pairing": Optimal(name="optimal")}, "would undo the pairs"),
+        ({"pairing": Optimal(name="optimal")}, "pairs has pairs of its own, which it would undo"),
+        ({"start_from": "raw"}, "start_from raw: .* that `init` has"),
+        ({"pieces": 2}, "train.pieces 2: pairs keeps 1 pieces"),
+        ({"flip": True}, "train.flip: mirrors images"),
         ({"lr": 1e9, "clip": 1e9, "warmup": 0}, "diverged|rose to"),
     ],
 )
@@ -234,6 +237,12 @@ def test_what_cannot_be_trained_is_refused(changes, says):
     pairs = fmcore.coupled(gaussian(200), torch.randn(200, 2))
     with pytest.raises(fmcore.ReflowError, match=says):
         fmcore.fit_flow(pairs, SHORT.model_copy(update=changes), network=SMALL)
+
+
+def test_independent_pairs_have_none_to_drop():
+    settings = SHORT.model_copy(update={"drop_longest": 0.2})
+    with pytest.raises(fmcore.ReflowError, match="no fixed pairs to drop"):
+        fmcore.fit_flow(fmcore.independent(gaussian(200)), settings, network=SMALL)
 
 
 def test_shapes_that_do_not_fit_are_refused():
