@@ -157,7 +157,7 @@ def _paths(path: Tensor, solver: GridSolver) -> dict[str, float]:
 def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     """Measure the velocity at t = 1, and the path energy where W2 is known (Gaussian data)."""
     label = None if harness.label is None else harness.label[: path.shape[1]].to(harness.device)
-    velocity = harness.flow.velocity(label, guidance=harness.settings.guidance, span=1.0)
+    velocity = harness.flow.tiled().velocity(label, guidance=harness.settings.guidance, span=1.0)
     source = path[0].to(harness.device)
     first = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
     found = bend.with_errors({"ivd": bend.initial_velocity_delta(first, path)})
@@ -194,7 +194,7 @@ def _budget(
     opened = open_coupling(coupling)
     limit = 2 * harness.settings.trajectories
     losses = held_out_losses(
-        harness.flow,
+        harness.flow.tiled(),
         held_out_sides(opened, limit),
         seed=harness.seed,
         device=harness.device,

@@ -27,6 +27,7 @@ from fmcore.training.held_out import Sides, beside_constant, held_out_losses, he
 from fmcore.training.outcome import write, write_model
 from fmcore.training.processes import Group, rank, training_group
 from fmcore.training.start import check_pairs, network_to_train
+from fmcore.work.compute import in_tiles
 from fmcore.work.work import Work
 
 __all__ = ["Train", "train"]
@@ -251,7 +252,8 @@ def _held_out(
     state.ema.module.to(device)  # a divided state comes together on the CPU
     classes = state.network.settings.classes
     state.ema.eval()
-    field = Field(state.ema, settings.interpolant, settings.objective, classes)
+    network = in_tiles(state.ema, state.network.tile)
+    field = Field(network, settings.interpolant, settings.objective, classes)
     found = held_out_losses(
         field,
         sides,

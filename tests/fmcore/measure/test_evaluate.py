@@ -10,24 +10,28 @@ import torch
 from fmcore.choices.solvers import HeunToEuler
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
+from fmcore.coupling.read import open_coupling
 from fmcore.dataset.densities import Gaussian
-from fmcore.evaluate import Evaluate, EvaluatePaths, _known, _paths, evaluate
+from fmcore.evaluate import Evaluate, EvaluatePaths, _budget, _known, _paths, evaluate
 from fmcore.features.extractor import FeatureSettings
 from fmcore.matching.interpolant import Linear, VarianceExploding
 from fmcore.measure.harness import Harness
 from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
+from fmcore.network.build import build
 from fmcore.network.mlp import MLP
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
-from fmcore.train import Train, train
+from fmcore.train import Train, _held_out, train
+from fmcore.training.fit import new_state
+from fmcore.training.held_out import held_out_sides
 from fmcore.verdict import pictures
 from fmcore.verdict.gates import Gates
 from fmcore.work.work import Work
-from tests.chains import gaussian_data, scratch_model, silent
+from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.fmcore.matching.test_loss import average_velocity
 from tests.oracles import gaussian_velocity, least_loss, straightness
 
@@ -253,6 +257,31 @@ def test_the_ivd_of_an_average_velocity_is_what_one_step_gets_wrong(tmp_path):
         path = torch.stack([x, mu + s * x])
         found[objective] = _known(harness, data, path)["ivd"]
     assert found["mean_flow"] < 1e-6 and found["velocity"] > 0.1
+
+
+def test_network_calls_of_one_size_measure_all_paths_and_held_out_pairs(tmp_path):
+    """A call of all paths at once, or of 1,024 images, takes memory that no setting bounds."""
+    data, rows = gaussian_data(tmp_path / "data", mu=MU, s=S, pairs=4000), set()
+
+    def network(x, t):
+        rows.add(len(x))
+        return x
+
+    x = torch.randn(300, 2)
+    flow = Flow(network, Linear(), tile=64)
+    path = torch.stack([x, x, x])
+    settings = SETTINGS.model_copy(update={"solver": Solver(name="heun", steps=2)})
+    harness = Harness(flow, x, None, settings, seed=0, device=CPU)
+    assert _known(harness, data, path)["ivd"] > 0
+    assert _budget(harness, {}, data, path)["held_out_pairs"] > 64
+    assert rows == {64}
+    trained = build(MLP(width=8, depth=1), (2,), seed=0)
+    trained.tile = 128
+    state = new_state(trained, Train(steps=1))
+    state.ema.register_forward_pre_hook(lambda _, given: rows.add(len(given[0])))
+    sides = held_out_sides(open_coupling(data), 1024)
+    _held_out(state, sides, Train(steps=1), work=Work(scratch=tmp_path), limit=4096)
+    assert rows == {64, 128}
 
 
 @pytest.mark.parametrize(
