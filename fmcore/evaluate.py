@@ -157,7 +157,7 @@ def _paths(path: Tensor, solver: GridSolver) -> dict[str, float]:
 def _known(harness: Harness, data: Path, path: Tensor) -> dict[str, float]:
     """Measure the velocity at t = 1, and the path energy where W2 is known (Gaussian data)."""
     label = None if harness.label is None else harness.label[: path.shape[1]].to(harness.device)
-    velocity = harness.flow.velocity(label, guidance=harness.settings.guidance, span=1.0)
+    velocity = harness.flow.tiled().velocity(label, guidance=harness.settings.guidance, span=1.0)
     source = path[0].to(harness.device)
     first = velocity(source, torch.ones(len(source), device=harness.device)).cpu()
     found = bend.with_errors({"ivd": bend.initial_velocity_delta(first, path)})
@@ -181,8 +181,9 @@ def _budget(
     """Check cost(k-1) - cost(k) = S + V: a defect far from 0 means under- or over-fitting.
 
     Holds for a velocity on the straight interpolant at all times; V is the held-out loss summed
-    over dimensions.
+    over dimensions. A round of pieces, whose paths are no lines, has losses and no defect.
     """
+    pieces = int(about.get("pieces", 1))
     student = about.get("time", {}).get("name") in {"point", "grid"}
     if (
         student
@@ -193,11 +194,12 @@ def _budget(
     opened = open_coupling(coupling)
     limit = 2 * harness.settings.trajectories
     losses = held_out_losses(
-        harness.flow,
+        harness.flow.tiled(),
         held_out_sides(opened, limit),
         seed=harness.seed,
         device=harness.device,
         limit=limit,
+        pieces=pieces,
     )
     pairs = read(opened, limit=20000)
     count = min(len(pairs), harness.settings.trajectories)
@@ -213,8 +215,8 @@ def _budget(
         "cost_rise_se": error,
         "cost_pairs": count,
     }
-    if not losses:
-        return found
+    if not losses or pieces > 1:
+        return {**found, **losses}
     size = path[0, 0].numel()
     loss = losses["held_out_loss"] * size
     after = transport_cost(source, ends)

@@ -4,6 +4,7 @@ The same code and the same numbers as the stages of a project, without folders: 
 `train`, `rectify` is `couple`.
 """
 
+import hashlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmcore.choices.solvers import OdeSolver, solver_of_pairs
 from fmcore.coupling.checks import check_labels, check_source
@@ -34,8 +35,7 @@ from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import State
 from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_of
 from fmcore.training.fit import Step, Train, fit, map_of, new_state
-from fmcore.training.losses import Perceptual
-from fmcore.training.start import network_to_train
+from fmcore.training.start import check_pairs, network_to_train
 from fmcore.work.compute import Compute
 
 SHARD_ROWS = 16384
@@ -95,6 +95,14 @@ def fit_flow(
         start: VelocityNetwork = deepcopy(init.made_of[0].network)
     else:
         start = build(network or MLP(), shape, seed=derive_seed(seed, "initialise"))
+    check_pairs(
+        settings,
+        start,
+        independent=pairs.independent,
+        kept=1 if pairs.trajectory is None else 1 + pairs.trajectory.shape[1],
+        scaled=False,
+        name="pairs",
+    )
     check_labels(pairs.label, start.settings.classes, "pairs")
     source = None if pairs.pool is None else {"name": "tensor"}
     check_source(source, settings.interpolant)
@@ -145,13 +153,11 @@ def _check(pairs: Pairs, settings: Train, init: Flow | None) -> None:
         raise ReflowError("fit_flow keeps no snapshots for power_ema; train in a project for that")
     if settings.processes > 1:
         raise ReflowError("fit_flow trains in one process; for more run train in a project")
-    if settings.pairing.name != "independent" and not pairs.independent:
+    if settings.start_from != "ema":
         raise ReflowError(
-            f"pairing {settings.pairing.name} would undo the pairs that are given; use it with"
-            " `independent(target)`"
+            f"start_from {settings.start_from}: fit_flow starts from the weights that `init` has;"
+            " leave it out, or train in a project"
         )
-    if isinstance(settings.loss, Perceptual):
-        settings.loss.ready(settings.objective, tuple(pairs.target.shape[1:]), scaled=False)
     if settings.adapter and init is None:
         raise ReflowError("adapter: a new network is untrained; give `init`, the flow to adapt")
     if init is not None and init.made_of is None:
@@ -206,7 +212,7 @@ def rectify(
     source: int | Tensor,
     solver: OdeSolver | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     label: Tensor | None = None,
     guidance: float = 1.0,
     batch: int = 1024,
@@ -214,15 +220,23 @@ def rectify(
     """Return the coupling that the flow's ODE produces: each source with the end of its path.
 
     `source` is a number of pairs, whose noise is then a function of (seed, pair), or the sources
-    [N, *D] themselves, which a flow from other sources than noise needs. Without a solver it is the
-    one that `couple` takes for the interpolant. Guidance is in the pairs (`guided`), so the flow
-    that learns them is not guided again.
+    [N, *D] themselves, which a flow from other sources than noise needs. Without a seed it follows
+    from the flow's weights, so that each round has noise of its own. Without a solver it is the
+    one that `couple` takes for the interpolant. Guidance, which needs labels, is in the pairs
+    (`guided`), so the flow that learns them is not guided again.
     """
+    if guidance != 1 and (not flow.classes or label is None):
+        lacks = "this flow has no classes" if not flow.classes else "no label is given"
+        raise ReflowError(
+            f"rectify: guidance {guidance:g} pulls samples to their labels, and {lacks}; give"
+            " `label` to a flow with classes, or leave guidance at 1"
+        )
     if isinstance(source, int):
         if flow.made_of is not None and flow.made_of[0].config.get("source"):
             raise ReflowError("rectify: this flow does not start from noise; give the sources")
         if flow.made_of is None:
             raise ReflowError("rectify: the shape of this flow is not known; give the sources")
+        seed = _seed_of(flow.made_of[0].network) if seed is None else seed
         source = gaussian_noise(seed, np.arange(source), flow.made_of[0].shape)
     solver = solver or solver_of_pairs(flow.interpolant)
     target = flow.sample(source, solver, batch=batch, label=label, guidance=guidance).x
@@ -231,6 +245,14 @@ def rectify(
     return replace(
         coupled(target, source, label), guided=guidance if guidance != 1 else flow.guided
     )
+
+
+def _seed_of(network: nn.Module) -> int:
+    """Return the seed of the noise of a round's pairs, a function of the round's weights."""
+    told = hashlib.sha256()
+    for weight in network.state_dict().values():
+        told.update(weight.cpu().float().numpy().tobytes())
+    return derive_seed(0, "rectify", told.hexdigest())
 
 
 def load_flow(path: Path | str) -> Flow:

@@ -14,7 +14,6 @@ from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import Coupling, labels, open_coupling, read
 from fmcore.matching.interpolant import Objective, Schedule
 from fmcore.network.field import Field
-from fmcore.network.outside import check_null
 from fmcore.network.snapshots import POWER, save_snapshot, snapshot_file
 from fmcore.network.store import Model, condition, load
 from fmcore.scale import same_units
@@ -25,10 +24,10 @@ from fmcore.training.divergence import Watch, advice_on_loss, check_loss, watch_
 from fmcore.training.divided import gather, keep, resume, states
 from fmcore.training.fit import Train, fit, map_of
 from fmcore.training.held_out import Sides, beside_constant, held_out_losses, held_out_sides
-from fmcore.training.losses import Perceptual
 from fmcore.training.outcome import write, write_model
 from fmcore.training.processes import Group, rank, training_group
-from fmcore.training.start import network_to_train
+from fmcore.training.start import check_pairs, network_to_train
+from fmcore.work.compute import in_tiles
 from fmcore.work.work import Work
 
 __all__ = ["Train", "train"]
@@ -235,28 +234,14 @@ def _check(coupling: Coupling, start: Model, init: Path, settings: Train) -> Non
     check_source(coupling.about.source, settings.interpolant)
     if not rank():  # the others do not read what is not theirs
         check_labels(labels(coupling), start.network.settings.classes, str(coupling.path))
-    if settings.pieces > 1:
-        kept = 1 if coupling.independent else coupling.about.form.store.pieces
-        if kept % settings.pieces:
-            again = "sample" if coupling.about.origin is None else "import"
-            raise ReflowError(
-                f"train.pieces {settings.pieces}: {coupling.path} keeps {kept} pieces of each path;"
-                f" {again} it again with store.pieces, a multiple"
-            )
-    if settings.label_dropout:
-        check_null(start.network.settings, f"train.label_dropout {settings.label_dropout:g}")
-    if settings.pairing.name != "independent" and not coupling.independent:
-        raise ReflowError(
-            f"train.pairing {settings.pairing.name}: {coupling.path} has pairs of its own, which it"
-            " would undo; use it with `coupling: independent`"
-        )
-    if settings.drop_longest and coupling.independent:
-        raise ReflowError("train.drop_longest: the independent coupling has no fixed pairs to drop")
-    if isinstance(settings.loss, Perceptual):
-        scaled = not coupling.about.units.identity
-        settings.loss.ready(settings.objective, start.shape, scaled=scaled)
-    if settings.flip and len(shape) != 3:
-        raise ReflowError(f"train.flip: mirrors images [C, H, W], samples here are {shape}")
+    check_pairs(
+        settings,
+        start.network,
+        independent=coupling.independent,
+        kept=coupling.about.form.store.pieces,
+        scaled=not coupling.about.units.identity,
+        name=str(coupling.path),
+    )
 
 
 def _held_out(
@@ -267,7 +252,8 @@ def _held_out(
     state.ema.module.to(device)  # a divided state comes together on the CPU
     classes = state.network.settings.classes
     state.ema.eval()
-    field = Field(state.ema, settings.interpolant, settings.objective, classes)
+    network = in_tiles(state.ema, state.network.tile)
+    field = Field(network, settings.interpolant, settings.objective, classes)
     found = held_out_losses(
         field,
         sides,

@@ -92,6 +92,11 @@ class _VggLayers(nn.Module):
         self.convolutions, self.pooled = nn.ModuleList(), set[int]()
         for index, (here, before) in enumerate(zip(at, [at[0], *at], strict=False)):
             weight = found[f"features.{here}.weight"]
+            if weight.ndim != 4:
+                raise ReflowError(
+                    f"train.loss.weights: {path}: features.{here}.weight is no convolution but"
+                    f" {list(weight.shape)}, as of a VGG with batch normalisation; give one without"
+                )
             made = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[-1], padding="same")
             made.weight.data, made.bias.data = weight, found[f"features.{here}.bias"]  # type: ignore[union-attr]
             self.convolutions.append(made)

@@ -21,6 +21,8 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 BLIND = 1e-2
 """Distance kept from the ends of [0, 1], where the prediction does not determine the velocity."""
+LEAST = 1e-30
+"""The smallest alpha by which a prediction of the source is divided; float32 ends at 1e-38."""
 
 
 def to_source(interpolant: Schedule, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -89,9 +91,16 @@ def usable_times(interpolant: Schedule, objective: Objective) -> tuple[float, fl
 
     The source does not determine the target where alpha = 0, nor the target the source where
     sigma = 0, and next to these ends small errors of a network give large errors of its velocity.
+    A network of the source is not asked where alpha is too small for float32.
     """
     low = max(interpolant.first, BLIND if objective == "target" else 0.0)
-    return low, 1 - BLIND if objective == "noise" else 1.0
+    if objective != "noise":
+        return low, 1.0
+    high = 1 - BLIND
+    if float(interpolant.alpha(torch.tensor(high, dtype=torch.float64))) < LEAST:
+        times = torch.linspace(high, 0.0, 1000, dtype=torch.float64)
+        high = float(times[int((interpolant.alpha(times) >= LEAST).int().argmax())])
+    return low, high
 
 
 def to_velocity(

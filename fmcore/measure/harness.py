@@ -100,9 +100,24 @@ class Evaluate(Settings):
         for place, called in (("solvers", names), ("sde", diffusions)):
             if twice := next((name for name in called if called.count(name) > 1), None):
                 raise ValueError(f"{place}: two of them are called {twice}; leave one out")
+        counted: dict[int, int] = {}
+        for steps in sorted(set(self.nfe)):
+            other = counted.setdefault(self._counted(steps), steps)
+            if other != steps:
+                raise ValueError(
+                    f"nfe: {other} and {steps} steps both take {self._counted(steps)} evaluations"
+                    " with this guidance, and rows are told apart by evaluations; leave one out"
+                )
         if any(name.startswith("euler_") for name in names):
             raise ValueError("solvers: put Euler with even steps into evaluate.nfe")
         return self
+
+    def _counted(self, steps: int) -> int:
+        """Return the evaluations of Euler with some steps, two at the times with guidance."""
+        if not isinstance(self.guidance, GuidanceWithin):
+            return steps if self.guidance == 1 else 2 * steps
+        times = Solver(name="euler", steps=steps).grid(1.0, 0.0)[:-1].float()
+        return steps + int(self.guidance.at(times).sum())
 
 
 @dataclass(frozen=True)

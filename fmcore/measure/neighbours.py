@@ -52,8 +52,10 @@ def kernel_within(real: Tensor) -> float:
 
 
 def _spread(real: Tensor) -> Tensor:
+    """Return the root mean square [] of features around their mean; 1 where they are all equal."""
     y = real.double()
-    return (y - y.mean(0)).square().mean().sqrt().clamp(min=1e-12)
+    found = (y - y.mean(0)).square().mean().sqrt()
+    return found.where(found > 1e-12 * y.abs().max(), 1.0)
 
 
 def cubic_mmd(x: Tensor, y: Tensor, *, own: float | None = None) -> float:

@@ -28,7 +28,7 @@ from fmcore.measure.published import cmmd, inception_score, published_kid
 from fmcore.measure.reference_file import read_reference
 from fmcore.network.snapshots import write_tensors
 from fmcore.own import read as read_settings
-from fmcore.settings import ReflowError, Settings, SeveralSamples, derive_seed
+from fmcore.settings import ReflowError, Settings, derive_seed
 
 FOLDER = "protocol"
 """The folder of a yardstick that holds the reference of its protocol."""
@@ -57,7 +57,7 @@ class Protocol(Settings):
     pt_inception-... is the same). Nothing is downloaded."""
     sha256: str = Field(default=INCEPTION_SHA256, pattern="^[0-9a-f]{64}$")
     """Expected hash of the file `weights`. With another hash no metric is called fid, is or kid."""
-    samples: SeveralSamples = 50_000
+    samples: int = Field(default=50_000, ge=10, le=10**9)
     """Samples that are generated for each sampler; the names of metrics say it. Published values
     are of 50,000; fewer make a larger FID."""
     reference: Literal["train", "test", "file"] = "train"

@@ -83,12 +83,10 @@ def retrieval(harness: Harness, data: Path, extractor: Features | None) -> dict[
         return {}
     seen = coupling.originals
     real = real_samples(seen, coded=seen.about.image and extractor is not None)
+    groups = asked(real)
     real = real.rows(torch.arange(min(len(real), GALLERY)))
     assert real.label is not None
     gallery = Gallery(features_of(extractor, real.target), real.label)
-    held = real.held_out
-    trained = torch.isin(real.label, real.label[~held])
-    groups = {"retrieval": ~held, "retrieval_unseen": held & ~trained}
     found: dict[str, float] = {}
     for name, which in groups.items():
         rows = which.nonzero()[: min(count, len(harness.noise)), 0]
@@ -104,6 +102,18 @@ def retrieval(harness: Harness, data: Path, extractor: Features | None) -> dict[
             hits = gallery.hits(features_of(extractor, x), label)
             found |= _shares(name, f"nfe_{made.nfe}", hits)
     return found
+
+
+def asked(real: Pairs) -> dict[str, Tensor]:
+    """Return which samples of the gallery [M] have conditions to ask for: seen, and unseen.
+
+    A condition is unseen if no sample of it trains, in the gallery or beyond.
+    """
+    assert real.label is not None
+    held = real.held_out
+    trained = torch.isin(real.label, real.label[~held])
+    groups = {"retrieval": ~held, "retrieval_unseen": held & ~trained}
+    return {name: which[:GALLERY] for name, which in groups.items()}
 
 
 def _shares(name: str, of: str, hits: Tensor) -> dict[str, float]:

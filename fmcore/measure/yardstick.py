@@ -40,7 +40,7 @@ from fmcore.measure.distances import (
     Summary,
     disjoint,
 )
-from fmcore.measure.floor import floor_of, has_modes, modes, nearest_floor, shared
+from fmcore.measure.floor import floor_of, has_modes, modes, most_classes, nearest_floor, shared
 from fmcore.measure.frechet import ROWS, GaussianStats
 from fmcore.measure.neighbours import nearest
 from fmcore.measure.passing import cut_anew, sizes
@@ -192,12 +192,14 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
         raise ReflowError(f"{data}: {len(pairs)} samples cannot be cut in two halves; add data")
     extractor = extractor_for(coupling, pairs, settings.features, seed=seed, log=log)
     points = None if coupling.about.image else pairs.target.flatten(1)
-    whole = Group(features_of(extractor, pairs.target), points, pairs.label)
+    label = pairs.label if coupling.about.conditions is None else None  # those are no classes
+    whole = Group(features_of(extractor, pairs.target), points, label)
 
     def halves(cuts: int) -> Iterator[tuple[Tensor, Tensor]]:
         return (disjoint(len(pairs), n, derive_seed(seed, "halves", i)) for i in range(cuts))
 
-    keys, class_n = shared(pairs.label, halves(settings.splits))
+    most = most_classes(whole.features.shape[1], settings.splits)
+    keys, class_n = shared(label, halves(settings.splits), most)
     plane = min(settings.w2_samples, n)
     frechet, word = metric_name(settings.features, n), suffix(settings.features)
     measures = Measures(frechet, f"kd_{word}", plane, class_n)
@@ -220,7 +222,7 @@ def fit(data: Path, settings: YardstickSettings, *, seed: int, log: Log) -> Yard
     if isinstance(extractor, Extractor):
         about["classifier_accuracy"] = accuracy(extractor, pairs)
     train, unseen = apart(pairs, whole.features)
-    floor = floor_of(whole, halves(settings.floor_cuts), measures, about)
+    floor = floor_of(whole, halves(settings.floor_cuts), measures, keys, about)
     about["floor"] = {**errors.summary(floor), **nearest_floor(train, unseen)}
     judged = [cut[about["metric"]] for cut in floor]
     about["resolves"] = errors.resolvable(judged, settings.splits)

@@ -254,10 +254,13 @@ def from_v_prediction(interpolant: Schedule, v: Tensor, x: Tensor, t: Tensor) ->
 
 
 def between(nodes: Tensor, t: Tensor) -> Tensor:
-    """Return the number of the node at each t [B], with the part of the way to the next one."""
+    """Return the number of the node at each t [B], with the part of the way to the next one.
+
+    Of nodes that are one time in float32 it is the later one.
+    """
     after = torch.searchsorted(nodes, t.contiguous(), right=True).clamp(1, len(nodes) - 1)
     low, high = nodes[after - 1], nodes[after]
-    return after - 1 + (t - low) / (high - low)
+    return after - 1 + ((t - low) / (high - low)).where(high > low, 1.0)
 
 
 AnyPrediction = Annotated[Discrete | FlowMatching | Edm, Field(discriminator="name")]

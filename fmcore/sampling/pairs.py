@@ -76,7 +76,7 @@ class Couple(Settings):
     audit_every: SampleCount = 128
     """One pair in this many is solved again with twice the steps (or a tenth of the tolerances), to
     measure `solver_gap`: whole calls of the network, the first one at least. Lower it for a better
-    estimate."""
+    estimate; gates.solver_gap_rel decides nothing on fewer than 64."""
 
     store: Store = Store()
     """What of a pair is on disk. Compact couplings of images take an eighth of the bytes."""
@@ -85,6 +85,14 @@ class Couple(Settings):
     def _shares(self) -> "Couple":
         if abs(sum(self.mix.values()) - 1) > 1e-9:
             raise ValueError(f"mix: shares must add up to 1, got {self.mix}")
+        if isinstance(self.solver, Solver) and "inverted" in self.mix:
+            there, back = calls_of(self.solver, 1.0), calls_of(self.solver, 0.0)
+            if len(self.mix) > 1 and there != back:
+                raise ValueError(
+                    f"solver {self.solver.name} takes {there} evaluations from source to target and"
+                    f" {back} back, so generated and inverted pairs have other numbers of"
+                    " evaluations; name another solver, or make pairs of one kind"
+                )
         if len(self.mix) > 1 and isinstance(self.guidance, GuidanceWithin):
             raise ValueError(
                 "guidance: within some times, generated and inverted pairs have other numbers of"
@@ -257,6 +265,11 @@ def recorded(solver: OdeSolver) -> dict[str, Any]:
     return solver.model_dump(mode="json", exclude_none=True)
 
 
+def calls_of(solver: Solver, start: float) -> int:
+    """Return the evaluations of a fixed grid from the time `start`, 1 or 0, to the other end."""
+    return solve(lambda x, _: x, torch.zeros(1, 1), solver, start=start, end=1 - start).nfe
+
+
 def nfe_of(solver: OdeSolver, flow: Flow, settings: Couple) -> int | None:
     """Return the NFE of a fixed grid, counted on a trivial field, two where there is guidance."""
     if isinstance(solver, Adaptive):
@@ -265,7 +278,8 @@ def nfe_of(solver: OdeSolver, flow: Flow, settings: Couple) -> int | None:
 
     def trivial(x: Tensor, t: Tensor) -> Tensor:
         nonlocal nulls
-        within = not isinstance(guidance, GuidanceWithin) or guidance.at(float(t[0]))
+        # A time of float32, as in the field: as a number of Python 0.8 would lie beyond 0.8.
+        within = not isinstance(guidance, GuidanceWithin) or bool(guidance.at(t[0]))
         nulls += flow.classes > 0 and guidance != 1 and within
         return x
 

@@ -1,7 +1,4 @@
-"""The optimisation of a velocity: settings, state, and one step after another.
-
-The loss is `fmcore.matching.loss.flow_matching_loss`.
-"""
+"""The optimisation of a velocity by `matching.loss`: settings, state, one step after another."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -36,7 +33,7 @@ from fmcore.settings import (
 )
 from fmcore.training.batch import BatchRules, Independent, Pairing, draw_batches
 from fmcore.training.checkpoint import State
-from fmcore.training.gradient import network_of
+from fmcore.training.gradient import draws, network_of
 from fmcore.training.losses import LossOfRound, RuleOfMap
 from fmcore.training.processes import ALONE, Group
 from fmcore.work.compute import Compute
@@ -246,16 +243,17 @@ def fit(
     """Train `state` on a stream of pairs from its current step on; yield after each step.
 
     The stream gives the pairs of step `state.step`, then of the next ones. Every draw (source, t,
-    labels) is a function of (seed, step): stopping and resuming changes nothing. The loss of a
-    step is the mean square error, whichever loss is minimised.
+    labels, dropout) is a function of (seed, step): stopping and resuming changes nothing. The loss
+    of a step is the mean square error, whichever loss is minimised.
     """
     shared = network_of(state.network, settings, compute or Compute(), group)
     device = shared.weights[0].device
     rules = batch_rules(settings, state.network.settings.classes)
+    random = draws(state.network)
     left = islice(stream, max(0, settings.steps - state.step))
     for batch in draw_batches(left, rules, seed=seed, step=state.step, device=device):
-        if settings.adapter and settings.adapter.dropout:  # torch has no other generator for it
-            torch.manual_seed(derive_seed(seed, "adapter", state.step, group.rank))
+        if random:  # torch has no other generator for dropout
+            torch.manual_seed(derive_seed(seed, "dropout", state.step, group.rank))
         error, gradients = shared.gradients(batch)
         norm = clip(gradients, settings.clip, group)
         del gradients  # else those of the next step need memory beside them

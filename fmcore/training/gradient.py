@@ -14,12 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from fmcore.matching.loss import Loss, flow_matching_loss
 from fmcore.matching.maps import Batch
 from fmcore.network.build import VelocityNetwork
 from fmcore.network.ema import here, trained
+from fmcore.network.outside import OutsideNetwork
+from fmcore.network.own import OwnNetwork
 from fmcore.settings import ReflowError
 from fmcore.training.processes import Group
 from fmcore.training.recompute import recompute_blocks
@@ -130,10 +133,19 @@ def _can_be_replayed(network: nn.Module, settings: "Train", group: Group) -> boo
 
     Forward-mode products were never recorded, and a loss of another class may look at its values.
     """
-    drops = any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())
     whole = group.size == settings.accumulate == 1 and not settings.recompute
     plain = settings.objective != "mean_flow" and type(settings.loss) is Loss
-    return whole and plain and not drops
+    return whole and plain and not drops(network)
+
+
+def drops(network: nn.Module) -> bool:
+    """Whether a network in training drops some of its features at random."""
+    return any(isinstance(m, _DropoutNd) and m.p > 0 for m in network.modules())
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether a network in training draws random numbers; one of a class not known here may."""
+    return isinstance(network, OwnNetwork | OutsideNetwork) or drops(network)
 
 
 class _Replica(nn.Module):

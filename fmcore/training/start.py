@@ -1,11 +1,13 @@
-"""The network that a round trains, made of the one that it starts from."""
+"""The network that a round trains, made of the one that it starts from; pairs that do not suit."""
 
 from collections.abc import Iterator
 
 from fmcore.network.adapter import adapt
 from fmcore.network.build import VelocityNetwork, with_spans
+from fmcore.network.outside import check_null
 from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.fit import Train
+from fmcore.training.losses import Perceptual
 
 NO_SPANS = (
     "mean_flow gives the network an input for spans, which an adapter does not train; start from a"
@@ -26,6 +28,42 @@ def network_to_train(start: VelocityNetwork, settings: Train, *, seed: int) -> V
     if network is not start:
         raise ReflowError(f"train.objective: {NO_SPANS}")
     return adapt(network, settings.adapter, seed=derive_seed(seed, "adapter"))
+
+
+def check_pairs(
+    settings: Train,
+    network: VelocityNetwork,
+    *,
+    independent: bool,
+    kept: int,
+    scaled: bool,
+    name: str,
+) -> None:
+    """Raise ReflowError for pairs on which these settings cannot train the network.
+
+    The pairs are called `name`, are `independent` or keep `kept` pieces of each path, and are
+    `scaled` if their units are not the data's own.
+    """
+    kept = 1 if independent else kept
+    if kept % settings.pieces:
+        raise ReflowError(
+            f"train.pieces {settings.pieces}: {name} keeps {kept} pieces of each path; make it"
+            " again (sample or import) with store.pieces, a multiple"
+        )
+    if settings.label_dropout:
+        check_null(network.settings, f"train.label_dropout {settings.label_dropout:g}")
+    if settings.pairing.name != "independent" and not independent:
+        raise ReflowError(
+            f"train.pairing {settings.pairing.name}: {name} has pairs of its own, which it would"
+            " undo; use it with the independent coupling"
+        )
+    if settings.drop_longest and independent:
+        raise ReflowError("train.drop_longest: the independent coupling has no fixed pairs to drop")
+    if isinstance(settings.loss, Perceptual):
+        settings.loss.ready(settings.objective, network.shape, scaled=scaled)
+    if settings.flip and len(network.shape) != 3:
+        shape = list(network.shape)
+        raise ReflowError(f"train.flip: mirrors images [C, H, W], samples here are {shape}")
 
 
 def without_adapter(settings: Train) -> Iterator[tuple[str, str]]:

@@ -125,6 +125,7 @@ WORDS: dict[str, tuple[str, str]] = {
 
 ROWS = {
     "endpoint_shift": "pairs",
+    "solver_gap_rel": "audited",
     "held_out_ratio": "held_out_pairs",
     "held_out_rel": "held_out_pairs",
     "cost_rise": "cost_pairs",

@@ -14,15 +14,18 @@ from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import open_coupling, read
 from fmcore.coupling.verify import verify
+from fmcore.evaluate import _budget
 from fmcore.matching.loss import flow_matching_loss
+from fmcore.measure.harness import Evaluate, Harness
 from fmcore.network.store import load
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver, solve
 from fmcore.train import Train, train
 from fmcore.training.batch import BatchRules, draw_batch
+from fmcore.training.held_out import held_out_losses, held_out_sides
 from fmcore.work.work import Work
-from tests.chains import gaussian_data, scratch_model
+from tests.chains import CPU, gaussian_data, scratch_model
 
 SPREAD = 0.3
 """Standard deviation of the target; the source's is 1."""
@@ -168,6 +171,20 @@ def test_a_student_of_pieces_learns_the_states_and_others_the_ends(chain):
         run("three", settings.model_copy(update={"pieces": 3}))
     with pytest.raises(ReflowError, match="keeps 1 pieces of each path"):
         run("none", settings, chain / "data")
+
+
+def test_a_round_of_pieces_is_measured_on_its_pieces(chain):
+    folder, flow = coupled(chain, "pairs"), Flow.of(load(chain / "first"))
+    settings = Evaluate(trajectories=100, solver=Solver(name="heun", steps=4))
+    harness = Harness(flow, torch.randn(100, 2), None, settings, 0, CPU)
+    path = harness.samples(settings.solver, keep=True).trajectory
+    sides = held_out_sides(open_coupling(folder), 200)
+    found = {k: _budget(harness, {"pieces": k}, folder, path) for k in (1, 2)}
+    for pieces, values in found.items():
+        wanted = held_out_losses(flow, sides, seed=0, device=CPU, limit=200, pieces=pieces)
+        assert wanted.items() <= values.items() and "cost_rise" in values
+    assert found[1]["held_out_loss"] != found[2]["held_out_loss"]
+    assert "budget_defect" in found[1] and "budget_defect" not in found[2]
 
 
 @pytest.mark.parametrize(

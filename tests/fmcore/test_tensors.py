@@ -104,6 +104,30 @@ def test_guidance_in_pairs_stays_with_the_flow_that_learns_them(tmp_path):
     assert fmcore.rectify(rf1, 100, once, label=label).guided == 1.0
 
 
+def test_guidance_that_would_do_nothing_is_refused():
+    once, label = fmcore.Solver(name="euler", steps=1), torch.arange(4) % 2
+    plain = fmcore.Flow(lambda x, t: 0 * x, fmcore.Linear())
+    with_classes = fmcore.Flow(lambda x, t, label: 0 * x, fmcore.Linear(), classes=2)
+    for flow, given, says in (
+        (plain, None, "no classes"), (plain, label, "no classes"), (with_classes, None, "no label"),
+    ):  # fmt: skip
+        with pytest.raises(fmcore.ReflowError, match=f"guidance 3 .* {says}"):
+            fmcore.rectify(flow, torch.zeros(4, 2), once, label=given, guidance=3.0)
+    found = fmcore.rectify(with_classes, torch.zeros(4, 2), once, label=label, guidance=3.0)
+    assert found.guided == 3.0
+
+
+def test_each_round_is_sampled_from_fresh_noise_unless_a_seed_is_given():
+    once, short = fmcore.Solver(name="euler", steps=1), SHORT.model_copy(update={"steps": 2})
+    rf1 = fmcore.fit_flow(fmcore.independent(gaussian(100)), short, network=SMALL)
+    pairs = fmcore.rectify(rf1, 50, once)
+    rf2 = fmcore.fit_flow(pairs, short, init=rf1)
+    assert torch.equal(fmcore.rectify(rf1, 50, once).source, pairs.source)
+    assert not torch.equal(fmcore.rectify(rf2, 50, once).source, pairs.source)
+    same = [fmcore.rectify(flow, 50, once, seed=3).source for flow in (rf1, rf2)]
+    assert torch.equal(*same)
+
+
 def test_the_longest_pairs_are_left_out():
     source = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
     target = 0.9 * source
@@ -202,7 +226,10 @@ def test_a_velocity_from_elsewhere_is_a_flow():
     ("changes", "says"),
     [
         ({"processes": 2}, "one process"),
-        ({"pairing": Optimal(name="optimal")}, "would undo the pairs"),
+        ({"pairing": Optimal(name="optimal")}, "pairs has pairs of its own, which it would undo"),
+        ({"start_from": "raw"}, "start_from raw: .* that `init` has"),
+        ({"pieces": 2}, "train.pieces 2: pairs keeps 1 pieces"),
+        ({"flip": True}, "train.flip: mirrors images"),
         ({"lr": 1e9, "clip": 1e9, "warmup": 0}, "diverged|rose to"),
     ],
 )
@@ -210,6 +237,12 @@ def test_what_cannot_be_trained_is_refused(changes, says):
     pairs = fmcore.coupled(gaussian(200), torch.randn(200, 2))
     with pytest.raises(fmcore.ReflowError, match=says):
         fmcore.fit_flow(pairs, SHORT.model_copy(update=changes), network=SMALL)
+
+
+def test_independent_pairs_have_none_to_drop():
+    settings = SHORT.model_copy(update={"drop_longest": 0.2})
+    with pytest.raises(fmcore.ReflowError, match="no fixed pairs to drop"):
+        fmcore.fit_flow(fmcore.independent(gaussian(200)), settings, network=SMALL)
 
 
 def test_shapes_that_do_not_fit_are_refused():

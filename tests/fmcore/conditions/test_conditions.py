@@ -13,11 +13,13 @@ from fmcore.conditions.encoders import Conditions, EncoderFolder, WordLlama
 from fmcore.conditions.table import Table
 from fmcore.couple import Couple, couple, couple_shards
 from fmcore.coupling.compact import Store
+from fmcore.coupling.pairs import Pairs
 from fmcore.coupling.read import open_coupling
 from fmcore.coupling.verify import verify
 from fmcore.dataset.arrays import Array
 from fmcore.dataset.images import Images
 from fmcore.initialise import initialise
+from fmcore.measure import retrieval
 from fmcore.measure.retrieval import Gallery
 from fmcore.network.build import build, take
 from fmcore.network.images import DiT, MMDiT, UNet
@@ -294,6 +296,20 @@ def test_retrieval_on_a_closed_case():
     alone = gallery.hits(features, gallery.label, itself=torch.arange(6))
     assert bool(alone[:, 0].all())
     assert torch.allclose(gallery.chance(torch.tensor([0]))[0], torch.tensor([1 / 3, 1.0]).double())
+
+
+def test_a_condition_that_trains_beyond_the_gallery_is_seen(monkeypatch):
+    ids = torch.arange(200)
+    held = Pairs(ids, torch.zeros(200, 1), torch.zeros(200, 1)).held_out
+    order = torch.cat([ids[held], ids[~held]])  # the gallery has nothing that trains
+    label = torch.arange(200) % int(held.sum())  # every condition trains but the last
+    label[label == held.sum() - 1] = torch.where(held[order][label == held.sum() - 1], 99, 0)
+    real = Pairs(order, torch.zeros(200, 1), torch.zeros(200, 1), label)
+    monkeypatch.setattr(retrieval, "GALLERY", int(held.sum()))
+    groups = retrieval.asked(real)
+    assert not groups["retrieval"].any()
+    assert groups["retrieval_unseen"].tolist() == (label[: held.sum()] == 99).tolist()
+    assert int(groups["retrieval_unseen"].sum()) == 1
 
 
 def test_wordllama_is_the_mean_of_its_package_and_asks_no_network(monkeypatch):

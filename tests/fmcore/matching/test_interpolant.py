@@ -126,6 +126,22 @@ def test_every_objective_gives_a_finite_velocity_between_its_times(interpolant):
         assert bool(torch.isfinite(interpolant.d_sigma(t)).all())
 
 
+@pytest.mark.parametrize(
+    "interpolant",
+    [
+        Polynomial(power=24.0),
+        Polynomial(power=100.0),
+        VariancePreserving(name="variance_preserving", beta_max=1000.0),
+    ],
+)
+def test_noise_is_asked_for_where_alpha_is_a_number_of_float32(interpolant):
+    x, (low, high) = torch.randn(1, 3), usable_times(interpolant, "noise")
+    assert low < 0.4 < high < 0.99
+    t = torch.tensor([high])
+    assert bool(torch.isfinite(to_velocity(interpolant, "noise", x, 2 * x, t)).all())
+    assert usable_times(Linear(), "noise") == usable_times(Cosine(), "noise") == (0.0, 0.99)
+
+
 def test_at_the_ends_what_is_known_is_right_and_what_is_not_is_refused():
     """No nan: at t = 1 x is all source, at t = 0 all target; of the other the velocity may tell."""
     target, source = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)).double()

@@ -10,24 +10,28 @@ import torch
 from fmcore.choices.solvers import HeunToEuler
 from fmcore.compare import RoundName, compare
 from fmcore.couple import Couple, couple
+from fmcore.coupling.read import open_coupling
 from fmcore.dataset.densities import Gaussian
-from fmcore.evaluate import Evaluate, EvaluatePaths, _known, _paths, evaluate
+from fmcore.evaluate import Evaluate, EvaluatePaths, _budget, _known, _paths, evaluate
 from fmcore.features.extractor import FeatureSettings
 from fmcore.matching.interpolant import Linear, VarianceExploding
 from fmcore.measure.harness import Harness
 from fmcore.measure.likelihood import Likelihood
 from fmcore.measure.yardstick import YardstickSettings, fit, save
+from fmcore.network.build import build
 from fmcore.network.mlp import MLP
 from fmcore.prepare import prepare
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
 from fmcore.solve.adaptive import Adaptive
 from fmcore.solve.solver import Solver
-from fmcore.train import Train, train
+from fmcore.train import Train, _held_out, train
+from fmcore.training.fit import new_state
+from fmcore.training.held_out import held_out_sides
 from fmcore.verdict import pictures
 from fmcore.verdict.gates import Gates
 from fmcore.work.work import Work
-from tests.chains import gaussian_data, scratch_model, silent
+from tests.chains import CPU, gaussian_data, scratch_model, silent
 from tests.fmcore.matching.test_loss import average_velocity
 from tests.oracles import gaussian_velocity, least_loss, straightness
 
@@ -255,6 +259,31 @@ def test_the_ivd_of_an_average_velocity_is_what_one_step_gets_wrong(tmp_path):
     assert found["mean_flow"] < 1e-6 and found["velocity"] > 0.1
 
 
+def test_network_calls_of_one_size_measure_all_paths_and_held_out_pairs(tmp_path):
+    """A call of all paths at once, or of 1,024 images, takes memory that no setting bounds."""
+    data, rows = gaussian_data(tmp_path / "data", mu=MU, s=S, pairs=4000), set()
+
+    def network(x, t):
+        rows.add(len(x))
+        return x
+
+    x = torch.randn(300, 2)
+    flow = Flow(network, Linear(), tile=64)
+    path = torch.stack([x, x, x])
+    settings = SETTINGS.model_copy(update={"solver": Solver(name="heun", steps=2)})
+    harness = Harness(flow, x, None, settings, seed=0, device=CPU)
+    assert _known(harness, data, path)["ivd"] > 0
+    assert _budget(harness, {}, data, path)["held_out_pairs"] > 64
+    assert rows == {64}
+    trained = build(MLP(width=8, depth=1), (2,), seed=0)
+    trained.tile = 128
+    state = new_state(trained, Train(steps=1))
+    state.ema.register_forward_pre_hook(lambda _, given: rows.add(len(given[0])))
+    sides = held_out_sides(open_coupling(data), 1024)
+    _held_out(state, sides, Train(steps=1), work=Work(scratch=tmp_path), limit=4096)
+    assert rows == {64, 128}
+
+
 @pytest.mark.parametrize(
     "twice", [{"sde": ({"steps": 8}, {"steps": 8})}, {"solvers": ({"name": "rk4"},) * 2}]
 )
@@ -263,6 +292,15 @@ def test_two_samplers_of_one_name_are_refused_when_the_settings_are_read(twice):
     (place,) = twice
     with pytest.raises(ValueError, match=f"{place}: two of them are called"):
         Evaluate.model_validate(twice)
+
+
+def test_step_counts_that_take_as_many_evaluations_are_refused():
+    """2 steps are guided once, 3 never: both would be the row of NFE 3, and one would be lost."""
+    guidance = {"strength": 3.0, "within": (0.45, 0.55)}
+    with pytest.raises(ValueError, match="nfe: 2 and 3 steps both take 3 evaluations"):
+        Evaluate.model_validate({"nfe": (2, 3, 4), "guidance": guidance})
+    Evaluate.model_validate({"nfe": (2, 4, 8, 8), "guidance": guidance})
+    Evaluate.model_validate({"nfe": (2, 3, 4), "guidance": 3.0})
 
 
 @pytest.mark.parametrize(

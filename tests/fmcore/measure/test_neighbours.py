@@ -19,6 +19,15 @@ from fmcore.measure.neighbours import (
 )
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e-6])
+def test_the_kernel_distance_of_constant_features_is_a_number_of_their_size(value):
+    real = torch.full((40, 3), value)
+    x, y = normal(50, 3, 0), 1000 * normal(30, 3, 0)
+    assert kernel_distance(real, real) == pytest.approx(0, abs=1e-12)
+    assert 0 < kernel_distance(x, real) < 100
+    assert kernel_distance(1000 * x, y) == pytest.approx(kernel_distance(x, y / 1000), rel=1e-6)
+
+
 def normal(n, d, seed, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     return shift + torch.randn(n, d, generator=generator)

@@ -59,6 +59,13 @@ def real(**more):
     return Protocol.model_validate({"weights": "w.pth", **more})
 
 
+def test_fewer_samples_than_splits_of_the_inception_score_are_refused():
+    """Ten parts of fewer than ten samples: one is empty, and its score no number."""
+    assert real(samples=10).samples == 10
+    with pytest.raises(ValidationError, match="greater than or equal to 10"):
+        real(samples=9)
+
+
 def test_names_say_n_and_the_reference_and_fid_only_with_the_weights_of_2015():
     assert real().named("fid") == "fid50k_train" and real().named("is") == "is50k"
     assert real(reference="test", samples=10_000).named("kid") == "kid10k_test"

@@ -25,6 +25,7 @@ from fmcore.features.extractor import (
 )
 from fmcore.measure import yardstick
 from fmcore.measure.distances import disjoint
+from fmcore.measure.floor import most_classes, shared
 from fmcore.measure.yardstick import YardstickSettings
 from fmcore.prepare import prepare
 from fmcore.settings import ReflowError, derive_seed
@@ -162,6 +163,34 @@ def test_a_class_that_is_wrong_shows_in_its_own_distance(digits, fitted):
     assert bad["fd_clf_class_3"] > 5 * good["fd_clf_class_3"]
     assert all(bad[n] == good[n] for n in names if n != "fd_clf_class_3")
     assert not any("class" in name for cut in fitted.measure(x) for name in cut)
+
+
+def test_a_rare_class_does_not_spoil_the_others():
+    label = torch.tensor([0] * 100 + [1] * 80 + [2] * 5 + [3] * 60)
+    halves = [(torch.arange(0, 245, 2), torch.arange(1, 245, 2))]
+    assert shared(label, halves, 10) == ([0, 1, 3], 30)
+    assert shared(label, halves, 2) == ([0, 1], 40)
+    assert shared(torch.arange(245) % 5, halves, 10) == ([0, 1, 2, 3, 4], 24)
+    assert shared(torch.arange(245), halves, 10) == ([], 0)
+    assert shared(None, halves, 10) == ([], 0)
+
+
+def test_the_statistics_of_classes_have_bounded_memory():
+    assert most_classes(2048, 8) == 32 and most_classes(64, 8) >= 1000
+    for width, cuts in ((2048, 8), (512, 4), (64, 8), (2, 100)):
+        held = most_classes(width, cuts) * 8 * width**2 * (cuts if width <= 512 else 1)
+        assert 0 < held <= 2**30
+
+
+def test_conditions_are_no_classes(tmp_path):
+    about = About(kind="independent", shape=[2], pairs=400, seed=0, conditions={"count": 2})
+    label = torch.arange(400) % 2
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
+    write_shard(tmp_path / "data", 0, table(about, np.arange(400), x, label=label))
+    finish(tmp_path / "data", about, 1)
+    settings = YardstickSettings(features=FeatureSettings(kind="identity"), samples=50, splits=2)
+    made = yardstick.fit(tmp_path / "data", settings, seed=0, log=silent)
+    assert made.about["class_n"] == 0 and not any("class_" in name for name in made.floor)
 
 
 def test_eight_gaussians_have_modes(tmp_path):

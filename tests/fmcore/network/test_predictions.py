@@ -16,6 +16,25 @@ from fmcore.solve.solver import Solver, solve
 from fmcore.work.compute import Compute
 from tests.oracles import gaussian_velocity
 
+
+def test_the_velocity_is_finite_where_time_steps_are_one_time_in_float32():
+    """Of 4,000 steps with the usual betas the last ones all round to t = 1."""
+    chosen = Discrete(name="epsilon", steps=4000, beta_start=1e-4, beta_end=2e-2)
+    nodes, ones = chosen.nodes(), torch.ones(2)
+    assert float(nodes[-2]) == float(nodes[-1]) == 1
+    assert between(nodes, ones.double()).tolist() == [3999.0, 3999.0]
+    asked = []
+
+    def predict(x, t):
+        asked.append(t)
+        return x
+
+    x = torch.randn(2, 3)
+    assert bool(chosen.velocity(predict, x, ones, nodes).isfinite().all())
+    assert asked[0].tolist() == [3999.0, 3999.0]
+    assert between(nodes, nodes[:100]).tolist() == list(range(100))
+
+
 MU, S = torch.tensor([1.5, -0.5]).double(), torch.tensor([0.7, 1.3]).double()
 TABLES = (
     {},

@@ -135,3 +135,14 @@ def test_a_guided_round_is_measured_without_guidance_and_the_record_says_so(tmp_
         said[name] = guidance(harness)
         said[f"{name} nfe"] = harness.samples(Solver(name="euler", steps=4)).nfe
     assert said == {"rf1": {"guidance": 2.0}, "rf1 nfe": 8, "rf2": {"guided": 2.0}, "rf2 nfe": 4}
+
+
+def test_a_time_of_the_grid_may_be_a_bound_of_guidance(tmp_path, data):
+    """In float32 0.8 is more than the number 0.8: both counts have to compare the same numbers."""
+    guided = {"strength": 3.0, "within": (0.2, 0.8)}
+    work = Work(scratch=tmp_path / "tmp")
+    for mix in ({"generated": 1.0}, {"inverted": 1.0}):
+        chosen = Couple(pairs=40, solver=Solver(name="euler", steps=10), guidance=guided, mix=mix)
+        out = tmp_path / next(iter(mix))
+        couple(model(tmp_path / "rf1"), data, out, tmp_path / "m.json", chosen, work)
+        assert open_coupling(out).about.nfe == 10 + 7

@@ -124,6 +124,17 @@ def test_shares_that_do_not_add_up_are_refused():
         Couple(pairs=5, mix={"generated": 0.7, "inverted": 0.2})
 
 
+def test_a_solver_with_other_evaluations_on_the_way_back_makes_pairs_of_one_kind():
+    mix, solver = {"generated": 0.5, "inverted": 0.5}, {"name": "heun_to_euler", "steps": 3}
+    with pytest.raises(ValueError, match="takes 5 evaluations from source to target and 6 back"):
+        Couple.model_validate({"pairs": 10, "mix": mix, "solver": solver})
+    Couple.model_validate({"pairs": 10, "mix": {"inverted": 1.0}, "solver": solver})
+    Couple.model_validate({"pairs": 10, "mix": mix, "solver": {"name": "ab4", "steps": 3}})
+    way = {"name": "fitted", "times": [1.0, 0.0], "weights": [[-1.0]]}
+    with pytest.raises(ValueError, match="from source to target only"):
+        Couple.model_validate({"pairs": 10, "mix": {"inverted": 1.0}, "solver": way})
+
+
 def test_a_refused_coupling_stays_in_the_scratch(start):
     seen = []
 

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from fmcore.matching.maps import Batch
 from fmcore.network.build import build
+from fmcore.network.images import DiT
+from fmcore.network.own import OwnNetwork
 from fmcore.tensors import independent
 from fmcore.training.batches import shuffled_batches
 from fmcore.training.checkpoint import load_state, save_state
@@ -54,6 +58,54 @@ def test_a_small_gradient_is_left_alone():
     for _, done, gradients in steps(Train(steps=2, batch=32, clip=1e6), 2):
         norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))
         assert float(norm) == pytest.approx(float(done.grad_norm), rel=1e-5)
+
+
+class Dropping(OwnNetwork):
+    """A layer whose dropout is a function, no module that anybody would find."""
+
+    def __init__(self, shape, classes=0):
+        super().__init__(shape, classes)
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x, t, label=None):
+        """Return the velocity."""
+        kept = nn.functional.dropout(x.flatten(1), 0.2, self.training)
+        return self.layer(kept).view_as(x)
+
+
+def dropping(kind):
+    if kind == "module":
+        chosen = DiT(name="dit", heads=2, head=8, depth=1, patch=4, dropout=0.2)
+        return build(chosen, (1, 8, 8), seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Dropping((1, 8, 8))
+    network.settings = SimpleNamespace(classes=0)
+    return network
+
+
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_dropout_is_a_function_of_seed_step_and_rank(kind, tmp_path):
+    settings = Train(steps=4, batch=16, warmup=0)
+    pairs = independent(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+    def trained(seed=0, *, stop=4, resumed=False, rank=0):
+        torch.manual_seed(1234 + stop)
+        state = new_state(dropping(kind), settings)
+        if resumed:
+            load_state(tmp_path, state)
+        stream = shuffled_batches(pairs, batch=16, seed=0, start=state.step)
+        group = Group(rank=rank)
+        for _ in itertools.islice(fit(state, stream, settings, seed=seed, group=group), stop):
+            pass
+        if stop < 4 and not resumed:
+            save_state(tmp_path, state)
+        return torch.cat([p.detach().flatten() for p in state.network.parameters()])
+
+    whole = trained()
+    trained(stop=2)
+    assert torch.equal(trained(stop=2, resumed=True), whole)
+    assert not torch.equal(trained(rank=1), whole)
 
 
 @pytest.mark.parametrize("longest", [0.1, 1e3])

@@ -71,6 +71,14 @@ def test_a_blurred_digit_is_farther_than_a_noisy_one_of_the_same_square_error():
     assert blur > 1.2 * grain > 0
 
 
+def test_a_vgg_with_batch_normalisation_is_refused_in_one_line(tmp_path):
+    state = {"features.0.weight": torch.randn(8, 3, 3, 3), "features.0.bias": torch.zeros(8)}
+    state |= {"features.1.weight": torch.ones(8), "features.1.bias": torch.zeros(8)}
+    save_file(state, tmp_path / "vgg16_bn.safetensors")
+    with pytest.raises(ReflowError, match=r"features.1.weight is no convolution but \[8\]"):
+        layers_of(str(tmp_path / "vgg16_bn.safetensors"), CPU)
+
+
 def test_a_vgg_keeps_a_layer_before_each_pool_and_the_last(vgg):
     for path in (vgg, vgg.replace(".safetensors", ".pth")):
         found = layers_of(path, CPU)(images(2))

@@ -40,6 +40,13 @@ def test_a_gate_without_a_value_says_that_it_was_not_measured():
     assert sorted(name for names in STAGES.values() for name in names) == sorted(Gates.model_fields)
 
 
+def test_a_few_audited_pairs_do_not_decide_on_the_solver():
+    said = {n: judge(Gates(), {"solver_gap_rel": 0.3, "audited": n})[0] for n in (4, 64)}
+    assert said[4].state == "undecided" and "4 audited, 64 needed" in said[4].says
+    assert said[64].state == "fail"
+    assert judge(Gates(), {"solver_gap_rel": 0.3})[0].state == "fail"
+
+
 def test_a_defect_counts_in_both_directions_and_null_never():
     assert judge(Gates(), {"budget_defect": -0.5})[0].state == "warn"
     assert judge(Gates(budget_defect=Level()), {"budget_defect": -0.5})[0].state == "ok"
