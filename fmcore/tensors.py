@@ -256,6 +256,11 @@ def write_coupling(
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
         raise ReflowError(f"{folder}: exists and is not empty; name a new folder")
+    if pairs.independent and pairs.real_id is None and scale is not None and not scale.identity:
+        raise ReflowError(
+            "write_coupling: real samples are held out by their content in own units; write"
+            " scale.inverse(target) without scale, and let a project map it (data.scale)"
+        )
     if pairs.pool is not None:
         raise ReflowError("write_coupling: name both data sets in a project (`data`, `source`)")
     about = About(

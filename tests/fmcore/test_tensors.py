@@ -8,6 +8,7 @@ import torch
 import fmcore
 from fmcore.couple import Couple, couple
 from fmcore.coupling.verify import verify
+from fmcore.scale import Scale
 from fmcore.train import train
 from fmcore.training.batch import Optimal
 from fmcore.work.work import Work
@@ -143,6 +144,13 @@ def test_targets_on_disk_are_an_independent_coupling(tmp_path):
         memory = next(again)
         assert torch.equal(stored.target, memory.target)
         assert torch.equal(stored.source, memory.source)
+
+
+def test_real_samples_in_units_of_a_model_are_not_written_without_their_identity(tmp_path):
+    own, scale = fmcore.independent(gaussian(20)), Scale((2.0,), (3.0,))
+    with pytest.raises(fmcore.ReflowError, match=r"held out by their content in own units"):
+        fmcore.write_coupling(tmp_path / "x", own, scale=scale)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_training_loop_of_ones_own_reaches_the_least_loss(tmp_path):
