@@ -186,10 +186,9 @@ def _coloured(image: Any, settings: Images) -> Any:
     """Return a gray or RGB image, its transparent pixels blended with the background."""
     from PIL import Image
 
-    gray = image.mode in ("L", "LA")
+    gray = image.mode in ("1", "L", "LA")  # with transparent pixels too: both grounds are gray
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, settings.background)
-        gray = image.mode == "LA"
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     wanted = {"rgb": "RGB", "gray": "L"}.get(settings.mode, "L" if gray else "RGB")
     return image if image.mode == wanted else image.convert(wanted)

@@ -106,6 +106,20 @@ def test_mode_makes_gray_and_rgb_alike(tmp_path):
         torch.testing.assert_close(found, torch.full_like(found, 51 / 127.5 - 1))
 
 
+def test_gray_stays_gray_with_transparent_pixels_and_as_bilevel(tmp_path):
+    save(tmp_path / "a.png", Image.new("L", (4, 4), 51))
+    save(tmp_path / "b.png", Image.new("L", (4, 4), 51), transparency=0)
+    save(tmp_path / "c.png", Image.new("LA", (4, 4), (51, 255)))
+    save(tmp_path / "d.png", Image.new("1", (4, 4), 1))
+    save(tmp_path / "e.png", Image.new("L", (4, 4), 51), transparency=51)
+    found = read(tmp_path).target
+    assert found.shape == (5, 1, 4, 4)
+    expected = torch.tensor([51, 51, 51, 255, 255]) / 127.5 - 1
+    torch.testing.assert_close(found[:, 0, 0, 0], expected)
+    dark = read(tmp_path, background="black").target
+    assert float(dark[4].max()) == -1
+
+
 def test_resize_and_crop(tmp_path):
     save(
         tmp_path / "a.png",
