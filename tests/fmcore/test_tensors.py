@@ -1,6 +1,7 @@
 """Reflow on tensors in memory: the numbers of the verbs, without a project."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,16 @@ def test_pairs_on_disk_are_the_pairs_in_memory(tmp_path, label):
     assert len(fmcore.read_coupling(tmp_path / "own", split="held_out")) == 15
     with pytest.raises(fmcore.ReflowError, match="not empty"):
         fmcore.write_coupling(tmp_path / "own", pairs)
+
+
+def test_latents_and_states_on_disk_are_what_they_are_in_memory(tmp_path):
+    source = torch.randn(40, 4, 3, 3)
+    states = torch.randn(40, 3, 4, 3, 3)
+    pairs = replace(fmcore.coupled(2 * source, source), trajectory=states)
+    fmcore.write_coupling(tmp_path / "own", pairs)
+    about = verify(tmp_path / "own").about
+    assert (about.image, about.form.store.pieces) == (False, 4)
+    assert torch.equal(fmcore.read_coupling(tmp_path / "own").trajectory, states)
 
 
 def test_targets_on_disk_are_an_independent_coupling(tmp_path):
