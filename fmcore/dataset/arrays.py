@@ -45,7 +45,7 @@ class Array(Data):
     columns: list[str] | None = Field(default=None, min_length=1)
     """Columns of a .parquet or .csv file that hold the data: one column of lists, or several of
     numbers. null takes the column `target` of Parquet, and every column of a CSV file but
-    `label`."""
+    `label` and, with `conditions`, `text`."""
     label: str | None = None
     """Column of a .parquet or .csv file, or array of a .npz file, that holds the classes: numbers,
     texts or true/false. null takes `label` if there is one, else there are no classes."""

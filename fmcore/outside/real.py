@@ -24,6 +24,7 @@ class Real:
 
     An identity is a hash of a sample in the data's own units. A sample in units of the model, a
     latent or a rounded one has another hash, so it is held out as the prepared one that it is.
+    `tree` is None where the data has no samples on that side.
     """
 
     side: str
@@ -38,6 +39,8 @@ class Real:
         It is that of the nearest prepared sample; one that is far from all keeps its own.
         """
         x, own = ends[self.side]
+        if self.tree is None:
+            return identities(own)
         gap, row = self.tree.query(_places(x), distance_upper_bound=self.near)
         found = np.isfinite(gap)
         return np.where(found, self.real_id[np.where(found, row, 0)], identities(own))
@@ -49,7 +52,8 @@ def real_of(data: Coupling, side: str | None) -> Real | None:
         return None
     from scipy.spatial import KDTree  # its import takes a third of a second
 
-    found = list(_samples(data, side))
+    if not (found := list(_samples(data, side))):
+        return Real(side, None, np.empty(0, np.int64), 0.0)
     places = np.concatenate([_places(x) for x, _ in found])
     spread = float(np.sqrt(((places - places.mean(0)) ** 2).sum(1).mean()))
     ids = np.concatenate([real_id for _, real_id in found])
@@ -58,10 +62,10 @@ def real_of(data: Coupling, side: str | None) -> Real | None:
 
 def _samples(data: Coupling, side: str) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
     """Yield the prepared samples of a side in units of the model, with their identities."""
-    pool = data.source
-    if side == "source" and pool.samples is not None:
-        assert pool.real_id is not None, "sources are written as prepared data are"
-        yield pool.samples, pool.real_id.numpy()
+    if side == "source":
+        pool = data.source
+        if pool.samples is not None and pool.real_id is not None:  # else it is noise
+            yield pool.samples, pool.real_id.numpy()
         return
     for some in parts(data, data.groups, "all", sources=False):
         known = identities(some.target) if some.real_id is None else some.real_id.numpy()

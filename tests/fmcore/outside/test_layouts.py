@@ -197,6 +197,9 @@ def test_real_samples_are_held_out_in_whichever_units_they_come(tmp_path, units,
     found = taken(tmp_path, **how, units=said)
     assert np.array_equal(found.real_id[:200].flip(0), known)
     assert np.array_equal(found.real_id[200:], identities(made))  # made, or of other data
+    of = READ.validate_python({**how, "units": said})
+    here = importer_of(tmp_path / "data", Imported(of=of, shard=50).settled())
+    assert pickle.loads(pickle.dumps(here)).shard(2) == here.shard(2)  # as a worker gets it
 
 
 def test_names_say_which_end_is_which(root):
