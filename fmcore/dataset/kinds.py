@@ -21,7 +21,7 @@ class Custom(Own, Data):
     base: ClassVar[type] = Data
 
     def check(self, own: Data) -> None:
-        """Raise ValueError for what would have no effect in own settings: it belongs beside path."""
+        """Raise ValueError for what would have no effect there: it belongs beside path."""
         if isinstance(own.scale, Settings) and own.scale.name != "none":
             raise ValueError("scale belongs beside path, not into settings: data.scale")
         if own.codec is not None:
