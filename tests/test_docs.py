@@ -1,15 +1,20 @@
 """The documents say what the code does: README blocks run, and every name is explained."""
 
 import ast
+import inspect
+import math
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from flows.cli import main
 from flows.stage import verbs
+from fmcore.measure import distances
+from fmcore.solve import solver
 from fmcore.solve.solver import STEPS
 from tests.conftest import SOURCE
 from tests.real_chain import Chain
@@ -152,6 +157,24 @@ METRICS = (
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_explained(name):
     assert f"`{name}`" in (SOURCE / "docs" / "names.md").read_text()
+
+
+def test_what_is_contributed_fits_the_code_that_there_is():
+    page = (SOURCE / "docs/how-to-add.md").read_text()
+    (step,) = re.findall(r"^\+(def ralston.*?)^\+$", page, re.M | re.S)
+    names = dict(vars(solver))
+    exec(step.replace("\n+", "\n"), names)
+    x, t = torch.ones(1, dtype=torch.float64), torch.zeros(())
+    errors = [
+        abs(float(names["ralston"](lambda x, t: x, x, t, torch.tensor(dt))) - math.exp(dt))
+        for dt in (0.1, 0.05)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.05)  # of order 2: dt^3 in a step
+    (known,) = re.findall(r"^ +(self\.kernel: .*)$", page, re.M)
+    assert known in inspect.getsource(distances.Measures.dear)
+    for module, name in re.findall(r"`(\w+)\.(_\w+)`", page):
+        (file,) = (SOURCE / "fmcore").rglob(f"{module}.py")
+        assert f"def {name}(" in file.read_text(), f"{module}.{name}"
 
 
 def test_links_between_documents_lead_somewhere():

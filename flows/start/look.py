@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmcore.dataset.arrays import Array
-from fmcore.dataset.images import FORMATS, Images
+from fmcore.dataset.images import FORMATS, Images, orientation
 from fmcore.dataset.rows import parsing
 from fmcore.dataset.samples import Data, Samples
 from fmcore.dataset.summary import lines, summary
@@ -144,7 +144,9 @@ def _sizes(folder: Path) -> Sizes:
             parsing(file, "not an image that can be read; remove it"),
             Image.open(file, formats=[kind]) as image,
         ):
-            found[image.width, image.height, image.mode] += 1
+            lying = orientation(image) >= 5 and kind != "TIFF"  # Pillow turns those itself
+            width, height = image.size[::-1] if lying else image.size
+            found[width, height, image.mode] += 1
     return found
 
 

@@ -44,7 +44,8 @@ tokens. Without a mask its network attends to padding too."""
 class EncoderFolder(TextEncoder):
     """A text encoder of transformers from a folder, as `save_pretrained` writes it: CLIP, T5, BERT.
 
-    Each text is a sequence of its last hidden states; `pooled` is the model's own, else the mean.
+    Each text is a sequence of its last hidden states, computed in float32; `pooled` is the model's
+    own where the folder has its weights, else the mean.
     """
 
     name: Literal["folder"]
@@ -61,20 +62,27 @@ class EncoderFolder(TextEncoder):
 
     def encode(self, texts: Sequence[str]) -> Embedded:
         """Return the last hidden states of each text, `length` of them."""
-        model, split = self._loaded()
-        return _joined(self._of(model, split, part) for part in _cut(texts))
+        model, split, pools = self._loaded()
+        return _joined(self._of(model, split, pools, part) for part in _cut(texts))
 
     @torch.no_grad()
-    def _of(self, model: Any, split: Any, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def _of(
+        self, model: Any, split: Any, pools: bool, texts: list[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         given = split(
             texts, padding="max_length", truncation=True, max_length=self.length,
             return_tensors="pt",
         )  # fmt: skip
         mask = given["attention_mask"]
         found = model(input_ids=given["input_ids"], attention_mask=mask)
-        return _kept(found.last_hidden_state, mask, getattr(found, "pooler_output", None))
+        pooled = getattr(found, "pooler_output", None) if pools else None
+        return _kept(found.last_hidden_state, mask, pooled)
 
-    def _loaded(self) -> tuple[Any, Any]:
+    def _loaded(self) -> tuple[Any, Any, bool]:
+        """Return the encoder, its tokenizer, and whether its pooler has weights.
+
+        A folder of another task, as for masked words, has none; they would be random.
+        """
         where = f"data.conditions.encoder.path: {self.path}"
         if not (Path(self.path) / "config.json").is_file():
             raise ReflowError(
@@ -85,13 +93,21 @@ class EncoderFolder(TextEncoder):
         try:
             split = of.AutoTokenizer.from_pretrained(self.path, local_files_only=True, **code)
             _check_tokens(split, Path(self.path))
-            model = of.AutoModel.from_pretrained(self.path, **LOCAL, **code)
+            model, lacking = _made(of.AutoModel, self.path, **code)
+            two = hasattr(model, "encoder") and hasattr(model, "decoder")
+            whole = model.get_encoder() if two else model
+            whole = getattr(whole, "text_model", whole)
+            own = {id(weight) for weight in whole.parameters()}  # not those of a decoder
+            named = model.named_parameters(remove_duplicate=False)
+            lacking &= {name for name, weight in named if id(weight) in own}
+            pooler = {name for name in lacking if "pooler" in name.split(".")}
+            if rest := sorted(lacking - pooler):
+                raise ValueError(f"it has no {rest[0]} of its config")
         except WRONG as error:
             raise ReflowError(
                 f"{where}: no text encoder that can be read ({_said(error)})"
             ) from None
-        whole = model.get_encoder() if model.config.is_encoder_decoder else model
-        return getattr(whole, "text_model", whole).eval(), split
+        return whole.eval(), split, not pooler
 
 
 class EncoderPipeline(TextEncoder):
@@ -153,7 +169,8 @@ class EncoderPipeline(TextEncoder):
     def _index(self) -> dict[str, Any]:
         file = Path(self.path) / "model_index.json"
         index = config_in(file)
-        if (kind := index.get("_class_name")) not in PIPELINES:
+        kind = index.get("_class_name")
+        if not isinstance(kind, str) or kind not in PIPELINES:
             raise ReflowError(
                 f"{file}: pipeline {kind}, expected one of {', '.join(PIPELINES)}; or join its"
                 " encoders in a class of your own (name: custom)"
@@ -204,14 +221,20 @@ def _whole(kind: Any, folder: Path) -> Any:
     """Return a text encoder in float32; raise ValueError if its folder lacks weights of it."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder.name} has no config.json")
+    made, lacking = _made(kind, str(folder))
+    if lacking:
+        raise ValueError(f"{folder.name} has no {min(lacking)} of its config")
+    return made.eval()
+
+
+def _made(kind: Any, folder: str, **more: Any) -> tuple[Any, set[str]]:
+    """Return a model in float32, and the names of the weights that its folder lacks."""
     made, info = kind.from_pretrained(
-        str(folder), **LOCAL, dtype=torch.float32, output_loading_info=True,
+        folder, **LOCAL, **more, dtype=torch.float32, output_loading_info=True,
         ignore_mismatched_sizes=True,
     )  # fmt: skip
-    other = [name for name, *_ in info["mismatched_keys"]]  # each with its shapes
-    if lacking := sorted([*info["missing_keys"], *other]):
-        raise ValueError(f"{folder.name} has no {lacking[0]} of its config")
-    return made.eval()
+    other = (name for name, *_ in info["mismatched_keys"])  # each with its shapes
+    return made, {*info["missing_keys"], *other}
 
 
 def _check_tokens(kind: Any, folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fmcore.dataset.captions import of_array
+from fmcore.dataset.captions import USUAL, has_texts, of_array
 from fmcore.dataset.labels import classes_of
 from fmcore.dataset.numpy_files import npy, npz
 from fmcore.dataset.rows import Rows, as_tensor, blocks, unit
@@ -23,6 +23,10 @@ KINDS = (".npy", ".npz", ".parquet", ".csv")
 
 SIDE = 8
 """Least side of bytes [N, H, W] that are taken for images without being asked for."""
+
+
+EXACT = 1 << 24
+"""The number up to which float32 holds every whole one."""
 
 
 class Array(Data):
@@ -41,7 +45,7 @@ class Array(Data):
     columns: list[str] | None = Field(default=None, min_length=1)
     """Columns of a .parquet or .csv file that hold the data: one column of lists, or several of
     numbers. null takes the column `target` of Parquet, and every column of a CSV file but
-    `label`."""
+    `label` and, with `conditions`, `text`."""
     label: str | None = None
     """Column of a .parquet or .csv file, or array of a .npz file, that holds the classes: numbers,
     texts or true/false. null takes `label` if there is one, else there are no classes."""
@@ -101,10 +105,24 @@ def _read(settings: Array) -> Samples:
     target = _converted(raw, layout, scaled=image and is_bytes)
     label, names = classes_of(labels, f"{path}: column {settings.label or 'label'!r}")
     notes = _notes(raw, layout, values, is_bytes)
-    texts = None
-    if (given := settings.conditions) and (given.column or label is None):
-        texts = of_array(path, given.column)
+    texts, given, column = None, settings.conditions, _beside(settings)
+    if given and column and (given.column or label is None or has_texts(path)):
+        texts = of_array(path, column)
+        if len(texts) != len(raw):
+            raise ReflowError(
+                f"{path}: {len(raw)} samples, but {len(texts)} texts or vectors in {column!r}"
+                " (data.conditions.column); give one for each sample"
+            )
+        notes = (*notes, f"conditions: {column!r} (data.conditions.column)")
     return Samples(as_tensor(target), label, image, names, notes, captions=texts)
+
+
+def _beside(settings: Array) -> str | None:
+    """Return the column of conditions, which is none of the samples; None without conditions."""
+    if settings.conditions is None:
+        return None
+    usual = USUAL not in (settings.key, *(settings.columns or ()))
+    return settings.conditions.column or (USUAL if usual else None)
 
 
 def _open(settings: Array, path: Path) -> Raw:
@@ -119,11 +137,11 @@ def _open(settings: Array, path: Path) -> Raw:
             path.read_bytes()  # raises what is wrong with it
         if kind == ".parquet":
             return parquet(path, settings.columns, settings.label)
+        beside = _beside(settings)
         if kind == ".csv":
-            beside = settings.conditions.column if settings.conditions else None
             return table_of_text(path, settings.columns, settings.label, beside)
         if kind == ".npz":
-            return npz(path, settings.key, settings.label)
+            return npz(path, settings.key, settings.label, beside)
         if kind == ".npy":
             return npy(path)
     except FileNotFoundError:
@@ -213,4 +231,9 @@ def _notes(raw: np.ndarray, layout: Layout, values: _Values, is_bytes: bool) -> 
         said.append("bytes: taken as they are, not scaled (data.layout: images are)")
     elif layout != "vectors" and values.least >= 0:
         said.append(f"values of these images begin at {values.least:g}; they were not scaled")
+    if (largest := max(-values.least, values.most)) > EXACT:
+        said.append(
+            f"values of up to {largest:.4g} were rounded to float32, which holds whole numbers to"
+            f" {EXACT}"
+        )
     return tuple(said)

@@ -1,5 +1,6 @@
 """Texts and vectors beside the user's samples: a column of a table, or files beside images."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,9 @@ Captions = tuple[str, ...] | Tensor
 """A text for each sample, or vectors [N, E]."""
 
 
-def of_array(path: Path, column: str | None) -> Captions:
+def of_array(path: Path, name: str) -> Captions:
     """Return the texts or the vectors in a column of a .parquet, .csv or .npz file."""
-    name, kind = column or USUAL, path.suffix.lower()
+    kind = path.suffix.lower()
     with parsing(path, f"no texts or vectors can be read from {name!r} (data.conditions.column)"):
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as archive:
@@ -45,6 +46,21 @@ def of_array(path: Path, column: str | None) -> Captions:
         if column_ is not None and pa.types.is_nested(column_.type):
             return _found(path, name, np.array(column_.to_pylist(), np.float32))
         return _found(path, name, None if column_ is None else np.array(column_.to_pylist()))
+
+
+def has_texts(path: Path) -> bool:
+    """Say whether a .parquet, .csv or .npz file has the column where texts usually are."""
+    kind = path.suffix.lower()
+    with parsing(path, "its columns cannot be read"):
+        if kind == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return USUAL in archive
+        if kind == ".parquet":
+            return USUAL in pq.read_schema(path).names
+        if kind == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as opened:
+                return USUAL in next(csv.reader(opened), [])
+    return False
 
 
 def _found(path: Path, name: str, values: np.ndarray | None) -> Captions:

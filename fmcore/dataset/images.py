@@ -26,13 +26,17 @@ FORMATS = {
 PIXELS = 64_000_000
 """Most pixels of one image: a small file may unpack to any size."""
 
+ORIENTATION, UPRIGHT = 0x0112, 1
+"""The EXIF tag that says how a camera was held, and its value for pixels that lie as seen."""
+
 Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Images(Data):
     """A folder of images; its sub-folders, if any, are the classes, however deep.
 
-    Hidden files and folders are left out. Transparent pixels are blended with `background`.
+    Hidden files and folders are left out. Photos are turned upright by their EXIF orientation.
+    Transparent pixels are blended with `background`.
     """
 
     name: Literal["images"]
@@ -67,13 +71,15 @@ def _read(settings: Images) -> Samples:
         raise ReflowError(f"data.root: {root}: no such folder; give a folder of PNG or JPEG files")
     skipped: dict[str, list[str]] = {}
     files: list[Path] = []
+    turned = 0
     rows = Rows(np.dtype(np.float32))
     for file in _files(root, settings, skipped):
         with parsing(file, "not an image that can be read; remove it"):
-            pixels = _pixels(file, settings)
-        if pixels is None:
+            found = _pixels(file, settings)
+        if found is None:
             _skip(skipped, "animations or several pages (data.frame)", root, file)
             continue
+        pixels, upright = found
         try:
             rows.append(unit(pixels)[None])
         except ValueError:
@@ -82,6 +88,7 @@ def _read(settings: Images) -> Samples:
                 " all images must have one size and one colour mode: set data.resize or data.mode"
             ) from None
         files.append(file)
+        turned += not upright
     if not files:
         raise ReflowError(
             f"data.root: {root}: no image in it; expected PNG or JPEG files; {_reasons(skipped)}"
@@ -91,7 +98,8 @@ def _read(settings: Images) -> Samples:
     texts = None
     if settings.conditions:
         texts = of_folder(root, files, settings.conditions.column)
-    return Samples(as_tensor(rows.mapped()), label, True, names, (), left_out, texts)
+    notes = (f"turned: {turned} images, upright by their EXIF orientation",) if turned else ()
+    return Samples(as_tensor(rows.mapped()), label, True, names, notes, left_out, texts)
 
 
 def _files(root: Path, settings: Images, skipped: dict[str, list[str]]) -> Iterator[Path]:
@@ -131,9 +139,12 @@ def _reasons(skipped: dict[str, list[str]]) -> str:
     return f"left out: {found or 'nothing'}"
 
 
-def _pixels(file: Path, settings: Images) -> NDArray[np.uint8] | None:
-    """Return the pixels [C, H, W] of a file; None for an animation of which no frame is chosen."""
-    from PIL import Image
+def _pixels(file: Path, settings: Images) -> tuple[NDArray[np.uint8], bool] | None:
+    """Return the pixels [C, H, W] of a file, and whether they lay upright in it.
+
+    None for an animation of which no frame is chosen.
+    """
+    from PIL import Image, ImageOps
 
     with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
         opened = Image.open(file, formats=[FORMATS[file.suffix.lower()]])
@@ -156,18 +167,28 @@ def _pixels(file: Path, settings: Images) -> NDArray[np.uint8] | None:
             raise ReflowError(
                 f"{file}: more than 8 bits a pixel (mode {image.mode}); save it with 8"
             )
-        pixels = np.asarray(_sized(_coloured(image, settings), settings))
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        upright = orientation(image) == UPRIGHT
+        seen = image if upright else ImageOps.exif_transpose(image)
+        pixels = np.asarray(_sized(_coloured(seen, settings), settings))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), upright
+
+
+def orientation(image: Any) -> int:
+    """Return how the pixels of a file lie, by its EXIF: 1 to 8, of which 1 is upright."""
+    try:
+        said = image.getexif().get(ORIENTATION)
+    except Exception:  # bytes that nobody checked: viewers show such a picture as it lies
+        return UPRIGHT
+    return int(said) if said in range(1, 9) else UPRIGHT
 
 
 def _coloured(image: Any, settings: Images) -> Any:
     """Return a gray or RGB image, its transparent pixels blended with the background."""
     from PIL import Image
 
-    gray = image.mode in ("L", "LA")
+    gray = image.mode in ("1", "L", "LA")  # with transparent pixels too: both grounds are gray
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, settings.background)
-        gray = image.mode == "LA"
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     wanted = {"rgb": "RGB", "gray": "L"}.get(settings.mode, "L" if gray else "RGB")
     return image if image.mode == wanted else image.convert(wanted)

@@ -21,11 +21,13 @@ class Custom(Own, Data):
     base: ClassVar[type] = Data
 
     def check(self, own: Data) -> None:
-        """Raise ValueError for what has no effect in own settings: a scale, a codec, a seed."""
+        """Raise ValueError for what would have no effect there: it belongs beside path."""
         if isinstance(own.scale, Settings) and own.scale.name != "none":
             raise ValueError("scale belongs beside path, not into settings: data.scale")
         if own.codec is not None:
             raise ValueError("codec belongs beside path, not into settings: data.codec")
+        if isinstance(own.conditions, Settings):
+            raise ValueError("conditions belongs beside path, not into settings: data.conditions")
         if own.seed is not None:
             raise ValueError("seed belongs beside path, not into settings: data.seed")
 

@@ -27,13 +27,16 @@ def npy(path: Path) -> Raw:
         return np.asarray(mapped), None
 
 
-def npz(path: Path, key: str | None, label: str | None) -> Raw:
-    """Read an array of a .npz file: `key`, else `target`, else the only one that is no label."""
+def npz(path: Path, key: str | None, label: str | None, beside: str | None = None) -> Raw:
+    """Read an array of a .npz file: `key`, else `target`, else the only one that is no label.
+
+    `beside` is the array of conditions, which are no samples either.
+    """
     with parsing(path, "not a .npz file that can be read"), zipfile.ZipFile(path) as archive:
         has = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         if label is None and "label" in has and key != "label":
             label = "label"
-        others = [name for name in has if name != label]
+        others = [name for name in has if name not in (label, beside)]
         if key is None:
             key = "target" if "target" in has else others[0] if len(others) == 1 else ""
         for name, setting in ((key, "key"), (label, "label")):
@@ -43,7 +46,17 @@ def npz(path: Path, key: str | None, label: str | None) -> Raw:
                     f" right one in data.{setting}"
                 )
         target = _member(path, archive, key)
-        return target, None if label is None else pa.array(_member(path, archive, label))
+        return target, None if label is None else _label(path, label, _member(path, archive, label))
+
+
+def _label(path: Path, name: str, found: np.ndarray) -> pa.Array:
+    """Return labels [N] or [N, 1] of any byte order."""
+    if found.ndim != 1 and found.shape[1:] != (1,):
+        raise ReflowError(
+            f"{path}: {name!r} has the shape {list(found.shape)}, expected one class for each"
+            " sample: number the classes, by argmax where they are one-hot"
+        )
+    return pa.array(found.reshape(-1).astype(found.dtype.newbyteorder("=")))
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:

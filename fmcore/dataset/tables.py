@@ -47,25 +47,37 @@ def table_of_text(
     with parsing(path, "not a CSV file of numbers, its columns named in the first line"):
         with path.open(newline="", encoding="utf-8-sig") as opened:
             header = next(csv.reader(opened), [])
-        if any(_is_number(name) for name in header):
-            raise ReflowError(
-                f"{path}: its first line holds numbers, expected the names of the columns; add"
-                " such a line, or save the array by numpy.save"
-            )
+        if not columns:
+            _check_names(path, header)
         if not columns and label is None and "label" in header:
             label = "label"
         wanted = columns or [name for name in header if name not in (label, beside)]
         wanted, label = _chosen(path, header, wanted, label)
+        # Texts are never empty cells: a class may be called NA.
         types = {**dict.fromkeys(wanted, pa.float64()), **({label: pa.string()} if label else {})}
         batches = pyarrow.csv.open_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=4 << 20),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=types, include_columns=list(types), strings_can_be_null=True
+                column_types=types, include_columns=list(types), strings_can_be_null=False
             ),
         )
         array, labels = _gathered(path, batches, wanted, label)
         return array, _numbers_in_text(labels)
+
+
+def _check_names(path: Path, header: list[str]) -> None:
+    """Raise ReflowError for a first line that may hold no names, or not one for each column."""
+    if numbers := [name for name in header if _is_number(name)]:
+        raise ReflowError(
+            f"{path}: its first line holds numbers ({', '.join(numbers[:3])}), expected the names"
+            " of the columns: add such a line, or list these in data.columns if they are names"
+        )
+    if "" in header:
+        raise ReflowError(
+            f"{path}: column {header.index('') + 1} has no name, as the index that pandas writes;"
+            " write the file with index=False, or list the columns in data.columns"
+        )
 
 
 def _chosen(
@@ -134,6 +146,8 @@ def numbers(path: Path, name: str, column: Any, mend: str) -> np.ndarray:
 
     Raises ReflowError, with how to mend it, for anything else and for empty cells.
     """
+    if isinstance(column, pa.FixedShapeTensorArray) and not column.null_count:
+        return np.asarray(column.to_numpy_ndarray())  # its type alone has the shape
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     shape: list[int] = [len(column)]
@@ -159,13 +173,21 @@ def _no_lists(path: Path, name: str) -> ReflowError:
 
 
 def _numbers_in_text(labels: pa.Array | None) -> pa.Array | None:
-    """Return labels of a CSV file as numbers if each of them is one."""
+    """Return labels of a CSV file as numbers if each of them is one, written in one way.
+
+    01 and 1 are two classes, and 01 alone keeps its name.
+    """
     if labels is not None:
         for kind in (pa.int64(), pa.float64(), pa.bool_()):
             try:
-                return labels.cast(kind)
+                found = labels.cast(kind)
             except pa.ArrowInvalid:
                 continue
+            if pa.types.is_integer(kind):
+                same = found.cast(labels.type).equals(labels)
+            else:  # a fraction may be written in several ways
+                same = len(found.unique()) == len(labels.unique())
+            return found if same else labels
     return labels
 
 

@@ -17,13 +17,13 @@ from fmcore.checked import folder_digest
 from fmcore.conditions.table import Table
 from fmcore.coupling.checks import noise_z
 from fmcore.coupling.compact import Store
-from fmcore.coupling.noise import identities
 from fmcore.coupling.read import Coupling, open_coupling
 from fmcore.coupling.write import About, packed, table
 from fmcore.outside import agreement, sides, states
 from fmcore.outside.chain import ChainRows
 from fmcore.outside.kinds import Chain, Import
 from fmcore.outside.own import Custom, OwnRows
+from fmcore.outside.real import Real, real_of
 from fmcore.outside.rows import Block, Rows
 from fmcore.settings import BatchSize, Guidance, ReflowError, SampleCount, Settings
 
@@ -97,6 +97,8 @@ class Importer:
     """Whether targets are in the data's own units, and still to be mapped."""
     table: Table | None = None
     """The conditions of the data, of which a label is a row."""
+    real: Real | None = None
+    """The prepared samples that are among the pairs, where a side is said to hold real ones."""
     device: torch.device = torch.device("cpu")
 
     def on(self, device: torch.device) -> Callable[[int], tuple[pa.Buffer, int]]:
@@ -115,8 +117,8 @@ class Importer:
         block = self.rows.read(pairs.start, pairs.stop, states=pieces > 1)
         own, given = self._side(block, "target", ids), self._side(block, "source", ids)
         target, source = self._mapped(own, "target"), self._mapped(given, "source")
-        side = getattr(self.settings.of, "real", None)
-        real_id = identities(own if side == "target" else given) if side else block.real_id
+        ends = {"target": (target, own), "source": (source, given)}
+        real_id = block.real_id if self.real is None else self.real.identities(ends)
         extra = {} if block.kind is None else {"kind": block.kind}
         if pieces > 1:
             kept = states.places(self.rows.times, pieces)
@@ -194,7 +196,8 @@ def importer_of(data: Path, settings: Imported, *, compared: bool = True) -> Imp
         return _of_chain(real, rows, settings, compared)
     stated = rows.stated
     kind = stated.get("kind")
-    if kind in ("mixed", "inverted") and getattr(settings.of, "real", None) is None:
+    known = real_of(real, getattr(settings.of, "real", None))
+    if kind in ("mixed", "inverted") and known is None:
         raise ReflowError(
             f"couplings: the pairs are of a {kind} coupling, made from real samples of which"
             " some are held out; import it by kind reflow, or set import.real to target"
@@ -205,7 +208,7 @@ def importer_of(data: Path, settings: Imported, *, compared: bool = True) -> Imp
     strength = agreement.guidance(settings.guidance, stated.get("guidance"))
     guided = strength if strength != 1 else agreement.guided(stated)
     about = _about(real, settings, rows, strength, guided)
-    importer = Importer(rows, about, settings, data_units, real.conditions)
+    importer = Importer(rows, about, settings, data_units, real.conditions, known)
     if compared:
         importer.check_ends(real.source.samples)
     return _with_states(importer, compared)

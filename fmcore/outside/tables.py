@@ -155,6 +155,4 @@ def numbers(place: Path, name: str, column: Any) -> NDArray[Any]:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return np.asarray(column.to_pylist(), dtype=object)
-    if isinstance(column, pa.FixedShapeTensorArray):
-        return np.asarray(column.to_numpy_ndarray())
     return tables.numbers(place, name, column, "name another column")

@@ -168,12 +168,14 @@ def test_images_within_their_range_keep_their_units(tmp_path):
     assert (float(x.min()), float(x.max())) == pytest.approx((0, 1), abs=1e-6)
 
 
-def test_a_scale_among_the_settings_of_a_class_of_ones_own_is_refused(tmp_path):
+def test_what_is_common_to_all_data_among_the_settings_of_a_class_of_ones_own_is_refused(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     own.trust(tmp_path, ["mine:Mine"])
     custom = {"name": "custom", "path": "mine:Mine"}
     with pytest.raises(ReflowError, match="scale belongs beside path"):
         checked(Dataset, {**custom, "settings": {"scale": "range"}}, "data")
+    with pytest.raises(ReflowError, match=r"conditions belongs beside path.*data\.conditions"):
+        checked(Dataset, {**custom, "settings": {"conditions": {"column": "text"}}}, "data")
     law = checked(Dataset, {**custom, "scale": "standardise"}, "data")
     prepare(tmp_path / "data", law, seed=0)
     about = open_coupling(tmp_path / "data").about

@@ -51,6 +51,17 @@ def data(tmp_path_factory):
     return folder
 
 
+def test_real_sources_from_outside_are_held_out_as_the_prepared_ones(tmp_path):
+    scaled = MOONS.model_copy(update={"scale": Standardise(name="standardise")})
+    prepare(tmp_path / "data", scaled, RING, seed=0)
+    pool = open_coupling(tmp_path / "data").source
+    np.savez(tmp_path / "p.npz", target=pool.samples.flip(0).numpy(), source=pool.samples.numpy())
+    how = {"kind": "npz", "path": str(tmp_path / "p.npz"), "real": "source", "units": "model"}
+    settings = Imported(of=TypeAdapter(Import).validate_python(how)).settled()
+    rows = importer_of(tmp_path / "data", settings).shard(0)
+    assert rows["real_id"].to_pylist() == pool.real_id.tolist()
+
+
 @pytest.fixture(scope="module")
 def chain(data):
     """Two rounds from the eight Gaussians to the moons; return the folder and both metrics."""

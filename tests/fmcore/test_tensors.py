@@ -1,6 +1,7 @@
 """Reflow on tensors in memory: the numbers of the verbs, without a project."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import fmcore
 from fmcore.couple import Couple, couple
 from fmcore.coupling.verify import verify
+from fmcore.scale import Scale
 from fmcore.train import train
 from fmcore.training.batch import Optimal
 from fmcore.work.work import Work
@@ -155,6 +157,16 @@ def test_pairs_on_disk_are_the_pairs_in_memory(tmp_path, label):
         fmcore.write_coupling(tmp_path / "own", pairs)
 
 
+def test_latents_and_states_on_disk_are_what_they_are_in_memory(tmp_path):
+    source = torch.randn(40, 4, 3, 3)
+    states = torch.randn(40, 3, 4, 3, 3)
+    pairs = replace(fmcore.coupled(2 * source, source), trajectory=states)
+    fmcore.write_coupling(tmp_path / "own", pairs)
+    about = verify(tmp_path / "own").about
+    assert (about.image, about.form.store.pieces) == (False, 4)
+    assert torch.equal(fmcore.read_coupling(tmp_path / "own").trajectory, states)
+
+
 def test_targets_on_disk_are_an_independent_coupling(tmp_path):
     fmcore.write_coupling(tmp_path / "data", fmcore.independent(gaussian(200)))
     assert fmcore.open_coupling(tmp_path / "data").independent
@@ -167,6 +179,13 @@ def test_targets_on_disk_are_an_independent_coupling(tmp_path):
         memory = next(again)
         assert torch.equal(stored.target, memory.target)
         assert torch.equal(stored.source, memory.source)
+
+
+def test_real_samples_in_units_of_a_model_are_not_written_without_their_identity(tmp_path):
+    own, scale = fmcore.independent(gaussian(20)), Scale((2.0,), (3.0,))
+    with pytest.raises(fmcore.ReflowError, match=r"held out by their content in own units"):
+        fmcore.write_coupling(tmp_path / "x", own, scale=scale)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_training_loop_of_ones_own_reaches_the_least_loss(tmp_path):

@@ -101,6 +101,15 @@ def test_photos_of_several_sizes_are_brought_to_one(root):
     assert all(len(line) <= 100 for line in text.splitlines() if "  # " in line)
 
 
+def test_a_photo_that_was_held_upright_counts_as_it_is_seen(root):
+    pictures(root / "data/pets", 49, (50, 40), "RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 50)).save(root / "data/pets/held.jpg", exif=exif)
+    _, text = written(root, Source(images=root / "data/pets"))
+    assert "50 wide and 40 high" in text
+
+
 def test_few_samples_of_a_class_train_no_classifier(root, monkeypatch):
     pictures(root / "data/pets/cat", 45, (32, 32), "RGB")
     pictures(root / "data/pets/dog", 5, (32, 32), "RGB", seed=1)

@@ -329,18 +329,24 @@ def test_wordllama_is_the_mean_of_its_package_and_asks_no_network(monkeypatch):
     assert not found.vectors[2].any()
 
 
-def test_a_folder_of_transformers_gives_sequences(tmp_path):
+def bert(folder, kind="BertModel", **how):
+    """Save a small BERT with the head of `kind`; return the model and its encoder."""
     transformers = pytest.importorskip("transformers")
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "cat"])
-    )
-    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "cat"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = transformers.BertConfig(
-        vocab_size=6, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=7, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=8,
     )  # fmt: skip
-    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    encoder = EncoderFolder(name="folder", path=str(tmp_path / "bert"), length=5)
+    model = getattr(transformers, kind)(config).eval()
+    model.to(how.pop("dtype", torch.float32)).save_pretrained(folder)
+    return model, EncoderFolder(name="folder", path=str(folder), length=5)
+
+
+def test_a_folder_of_transformers_gives_sequences(tmp_path):
+    _, encoder = bert(tmp_path / "bert")
     found = encoders.table_of(["cat", "red cat"], encoder)
     assert found.vectors.shape == (3, 5, 8) and found.pooled.shape == (3, 8)
     assert found.mask.sum(1).tolist() == [3, 4, 2]
@@ -350,6 +356,51 @@ def test_a_folder_of_transformers_gives_sequences(tmp_path):
     assert encoder.digest() != before
     with pytest.raises(ReflowError, match="another one than that of the model"):
         encoders.beside(["new"], found)
+
+
+def test_an_encoder_whose_pooler_was_never_trained_gives_the_mean(tmp_path):
+    model, encoder = bert(tmp_path / "bert", "BertForMaskedLM")
+    found = encoder.encode(["red cat"])
+    states = model.bert(torch.tensor([[2, 5, 6, 3, 0]]), torch.tensor([[1, 1, 1, 1, 0]]))[0]
+    torch.testing.assert_close(found.pooled[0], states[0, :4].mean(0), atol=1e-5, rtol=0)
+    assert torch.equal(encoder.encode(["red cat"]).pooled, found.pooled)
+    own, encoder = bert(tmp_path / "whole")
+    pooled = own(torch.tensor([[2, 5, 6, 3, 0]]), torch.tensor([[1, 1, 1, 1, 0]])).pooler_output
+    torch.testing.assert_close(encoder.encode(["red cat"]).pooled, pooled, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", ["lacks a layer", "another size"])
+def test_an_encoder_that_lacks_weights_is_refused(tmp_path, wrong):
+    from safetensors.torch import load_file, save_file
+
+    _, encoder = bert(tmp_path / "bert")
+    file, name = tmp_path / "bert/model.safetensors", "encoder.layer.1.output.dense.weight"
+    weights = load_file(file)
+    weights.pop(name) if wrong == "lacks a layer" else weights.update({name: torch.zeros(8, 4)})
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ReflowError, match=rf"can be read \(it has no {name} of its config"):
+        encoder.encode(["cat"])
+
+
+def test_an_encoder_that_was_saved_in_half_computes_in_float32(tmp_path):
+    model, encoder = bert(tmp_path / "bert", dtype=torch.float16)
+    ids, mask = torch.tensor([[2, 5, 6, 3, 0]]), torch.tensor([[1, 1, 1, 1, 0]])
+    found = encoder.encode(["red cat"]).pooled
+    torch.testing.assert_close(found, model.float()(ids, mask).pooler_output, atol=1e-6, rtol=0)
+
+
+def test_a_decoder_that_an_encoder_does_not_need_may_lack(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _, encoder = bert(tmp_path / "t5")
+    config = transformers.T5Config(
+        vocab_size=7, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
+    model = transformers.T5EncoderModel(config).eval()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "t5" / name).unlink()
+    model.save_pretrained(tmp_path / "t5")
+    found = encoder.encode(["red cat"])
+    assert found.vectors.shape == (1, 5, 8) and bool(found.vectors[0, :4].any())
 
 
 def test_texts_beside_images(tmp_path):

@@ -76,6 +76,11 @@ def _other_class(folder):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "WanPipeline"}))
 
 
+def _classes(folder):
+    file = folder / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": ["a", "b"]}))
+
+
 def _no_encoder(folder):
     shutil.rmtree(folder / "text_encoder_2")
 
@@ -112,6 +117,7 @@ def _other_tokens(folder):
     [
         (_no_index, r"model_index\.json: cannot be read"),
         (_other_class, "pipeline WanPipeline, expected one of StableDiffusionPipeline"),
+        (_classes, r"pipeline \['a', 'b'\], expected one of StableDiffusionPipeline"),
         (_no_encoder, r"text_encoder_2 has no config\.json"),
         (_pickles, "safetensors"),
         (_torn, "no pipeline whose text encoders can be read"),

@@ -1,6 +1,7 @@
 """Arrays of the user: layouts, bytes, columns, labels; what is found is said, the rest is asked."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -131,6 +132,31 @@ def test_labels_are_numbered_in_their_order_and_keep_their_names(tmp_path, name,
     found.check()
 
 
+def test_the_column_text_holds_the_conditions_where_there_are_labels_too(tmp_path):
+    texts, values = ["a cat", "a dog", "NA", "null"], np.float32([[1, 2]] * 4)
+    conditions = {"encoder": {"name": "wordllama"}}
+    lists = {"target": values.tolist(), "text": texts}
+    for label in ([0, 1, 0, 1], list("xyxy"), None):
+        given = {} if label is None else {"label": label}
+        pq.write_table(pa.table({**lists, **given}), tmp_path / "x.parquet")
+        np.savez(tmp_path / "x.npz", x=values, text=texts, **given)
+        pa.csv.write_csv(pa.table({"a": [1] * 4, "b": [2] * 4, "text": texts, **given}),
+                         tmp_path / "x.csv")  # fmt: skip
+        for kind in ("parquet", "npz", "csv"):
+            found = read(tmp_path / f"x.{kind}", conditions=conditions)
+            assert found.captions == tuple(texts) and found.target.tolist() == values.tolist()
+            assert "conditions: 'text' (data.conditions.column)" in found.notes
+
+
+@pytest.mark.parametrize("count", [3, 5])
+@pytest.mark.parametrize("column", ["text", "vector"])
+def test_a_caption_belongs_to_each_sample(tmp_path, count, column):
+    more = {"text": np.array(["a"] * count), "vector": np.zeros((count, 2))}
+    np.savez(tmp_path / "x.npz", target=np.zeros((4, 2)), **more)
+    with pytest.raises(ReflowError, match=rf"4 samples, but {count} texts or vectors in '{column}"):
+        read(tmp_path / "x.npz", conditions={"column": column})
+
+
 def test_a_number_of_its_own_for_each_row_is_no_class(tmp_path):
     pq.write_table(pa.table({"target": [[1.0]] * 50, "label": range(50)}), tmp_path / "x.parquet")
     with pytest.raises(ReflowError, match="50 values in 50 rows"):
@@ -161,6 +187,77 @@ def test_lists_of_lists_and_bytes_in_parquet_keep_their_shape(tmp_path):
     pq.write_table(pa.table({"target": PIXELS.tolist()}), tmp_path / "x.parquet")
     found = read(tmp_path / "x.parquet", layout="nhwc")
     assert torch.equal(found.target, IN_UNIT)
+
+
+def test_tensors_of_arrow_keep_their_shape(tmp_path):
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(NCHW))
+    pq.write_table(pa.table({"target": column}), tmp_path / "x.parquet")
+    assert torch.equal(read(tmp_path / "x.parquet").target, IN_UNIT)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["01", "1", "2", "01"], ("01", "1", "2")),
+        (["01", "02", "01", "02"], ("01", "02")),
+        (["1.5x", "1", "1.0", "1"], ("1", "1.0", "1.5x")),
+        (["1.0", "1", "2", "1"], ("1", "1.0", "2")),
+        (["true", "TRUE", "false", "true"], ("TRUE", "false", "true")),
+        (["NA", "null", "N/A", "NA"], ("N/A", "NA", "null")),
+        (["1.0", "2.0", "1.0", "2.0"], ("1", "2")),
+    ],
+)
+def test_classes_of_a_csv_file_differ_as_their_texts_do(tmp_path, given, names):
+    path = tmp_path / "x.csv"
+    path.write_text("a,label\n" + "".join(f"1,{label}\n" for label in given))
+    found = read(path)
+    assert found.names == names
+    assert [names[i] for i in found.label] == given or given[0] == "1.0"
+    path.write_text("a,label\n1,x\n2,\n3,x\n4,y\n")
+    with pytest.raises(ReflowError, match="row 1 has ''"):
+        read(path)
+
+
+def test_names_of_columns_may_be_numbers_where_they_are_listed(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("0,1,label\n5,6,x\n7,8,y\n")
+    with pytest.raises(ReflowError, match=r"first line holds numbers \(0, 1\).*in data\.columns"):
+        read(path)
+    assert read(path, columns=["0", "1"]).target.tolist() == [[5, 6], [7, 8]]
+    path.write_text("5,6\n7,8\n")
+    with pytest.raises(ReflowError, match="no column '0'; it has: 5, 6"):
+        read(path, columns=["0", "1"])
+
+
+def test_the_index_of_pandas_is_no_feature(tmp_path):
+    path = tmp_path / "x.csv"
+    pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}).to_csv(path)
+    with pytest.raises(ReflowError, match=r"column 1 has no name.*index=False"):
+        read(path)
+    assert read(path, columns=["a", "b"]).target.tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize("label", [np.array([1, 0, 1, 0]), np.array(["b", "a", "b", "a"])])
+def test_labels_of_a_npz_file_in_any_byte_order_or_as_a_column(tmp_path, label):
+    path, x = tmp_path / "x.npz", np.zeros((4, 2), np.float32)
+    for given in (label.astype(label.dtype.newbyteorder(">")), label[:, None]):
+        np.savez(path, target=x, label=given)
+        assert read(path).label.tolist() == [1, 0, 1, 0]
+    np.savez(path, target=x, label=np.eye(4))
+    with pytest.raises(ReflowError, match=r"'label' has the shape \[4, 4\].*by argmax"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_whole_numbers_that_float32_does_not_hold_are_said(tmp_path, kind):
+    for value, said in ((2**24, False), (-(2**25) - 1, True)):
+        x = np.array([[0, value]] * 4)
+        if kind == "npy":
+            found = saved(tmp_path, x)
+        else:
+            pq.write_table(pa.table({"target": x.tolist()}), tmp_path / "x.parquet")
+            found = read(tmp_path / "x.parquet")
+        assert any("rounded to float32" in note for note in found.notes) == said, value
 
 
 def test_csv_says_what_is_wrong_with_it(tmp_path):

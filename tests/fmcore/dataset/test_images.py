@@ -68,6 +68,32 @@ def test_tiff_is_the_same_picture_as_png(tmp_path):
     assert torch.equal(read(tmp_path / "png").target, read(tmp_path / "tif").target)
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("held", range(1, 9))
+def test_photos_are_upright_however_the_camera_was_held(tmp_path, kind, held):
+    # Pixels as they lie in the file, by the EXIF standard: (rotation, mirrored first).
+    seen = np.zeros((16, 32, 3), np.uint8)
+    seen[:8, :16] = 255  # white is top left
+    lies = {1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1],
+            5: seen.transpose(1, 0, 2), 6: np.rot90(seen), 7: np.rot90(seen, 2).transpose(1, 0, 2),
+            8: np.rot90(seen, -1)}[held]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = held
+    extra = {"quality": 95} if kind == "jpg" else {"lossless": True} if kind == "webp" else {}
+    extra |= {"tiffinfo": exif} if kind == "tif" else {"exif": exif}
+    save(tmp_path / f"a.{kind}", Image.fromarray(np.ascontiguousarray(lies)), **extra)
+    found = read(tmp_path)
+    wanted = torch.tensor(seen / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)
+    torch.testing.assert_close(found.target[0], wanted, atol=0.1, rtol=0)
+    said = ("turned: 1 images, upright by their EXIF orientation",)
+    assert found.notes == (said if held > 1 else ())
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    save(tmp_path / "a.jpg", exif=b"Exif\0\0no TIFF at all")
+    assert read(tmp_path).target.shape == (1, 3, 6, 12)
+
+
 def test_mode_makes_gray_and_rgb_alike(tmp_path):
     save(tmp_path / "a.png", Image.new("L", (4, 4), 51))
     save(tmp_path / "b.png", Image.new("RGB", (4, 4), (51, 51, 51)))
@@ -78,6 +104,20 @@ def test_mode_makes_gray_and_rgb_alike(tmp_path):
         found = read(tmp_path, mode=mode).target
         assert found.shape == (3, channels, 4, 4)
         torch.testing.assert_close(found, torch.full_like(found, 51 / 127.5 - 1))
+
+
+def test_gray_stays_gray_with_transparent_pixels_and_as_bilevel(tmp_path):
+    save(tmp_path / "a.png", Image.new("L", (4, 4), 51))
+    save(tmp_path / "b.png", Image.new("L", (4, 4), 51), transparency=0)
+    save(tmp_path / "c.png", Image.new("LA", (4, 4), (51, 255)))
+    save(tmp_path / "d.png", Image.new("1", (4, 4), 1))
+    save(tmp_path / "e.png", Image.new("L", (4, 4), 51), transparency=51)
+    found = read(tmp_path).target
+    assert found.shape == (5, 1, 4, 4)
+    expected = torch.tensor([51, 51, 51, 255, 255]) / 127.5 - 1
+    torch.testing.assert_close(found[:, 0, 0, 0], expected)
+    dark = read(tmp_path, background="black").target
+    assert float(dark[4].max()) == -1
 
 
 def test_resize_and_crop(tmp_path):

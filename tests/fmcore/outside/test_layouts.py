@@ -173,6 +173,35 @@ def test_targets_are_mapped_into_the_units_of_the_model(root):
     assert torch.equal(some.target, target[: len(some)]) and len(some) < 120
 
 
+@pytest.mark.parametrize("units", ["own", "model", "scaled back", "float16"])
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 5)])
+def test_real_samples_are_held_out_in_whichever_units_they_come(tmp_path, units, shape):
+    from fmcore.coupling.write import About, finish, table, write_shard
+
+    draw = np.random.default_rng(0)
+    own = torch.from_numpy(draw.normal(7.3, 2.7, (200, *shape)).astype(np.float32))
+    scale = {"mean": [7.3], "std": [2.7]}
+    about = About(kind="independent", shape=list(shape), pairs=200, seed=0, scale=scale)
+    target, known = about.units.forward(own), identities(own)
+    write_shard(tmp_path / "data", 0, table(about, np.arange(200), target, real_id=known))
+    finish(tmp_path / "data", about, 1)
+    given = {
+        "own": own, "model": target, "scaled back": about.units.inverse(target),
+        "float16": target.half().float(),
+    }[units]  # fmt: skip
+    made = torch.from_numpy(draw.normal(0, 1, (50, *shape)).astype(np.float32)) + 20
+    noise = draw.standard_normal((250, *shape), dtype=np.float32)
+    np.savez(tmp_path / "p.npz", target=torch.cat([given.flip(0), made]).numpy(), source=noise)
+    how = {"kind": "npz", "path": str(tmp_path / "p.npz"), "real": "target"}
+    said = "data" if units in ("own", "scaled back") else "model"
+    found = taken(tmp_path, **how, units=said)
+    assert np.array_equal(found.real_id[:200].flip(0), known)
+    assert np.array_equal(found.real_id[200:], identities(made))  # made, or of other data
+    of = READ.validate_python({**how, "units": said})
+    here = importer_of(tmp_path / "data", Imported(of=of, shard=50).settled())
+    assert pickle.loads(pickle.dumps(here)).shard(2) == here.shard(2)  # as a worker gets it
+
+
 def test_names_say_which_end_is_which(root):
     own = pairs()
     for at, names in ((1, ("x0", "x1")), (0, ("x1", "x0"))):
