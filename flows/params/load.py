@@ -121,7 +121,12 @@ def load(path: Path, root: Path | None = None) -> Params:
 
     Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the fix.
     """
-    tree = parse(read_text(path), path.name)
+    return load_text(read_text(path), path, root)
+
+
+def load_text(text: str, path: Path, root: Path | None = None) -> Params:
+    """Check a text as `load` would if the file at `path` had it, which it may get afterwards."""
+    tree = parse(text, path.name)
     given = plain(tree)
     _refuse(path, tree, unusual(given))
     own.trust(root or folder_of(path), own.named(given))

@@ -12,7 +12,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from flows.params.edit import opened, quoted, written
-from flows.params.tree import read_text
+from flows.params.tree import read_text, write_text
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def replicate(file: Path, count: int, rounds: Collection[str] = ()) -> list[str]
     Returns the names of its replicates, the rounds themselves not counted. The file stays as it is
     if that cannot be.
     """
-    from flows.params.load import load
+    from flows.params.load import load, load_text
 
     before = read_text(file)
     try:
@@ -36,13 +36,9 @@ def replicate(file: Path, count: int, rounds: Collection[str] = ()) -> list[str]
     except (KeyError, TypeError, AttributeError, YAMLError):
         load(file)  # says what is wrong with it
         raise
+    params = load_text(text, file)
     if text != before:
-        file.write_text(text)
-    try:
-        params = load(file)
-    except ReflowError:
-        file.write_text(before)
-        raise
+        write_text(file, text)
     return [name for name, round_ in params.rounds.items() if round_.replicate]
 
 
