@@ -86,14 +86,20 @@ def replicated(text: str, count: int, only: Collection[str] = ()) -> str:
 
 
 def _remove(rounds: Any, couplings: Any) -> None:
-    """Remove the replicates that are there, and the couplings made from them."""
-    gone = [
-        name
+    """Remove the replicates and their couplings, by the names that `replicated` gives them.
+
+    What has another name is the user's own.
+    """
+    gone = {
+        name: f"_r{number}"
         for name, round_ in rounds.items()
-        if round_.get("replicate") and round_.get("replicate_of")  # not one written by hand alone
-    ]
-    for name in [name for name, coupling in couplings.items() if coupling["round"] in gone]:
-        del couplings[name]
+        if (number := round_.get("replicate"))
+        and name == f"{round_.get('replicate_of')}_r{number}"
+    }
+    for name in [*couplings]:
+        end = gone.get(couplings[name]["round"])
+        if end and name.endswith(end) and name.removesuffix(end) in couplings:
+            del couplings[name]
     for name in gone:
         del rounds[name]
 
