@@ -93,8 +93,7 @@ def _remove(rounds: Any, couplings: Any) -> None:
     gone = {
         name: f"_r{number}"
         for name, round_ in rounds.items()
-        if (number := round_.get("replicate"))
-        and name == f"{round_.get('replicate_of')}_r{number}"
+        if (number := round_.get("replicate")) and name == f"{round_.get('replicate_of')}_r{number}"
     }
     for name in [*couplings]:
         end = gone.get(couplings[name]["round"])
