@@ -151,14 +151,16 @@ def auth_string(root: Path) -> str:
         return given
     path = auth_file(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
+    if not path.exists():
         made = path.with_suffix(f".{os.getpid()}")
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(f"admin:{secrets.token_urlsafe(24)}\n")
         try:
-            os.link(made, path)  # atomic, for two processes that start at once
-        finally:
-            made.unlink()
+            with contextlib.suppress(FileExistsError):
+                os.link(made, path)  # atomic, for two processes that start at once
+        except OSError:  # a file system without links
+            made.replace(path)
+        made.unlink(missing_ok=True)
     return path.read_text().strip()
 
 

@@ -52,6 +52,17 @@ def published(tracker, key, *rounds):
     return chain_of(key)
 
 
+def test_a_server_that_is_down_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("flows.tracking.ship.lock_entries", lambda _: {})
+    monkeypatch.setattr("flows.tracking.ship.chain", lambda *_: chain_of("a"))
+    monkeypatch.setattr("flows.tracking.ship.offer", lambda *_: Offer("k", {}, {"rf1": {}}))
+    with pytest.raises(ReflowError, match="MLflow: no server answers there") as error:
+        ship(tmp_path, "rf1")
+    assert "\n" not in str(error.value)
+
+
 def test_the_settings_of_a_chain_are_the_parameters_of_its_run(tracker):
     settings = {"data": {"name": "gaussian"}, "source": {"name": "two_moons", "samples": "500"}}
     run = tracker.parent(replace(chain_of("with_source"), settings=settings))
