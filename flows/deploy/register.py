@@ -138,7 +138,7 @@ def _server(root: Path) -> tuple[str, str]:
     """Return the API of the server to deploy to and its password; PREFECT_API_URL comes first."""
     settings = get_current_settings()
     if url := settings.api.url:
-        if not servers.answers(f"{url.rstrip('/')}/health"):
+        if not servers.speaks(f"{url.rstrip('/')}/health"):
             raise ReflowError(f"PREFECT_API_URL: {url} does not answer; start that server")
         return url, ""
     kept = servers.living(root)

@@ -112,15 +112,18 @@ def answers(url: str, seconds: float = 5.0) -> bool:
 
 
 def speaks(url: str, seconds: float = 10.0) -> bool:
-    """Say whether anything answers at a URL, whatever it says; a proxy of the user is asked."""
+    """Say whether a server answers at a URL, if only that it wants a login.
+
+    A proxy of the user is asked; that it finds nothing behind it is no answer.
+    """
     import http.client
     import urllib.error
     import urllib.request
 
     try:
         urllib.request.urlopen(url, timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (502, 503, 504)
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
