@@ -30,6 +30,18 @@ def project(tmp_path_factory):
     return tmp_path_factory.mktemp("registry")
 
 
+def test_a_run_gets_all_of_many_parameters_and_those_that_a_kill_left_out(tracker):
+    many = {f"own{i:03}": str(i) for i in range(150)}
+    whole = replace(chain_of("many"), settings={"data": {"name": "custom", **many}})
+    run = tracker.parent(whole)
+    found = tracker.client.get_run(run).data.params
+    assert len(found) == 151 and found["data.own149"] == "149"
+    half = tracker.client.create_run(tracker.experiment)
+    tracker.set_params(half.info.run_id, dict([*many.items()][:100]))
+    tracker._with_params(tracker.client.get_run(half.info.run_id), many)
+    assert tracker.client.get_run(half.info.run_id).data.params == many
+
+
 @pytest.fixture
 def tracker(project, monkeypatch, request):
     """MLflow with an experiment of the test's own, so with registered models of its own."""
