@@ -1,11 +1,16 @@
-"""What `reflow deploy` decides before it asks a server: the time zone; which locks are runs."""
+"""What `reflow deploy` decides itself: the time zone, whether a server is there; dead runs."""
 
+import http.server
+import threading
 from contextlib import nullcontext
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.deploy.register import _timezone
+from flows.deploy.register import _server, _timezone
+from flows.project import servers
 from flows.servers import crashed
+from fmcore.settings import ReflowError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,25 @@ def test_a_file_that_is_no_lock_of_a_run_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(crashed, "get_client", lambda **_: nullcontext())  # it is asked nothing
     assert crashed.mark_crashed(tmp_path) == []
     assert len([*folder.iterdir()]) == 2
+
+
+@pytest.mark.parametrize(("status", "there"), [(200, True), (401, True), (404, True), (502, False)])
+def test_a_server_that_wants_a_login_is_one(status, there, tmp_path, monkeypatch):
+    class Says(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Says) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        try:
+            assert servers.speaks(f"{url}/health") is there
+            refused = pytest.raises(ReflowError, match="does not answer")
+            with temporary_settings({PREFECT_API_URL: url}), nullcontext() if there else refused:
+                assert _server(tmp_path) == (url, "")
+        finally:
+            server.shutdown()

@@ -1,20 +1,15 @@
 """The environment of the tools: loopback goes past proxies; the password stays with its server."""
 
 import errno
-import http.server
 import os
 import subprocess
 import sys
-import threading
 import urllib.request
-from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
 from flows.cli.doctor import _git
 from flows.compare.chains import commit_of
-from flows.deploy.register import _server
 from flows.project import environment, git, servers
 from fmcore.settings import ReflowError
 from tests.conftest import SOURCE
@@ -149,28 +144,6 @@ def test_a_repository_of_somebody_else_is_told_with_gits_own_advice(tmp_path, mo
 def test_a_dead_server_is_a_few_words(said, short):
     assert servers.reason(OSError(said)).startswith(short)
     assert len(servers.reason(OSError(said))) <= 100
-
-
-@pytest.mark.parametrize(("status", "there"), [(200, True), (401, True), (404, True), (502, False)])
-def test_a_server_that_wants_a_login_is_one(status, there, monkeypatch):
-    class Says(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Says) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/api"
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        try:
-            assert servers.speaks(f"{url}/health") is there
-            monkeypatch.setenv("PREFECT_API_URL", url)
-            with nullcontext() if there else pytest.raises(ReflowError, match="does not answer"):
-                assert _server(Path("none")) == (url, "")
-        finally:
-            server.shutdown()
 
 
 def test_a_file_system_without_links_has_one_password_too(tmp_path, monkeypatch):
