@@ -197,8 +197,8 @@ class Reader:
             at, pid = float(found.get("at", 0.0)), int(found.get("pid", 0))
             if "stage" in found:
                 self.stage, self.total = str(found["stage"]), int(found["total"])
-                who = {key: str(found.get(key, "")) for key in ("born", "host")}
-                return Event(self.stage, 0, self.total, at=at, pid=pid, **who)
+                born, host = str(found.get("born", "")), str(found.get("host", ""))
+                return Event(self.stage, 0, self.total, at=at, pid=pid, born=born, host=host)
             values = {str(name): float(value) for name, value in found["values"].items()}
             gates = tuple(GateEvent(**gate) for gate in found.get("gates", ()))
             return Event(self.stage, int(found["step"]), self.total, values, gates, at)
