@@ -1,5 +1,6 @@
 """What every command shares: consoles, errors in one line, the project, a plan as a table."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +28,22 @@ STOPPED = "stopped; `reflow run` goes on from here"
 
 @contextmanager
 def one_line_errors(stopped: str = STOPPED) -> Iterator[None]:
-    """Turn an error that the user can fix into one line and exit code 2, Ctrl-C into 130."""
+    """Turn an error that the user can fix into one line and exit code 2, Ctrl-C into 130.
+
+    So is one of a file that cannot be written or read: a folder of somebody else, a full disk.
+    """
     try:
         yield
     except ReflowError as error:
         for line in str(error).splitlines():
             err.print(f"error: {line}", markup=False)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:  # no file: a pipe, a socket
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        mend = "mend its permissions, free some space, or work in a copy of your own"
+        err.print(f"error: {place}{error.strerror}; {mend}", markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         err.print(stopped, markup=False)

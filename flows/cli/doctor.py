@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.markup import escape
 from flows.cli.console import out
 from flows.cli.floors import FLOORS, below
 from flows.cli.shadows import shadows
-from flows.params.load import FILE, load
+from flows.params.checked import FILE
 from flows.project.environment import check_own_code, installed, proxies
 from flows.project.git import NO_GIT, git
 from fmcore.settings import ReflowError
@@ -41,11 +41,11 @@ def examine(root: Path) -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("ok" if sys.version_info >= (3, 11) else "bad", "python", python, "")
     yield from _packages()
-    yield _device()
+    yield _looked("device", _device)
     yield _disk(root)
     yield _git(root)
-    yield _params(root)
-    yield _lock(root)
+    yield _looked(FILE, lambda: _params(root))
+    yield _looked("chain", lambda: _lock(root))
     for name in ("PREFECT_HOME", "MLFLOW_TRACKING_URI"):
         yield Check("ok", name, os.environ.get(name, "not set"))
     yield from _proxy()
@@ -73,6 +73,14 @@ def show(root: Path, *, as_json: bool) -> int:
     return wrong
 
 
+def _looked(what: str, check: Callable[[], Check]) -> Check:
+    """Return the result of a check that imports packages, which may be missing or broken."""
+    try:
+        return check()
+    except ImportError as error:
+        return Check("bad", what, f"cannot be looked at: {error}", SETUP)
+
+
 def _packages() -> Iterator[Check]:
     for name in PACKAGES:
         try:
@@ -84,10 +92,15 @@ def _packages() -> Iterator[Check]:
             mend = f"pip install '{floor.package}>={floor.least}', or {SETUP}"
             yield Check("bad", floor.package, f"{found} has {floor.advisory}: {floor.harm}", mend)
     for name, limit in TOO_NEW.items():
-        have = tuple(int(n) for n in version(name).split(".")[:2] if n.isdigit())
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            yield Check("bad", name, "not installed, and Prefect needs it", SETUP)
+            continue
+        have = tuple(int(n) for n in found.split(".")[:2] if n.isdigit())
         if have >= limit:
             shown = ".".join(map(str, limit))
-            yield Check("bad", name, version(name), f"Prefect needs {name}<{shown}: {SETUP}")
+            yield Check("bad", name, found, f"Prefect needs {name}<{shown}: {SETUP}")
 
 
 def _proxy() -> Iterator[Check]:
@@ -133,8 +146,9 @@ def _disk(root: Path) -> Check:
 def _git(root: Path) -> Check:
     try:
         top = Path(git(root, "rev-parse", "--show-toplevel"))
-    except ReflowError:
-        return Check("warn", "git", "none", "git init && git add -A && git commit -m start")
+    except ReflowError as error:
+        start = "git init && git add -A && git commit -m start"
+        return Check("warn", "git", str(error), start if NO_GIT in str(error) else "")
     if top.resolve() == root.resolve():
         return Check("ok", "git", "a repository")
     needs = "`reflow deploy`, `reflow couplings` and `--rev` need a project at the top"
@@ -142,6 +156,8 @@ def _git(root: Path) -> Check:
 
 
 def _params(root: Path) -> Check:
+    from flows.params.load import load
+
     try:
         params = load(root / FILE)
     except ReflowError as error:

@@ -204,8 +204,9 @@ def estimate(
         ),
     ] = False,
     bound: Annotated[
-        float, typer.Option(min=0, help="With --compute: the change up to which one is advised.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(min=0, help="With --compute: the change up to which one is advised; 0.001."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the time and disk space of the chain on this machine, from a probe of seconds."""
@@ -220,6 +221,8 @@ def estimate(
     from flows.cli.load import Watch
 
     with one_line_errors():
+        if bound is not None:
+            raise ReflowError("--bound: says what --compute advises; add --compute")
         root = project()
         watch = Watch()
         with err.status("probing") as status:
@@ -245,13 +248,14 @@ def _say_what_others_took(root: Path, watch: "Watch") -> None:
         err.print(f"note: {said}", markup=False)
 
 
-def _compare_compute(pairs: int | None, bound: float, as_json: bool) -> None:
+def _compare_compute(pairs: int | None, given: float | None, as_json: bool) -> None:
     """Measure the compute settings side by side, and print the line for params.yaml."""
     from rich.progress import Progress
 
     from flows.cli.load import Watch
-    from flows.cli.variants import compare, variant_table
+    from flows.cli.variants import BOUND, compare, variant_table
 
+    bound = BOUND if given is None else given
     with one_line_errors():
         root = project()
         watch = Watch()

@@ -161,7 +161,7 @@ def use(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A parameter file, or the name of a shipped one: eight_gaussians.",
+            help="A parameter file, or the name of one in params/ or a shipped one.",
             autocompletion=complete.parameter_files,
         ),
     ],
@@ -180,7 +180,7 @@ def use(
     with one_line_errors():
         root = find_root(Path.cwd())
         check_own_code(root)
-        found, shipped = named(file), parameter_files().values()
+        found, shipped = named(file, root), parameter_files().values()
         said = use_params(root, found, force=force, whole=whole, shipped=shipped)
         absent = [f"{path} ({place})" for place, path in missing(root).items()]
     if said:

@@ -1,5 +1,6 @@
 """The commands that make and change a project: `reflow init`, `reflow new`, `reflow upgrade`."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +70,7 @@ def new(
         file, seen = write(root, name, source, gpu=gpu, force=force)
         for line in seen.lines:
             say(printable(line))
-        shown = file.relative_to(root)
+        shown = shlex.quote(os.path.relpath(file))
         say(f"{shown}: written; each choice has its reason there")
         if estimate:
             _estimate(root, file)

@@ -43,7 +43,10 @@ def env(as_json: AsJson = False) -> None:
 
 def deploy(  # noqa: PLR0913  # each is an option of the command
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = "chain",
-    cron: Annotated[str | None, typer.Option(help="Cron: '0 2 * * *' for 2:00 each day.")] = None,
+    cron: Annotated[
+        str | None,
+        typer.Option(help="Cron: '0 2 * * *' for 2:00 each day, in the time zone of TZ or here."),
+    ] = None,
     every: Annotated[int | None, typer.Option(min=30, help="Or an interval in seconds.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time; one per GPU.")] = 1,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed run is tried again.")] = 1,

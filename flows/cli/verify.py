@@ -84,7 +84,7 @@ def _chain(root: Path, cache: bool, remotes: list[str], heal: bool, as_json: boo
         more = "".join(f" --remote {name}" for name in remotes)
         say(f"`reflow verify --heal{more}` mends what it can and says what is left")
         return False
-    return _heal(root, report, remotes)
+    return _heal(root, report, cache, remotes)
 
 
 def _checked(root: Path, cache: bool, remotes: list[str]) -> "Report":
@@ -110,14 +110,14 @@ def _checked(root: Path, cache: bool, remotes: list[str]) -> "Report":
         )
 
 
-def _heal(root: Path, report: "Report", remotes: list[str]) -> bool:
+def _heal(root: Path, report: "Report", cache: bool, remotes: list[str]) -> bool:
     from flows.dag.outputs import mend
 
     mend.mend_cache(root, report, say)
     for remote in remotes:
         mend.mend_remote(root, remote, report, say)
     done = mend.mend(root, None, say)
-    again = _checked(root, True, remotes)
+    again = _checked(root, cache, remotes)
     if not again.faults:
         say("whole: all of it is mended")
         return True

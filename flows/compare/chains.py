@@ -42,8 +42,14 @@ def workspace_chain(root: Path) -> ComparedChain:
 
 
 def commit_of(root: Path) -> str:
-    """Return the commit of the workspace, with `+edits` if git has not all of it."""
-    commit = git(root, "rev-parse", "HEAD").strip()
+    """Return the commit of the workspace, with `+edits` if git has not all of it.
+
+    It is "none" where there is no commit yet, or no git: a chain runs without one.
+    """
+    try:
+        commit = git(root, "rev-parse", "HEAD").strip()
+    except ReflowError:
+        return "none"
     dirty = git(root, "status", "--porcelain", "--untracked-files=no").strip()
     dirty = dirty or git(root, "status", "--porcelain", "--", "dvc.lock")  # not committed yet
     return commit + ("+edits" if dirty else "")

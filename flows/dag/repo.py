@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any
 
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import CyclicGraphError, DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo
+from dvc.rwlock import rwlock
 
 from flows.project.git import NO_GIT
 from fmcore.settings import ReflowError
@@ -28,6 +31,31 @@ def open_repo(root: Path, rev: str | None = None) -> Iterator[Any]:
         repo = Repo(str(root), rev=rev)
     with repo:
         yield repo
+
+
+@contextmanager
+def dvc_locked(repo: Any, patience: float = 600.0) -> Iterator[None]:
+    """Hold DVC's lock, by which it records one stage at a time; wait for it `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            repo.lock.lock()
+            break
+        except LockError:  # after 3 seconds; a large output takes longer
+            if time.monotonic() > deadline:
+                raise
+    try:
+        yield
+    finally:
+        repo.lock.unlock()
+
+
+@contextmanager
+def not_being_made(repo: Any, path: str) -> Iterator[None]:
+    """Keep DVC from running the stage that writes `path`; raises LockError while one does."""
+    linked = repo.config["core"].get("hardlink_lock", False)
+    with rwlock(repo.tmp_dir, repo.fs, "reflow verify --heal", [path], [], linked):
+        yield
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def _put(root: Path, wanted: Wanted, order: Order, schedule: Any, say: Any) -> N
     limit = ConcurrencyLimitConfig(
         limit=wanted.limit, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
     )
+    if wanted.cron:
+        say(f"--cron {wanted.cron!r}: in the time zone {schedule.timezone}")
     with get_client(sync_client=True) as client:
         told = None if wanted.notify is None else automations.block(client, wanted.notify)
         crashed.register(client)
@@ -127,10 +129,12 @@ def _schedule(wanted: Wanted) -> CronSchedule | IntervalSchedule | None:
     return None
 
 
-def _timezone() -> str:
-    name = os.environ.get("TZ") or "UTC"
-    with contextlib.suppress(Exception):
-        return ZoneInfo(name).key
+def _timezone(localtime: Path = Path("/etc/localtime")) -> str:
+    """Return the time zone of TZ, else that of this machine; UTC where neither is known."""
+    machines = localtime.resolve().as_posix().partition("/zoneinfo/")[2].removeprefix("posix/")
+    for name in (os.environ.get("TZ", "").removeprefix(":"), machines):
+        with contextlib.suppress(Exception):
+            return ZoneInfo(name).key
     return "UTC"
 
 
@@ -138,7 +142,7 @@ def _server(root: Path) -> tuple[str, str]:
     """Return the API of the server to deploy to and its password; PREFECT_API_URL comes first."""
     settings = get_current_settings()
     if url := settings.api.url:
-        if not servers.answers(f"{url.rstrip('/')}/health"):
+        if not servers.speaks(f"{url.rstrip('/')}/health"):
             raise ReflowError(f"PREFECT_API_URL: {url} does not answer; start that server")
         return url, ""
     kept = servers.living(root)

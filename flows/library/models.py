@@ -24,8 +24,10 @@ class ModelAt:
     data: str | None
 
 
-def model_at(root: Path, rev: str, round_: str) -> ModelAt:
+def model_at(root: Path, rev: str, round_: str, *, into: Path | None = None) -> ModelAt:
     """Copy the model of a round at a revision into .reflow/models, from the cache or a remote.
+
+    `into` is the project that gets it, where that is not `root` itself.
 
     Raises ReflowError if the revision has no such round, or no place has the model.
     """
@@ -35,7 +37,7 @@ def model_at(root: Path, rev: str, round_: str) -> ModelAt:
     if round_ not in trained:
         raise ReflowError(f"no round {round_!r} in {rev}; it has: {', '.join(trained) or 'none'}")
     md5 = trained[round_].md5(trained[round_].paths["out"])
-    folder = root / ".reflow" / "models" / f"{round_}-{md5[:12]}"
+    folder = (into or root) / ".reflow" / "models" / f"{round_}-{md5[:12]}"
     if not folder.is_dir() or store.hash_of(root, folder) != md5:
         _bring(root, md5, f"models/{round_} of {commit.short}", folder)
     return ModelAt(folder, commit, _prepared(entries))

@@ -121,7 +121,12 @@ def load(path: Path, root: Path | None = None) -> Params:
 
     Raises ReflowError with one line for each mistake: file, line, key, what is wrong, the fix.
     """
-    tree = parse(read_text(path), path.name)
+    return load_text(read_text(path), path, root)
+
+
+def load_text(text: str, path: Path, root: Path | None = None) -> Params:
+    """Check a text as `load` would if the file at `path` had it, which it may get afterwards."""
+    tree = parse(text, path.name)
     given = plain(tree)
     _refuse(path, tree, unusual(given))
     own.trust(root or folder_of(path), own.named(given))
@@ -227,11 +232,9 @@ def _graph_mistakes(params: Params) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("couplings", name, "round"), what
     yield from mistakes(params)
     yield from adopted.mistakes(params)
-    for name in rounds:
-        if cycle := _cycle(params, name):
-            what = f"the rounds go in a circle: {' -> '.join(cycle)}; let one start from scratch"
-            yield ("rounds", name), what
-            return
+    if cycle := _cycle(params):
+        what = f"the rounds go in a circle: {' -> '.join(cycle)}; let one start from scratch"
+        yield ("rounds", cycle[0]), what
 
 
 def parents(params: Params, name: str) -> list[str]:
@@ -249,13 +252,17 @@ def maker(params: Params, name: str) -> str | None:
     return made.round if made and made.round in params.rounds else None
 
 
-def _cycle(params: Params, start: str) -> list[str] | None:
-    stack = [[start]]
-    while stack:
-        path = stack.pop()
-        for parent in parents(params, path[-1]):
-            if parent == start:
-                return [*path, parent]
-            if parent not in path:
-                stack.append([*path, parent])
-    return None
+def _cycle(params: Params) -> list[str]:
+    """Return rounds that need each other, the first of them again at the end; [] if none do."""
+    left = {name: parents(params, name) for name in params.rounds}  # not yet looked at
+    done: set[str] = set()
+    for start in params.rounds:
+        path = [] if start in done else [start]
+        while path:
+            if not left[path[-1]]:
+                done.add(path.pop())
+            elif (parent := left[path[-1]].pop(0)) in path:
+                return [*path[path.index(parent) :], parent]
+            elif parent not in done:
+                path.append(parent)
+    return []

@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.params.edit import edited
 from flows.params.load import Params, WithoutGpu, load
+from flows.params.tree import read_text
 from fmcore.network.ema import HalfLife
 
 LEAST_SAMPLES = 256
@@ -28,7 +29,7 @@ def fitted(path: Path, root: Path | None = None) -> tuple[str, str]:
     """
     params = load(path, root)
     cut = params.without_gpu
-    text = at_root(path.read_text())
+    text = at_root(read_text(path))
     if cut is None or params.compute.start().type != "cpu":
         return text, ""
     smaller = edited(text, reductions(params, cut), drop="without_gpu")

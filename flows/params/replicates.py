@@ -12,7 +12,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from flows.params.edit import opened, quoted, written
-from flows.params.tree import read_text
+from flows.params.tree import read_text, write_text
 from fmcore.settings import ReflowError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def replicate(file: Path, count: int, rounds: Collection[str] = ()) -> list[str]
     Returns the names of its replicates, the rounds themselves not counted. The file stays as it is
     if that cannot be.
     """
-    from flows.params.load import load
+    from flows.params.load import load, load_text
 
     before = read_text(file)
     try:
@@ -36,13 +36,9 @@ def replicate(file: Path, count: int, rounds: Collection[str] = ()) -> list[str]
     except (KeyError, TypeError, AttributeError, YAMLError):
         load(file)  # says what is wrong with it
         raise
+    params = load_text(text, file)
     if text != before:
-        file.write_text(text)
-    try:
-        params = load(file)
-    except ReflowError:
-        file.write_text(before)
-        raise
+        write_text(file, text)
     return [name for name, round_ in params.rounds.items() if round_.replicate]
 
 
@@ -90,14 +86,19 @@ def replicated(text: str, count: int, only: Collection[str] = ()) -> str:
 
 
 def _remove(rounds: Any, couplings: Any) -> None:
-    """Remove the replicates that are there, and the couplings made from them."""
-    gone = [
-        name
+    """Remove the replicates and their couplings, by the names that `replicated` gives them.
+
+    What has another name is the user's own.
+    """
+    gone = {
+        name: f"_r{number}"
         for name, round_ in rounds.items()
-        if round_.get("replicate") and round_.get("replicate_of")  # not one written by hand alone
-    ]
-    for name in [name for name, coupling in couplings.items() if coupling["round"] in gone]:
-        del couplings[name]
+        if (number := round_.get("replicate")) and name == f"{round_.get('replicate_of')}_r{number}"
+    }
+    for name in [*couplings]:
+        end = gone.get(couplings[name]["round"])
+        if end and name.endswith(end) and name.removesuffix(end) in couplings:
+            del couplings[name]
     for name in gone:
         del rounds[name]
 

@@ -33,4 +33,12 @@ def seed_of(params: Params, verb: str, key: str = "") -> int:
 
 def depth(params: Params, round_: str) -> int:
     """Return the number of rounds up to a round, itself included, on the longest way to it."""
-    return 1 + max((depth(params, before) for before in parents(params, round_)), default=0)
+    known: dict[str, int] = {}
+    waiting = [round_]
+    while waiting:
+        before = parents(params, waiting[-1])
+        if unknown := [name for name in before if name not in known]:
+            waiting += unknown
+        else:
+            known[waiting.pop()] = 1 + max((known[name] for name in before), default=0)
+    return known[round_]

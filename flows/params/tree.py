@@ -1,5 +1,7 @@
 """The YAML of a parameter file, read within limits: its tree, plain values, and lines of keys."""
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,7 @@ def read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise ReflowError(
-                f"{path.name}: larger than {LARGEST_FILE >> 10} KiB; a parameter file holds only"
-                " settings, keep data in files of their own"
-            )
+        _check_size(data, path)
         return data.decode()
     except FileNotFoundError:
         raise ReflowError(
@@ -47,6 +45,41 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ReflowError(f"{path}: cannot be read ({reason}); name a YAML file") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Give a parameter file a text, whole or not at all: a full disk or a kill leaves the old one.
+
+    Raises ReflowError if the text is too large or cannot be written.
+    """
+    path = path.resolve()  # a link stays one
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    data = text.encode()
+    _check_size(data, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            part.chmod(path.stat().st_mode & 0o777)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise ReflowError(
+            f"{path}: cannot be written ({error.strerror}), so it stays as it was; free some space"
+            " or mend the permissions"
+        ) from None
+
+
+def _check_size(data: bytes, path: Path) -> None:
+    if len(data) > LARGEST_FILE:
+        raise ReflowError(
+            f"{path.name}: larger than {LARGEST_FILE >> 10} KiB; a parameter file holds only"
+            " settings, keep data in files of their own"
+        )
 
 
 def parse(text: str, name: str) -> Any:

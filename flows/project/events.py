@@ -1,14 +1,16 @@
 """The events of a running stage, as JSON lines in a file; one process writes, others read.
 
-The first line is about the stage: `{"stage": "train@rf1", "total": 500, "pid": 7, "at": 9.5}`. Each
-line after it is one event: `{"step": 50, "values": {"loss": 0.25}, "at": 10.5}`, with only the
-values measured at that step; `gates` has what gates say of the stage's metrics. `at` is the time in
-seconds since 1970. Floats are written by `repr`, so that they are read back exactly.
+The first line is about the stage and its process: `{"stage": "train@rf1", "total": 500, "pid": 7,
+"born": "...", "host": "a", "at": 9.5}`. Each line after it is one event, with only the values
+measured at that step: `{"step": 50, "values": {"loss": 0.25}, "at": 10.5}`; `gates` has what gates
+say of the stage's metrics. `at` is the time in seconds since 1970. Floats are written by `repr`, so
+that they are read back exactly.
 """
 
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 from urllib.parse import quote, unquote
+
+from flows.project import servers
 
 POLL_SECONDS = 0.5
 
@@ -37,7 +41,8 @@ class GateEvent:
 class Event:
     """A stage is at `step` of `total`, and measured `values` there; step 0 means that it began.
 
-    `gates` are those of its metrics, `at` is when, `pid` which process began.
+    `gates` are those of its metrics, `at` is when, `pid` which process began: on which `host`, and
+    `born` is a mark that no later one with its number has.
     """
 
     stage: str
@@ -47,6 +52,8 @@ class Event:
     gates: tuple[GateEvent, ...] = ()
     at: float = field(default=0.0, compare=False)
     pid: int = field(default=0, compare=False)
+    born: str = field(default="", compare=False)
+    host: str = field(default="", compare=False)
 
 
 OnEvent = Callable[[Event], object]
@@ -91,7 +98,9 @@ class Writer:
         self.file = new.open("wb", buffering=0)
         self.path, self.step = path, 0
         preview_of(path).unlink(missing_ok=True)
-        self._append({"stage": stage, "total": total, "pid": os.getpid()})
+        pid, host = os.getpid(), socket.gethostname()
+        began = {"pid": pid, "born": servers.born(pid), "host": host}
+        self._append({"stage": stage, "total": total, **began})
         # A new file, not the old one emptied, so that a reader can tell the two apart.
         new.replace(path)
 
@@ -188,7 +197,8 @@ class Reader:
             at, pid = float(found.get("at", 0.0)), int(found.get("pid", 0))
             if "stage" in found:
                 self.stage, self.total = str(found["stage"]), int(found["total"])
-                return Event(self.stage, 0, self.total, at=at, pid=pid)
+                born, host = str(found.get("born", "")), str(found.get("host", ""))
+                return Event(self.stage, 0, self.total, at=at, pid=pid, born=born, host=host)
             values = {str(name): float(value) for name, value in found["values"].items()}
             gates = tuple(GateEvent(**gate) for gate in found.get("gates", ()))
             return Event(self.stage, int(found["step"]), self.total, values, gates, at)

@@ -28,6 +28,9 @@ def _output(folder: Path, *words: str) -> str:
         raise ReflowError("git: not installed; apt install git, or see git-scm.com") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
-        mend = f"; {NO_GIT}" if "not a git repository" in said[-1] else ""
-        raise ReflowError(f"git {words[0]}: {said[-1].removeprefix('fatal: ')}{mend}")
+        why = next((line for line in said if line.startswith("fatal: ")), said[-1])
+        mend = f"; {NO_GIT}" if "not a git repository" in why else ""
+        if "dubious ownership" in why:
+            mend = f"; {said[-1].strip()}"  # the command that git advises
+        raise ReflowError(f"git {words[0]}: {why.removeprefix('fatal: ')}{mend}")
     return done.stdout

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flows.project import servers
+
 State = Literal["waiting", "running", "done", "cached", "failed", "blocked", "stopped"]
 
 
@@ -39,7 +41,10 @@ class StageLine:
 
 @dataclass
 class Run:
-    """A run as its journal has it; `ended` is 0.0 while it runs, or where it was killed."""
+    """A run as its journal has it; `ended` is 0.0 while it runs, or where it was killed.
+
+    `born` is a mark of its process that no later one with its number has.
+    """
 
     title: str
     host: str
@@ -47,6 +52,7 @@ class Run:
     began: float
     stages: dict[str, StageLine]
     ended: float = 0.0
+    born: str = ""
 
 
 def path_of(root: Path) -> Path:
@@ -59,7 +65,8 @@ class Journal:
 
     def __init__(self, path: Path, title: str, stages: list[StageLine]) -> None:
         self.path, self.lock = path, threading.Lock()
-        run = Run(title, socket.gethostname(), os.getpid(), time.time(), {})
+        pid = os.getpid()
+        run = Run(title, socket.gethostname(), pid, time.time(), {}, born=servers.born(pid))
         new = path.with_name(f".{path.name}.new")
         self.file: Any = None
         with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """Store what was read from files, so that an unchanged file is not read again."""
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ changed so recently is not kept."""
 
 TABLE = (
     "CREATE TABLE IF NOT EXISTS seen"
-    " (path TEXT, asked TEXT, stamp TEXT, answer TEXT, PRIMARY KEY (path, asked))"
+    " (path BLOB, asked TEXT, stamp TEXT, answer TEXT, PRIMARY KEY (path, asked))"
 )
 
 
@@ -30,11 +31,11 @@ class Seen:
 
     def __init__(self, root: Path) -> None:
         self.base = _opened(root)
-        self.known: dict[tuple[str, str], tuple[str, str]] = {}
+        self.known: dict[tuple[bytes, str], tuple[str, str]] = {}
         with contextlib.suppress(sqlite3.Error):  # one query: a folder may have 50,000 files
             rows = self.base.execute("SELECT path, asked, stamp, answer FROM seen")
             self.known = {(path, asked): (stamp, answer) for path, asked, stamp, answer in rows}
-        self.new: list[tuple[str, str, str, str]] = []
+        self.new: list[tuple[bytes, str, str, str]] = []
         self.told: dict[tuple[Path, str], str] = {}
 
     def __enter__(self) -> Self:
@@ -63,7 +64,7 @@ class Seen:
         status = file.stat()
         numbers = (status.st_dev, status.st_ino, status.st_size)
         stamp = " ".join(map(str, (*numbers, status.st_mtime_ns, status.st_ctime_ns)))
-        path = str(file.absolute())
+        path = os.fsencode(file.absolute())  # a name need not be UTF-8
         if self.known.get((path, asked), ("", ""))[0] == stamp:
             return self.known[path, asked][1]
         began = time.time_ns()

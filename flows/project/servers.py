@@ -112,15 +112,18 @@ def answers(url: str, seconds: float = 5.0) -> bool:
 
 
 def speaks(url: str, seconds: float = 10.0) -> bool:
-    """Say whether anything answers at a URL, whatever it says; a proxy of the user is asked."""
+    """Say whether a server answers at a URL, if only that it wants a login.
+
+    A proxy of the user is asked; that it finds nothing behind it is no answer.
+    """
     import http.client
     import urllib.error
     import urllib.request
 
     try:
         urllib.request.urlopen(url, timeout=seconds).close()
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (502, 503, 504)
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
@@ -151,14 +154,16 @@ def auth_string(root: Path) -> str:
         return given
     path = auth_file(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
+    if not path.exists():
         made = path.with_suffix(f".{os.getpid()}")
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(f"admin:{secrets.token_urlsafe(24)}\n")
         try:
-            os.link(made, path)  # atomic, for two processes that start at once
-        finally:
-            made.unlink()
+            with contextlib.suppress(FileExistsError):
+                os.link(made, path)  # atomic, for two processes that start at once
+        except OSError:  # a file system without links
+            made.replace(path)
+        made.unlink(missing_ok=True)
     return path.read_text().strip()
 
 

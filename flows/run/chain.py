@@ -79,7 +79,13 @@ def update_chain(
 
 @contextlib.contextmanager
 def recorded(chain_run: ChainRun) -> Iterator[None]:
-    """Write the journal of the run in the block; an interrupted stage has been stopped."""
+    """Write the journal of the run in the block; an interrupted stage has been stopped.
+
+    A run that has nothing to do writes none: another one may be under way, whose it would replace.
+    """
+    if chain_run.nothing_to_do:
+        yield
+        return
     took = {stage: seconds for (stage, _), seconds in timings(chain_run.root).items()}
     stages = [
         StageLine(name, list(stage.upstream), stage.paths.get("curve", ""), took.get(name))

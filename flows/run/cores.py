@@ -7,7 +7,8 @@ one spin while those of the other work. So a stage waits until its threads have 
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from flows.dag.graph import Stage
 from flows.project.executor import EXECUTOR, chosen
@@ -19,11 +20,28 @@ EXECUTED = ("couple", "evaluate")
 """The verbs whose work an executor shares among its workers."""
 
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What a container or a unit of systemd may use: microseconds of cores in each period, or `max`."""
+
+
+def allotted() -> int:
+    """Return how many cores this process may use: Slurm and containers allot fewer than there are.
+
+    Its affinity is asked, and the quota of its control group.
+    """
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = map(int, QUOTA.read_text().split())
+        count = min(count, max(1, quota // period))
+    return count
+
+
 class Cores:
     """A counted resource: `take(n)` waits until n cores are free."""
 
     def __init__(self, total: int | None = None) -> None:
-        self.total = total or os.cpu_count() or 1
+        self.total = total or allotted()
         self.free = self.total
         self._changed = threading.Condition()
 

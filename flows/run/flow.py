@@ -163,7 +163,7 @@ def _run(chain_run: ChainRun) -> bool:
             APILogWorker.drain_all(timeout=10)
             EventsWorker.drain_all(timeout=10)
         except Exception:
-            if servers.answers(f"{url}/health"):
+            if servers.speaks(f"{url}/health"):
                 raise
             say(
                 "Prefect's server went away: later events were not reported to it; the work goes on"
@@ -175,7 +175,7 @@ def _run(chain_run: ChainRun) -> bool:
             raise
     if chain_run.result().ok or chain_run.result().errors:
         return True
-    if not servers.answers(f"{url}/health"):
+    if not servers.speaks(f"{url}/health"):
         return False
     if isinstance(state.data, BaseException):
         raise state.data

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -138,11 +138,9 @@ class ChainRun:
         """
         said, delay = "", 2.0
         while True:
-            room = self.cores.take(wanted(self.stages[name]))
-            self._note(name, "running", began=time.time())
             try:
                 return update_stage(
-                    self.root, name, tell, self.processes, room,
+                    self.root, name, tell, self.processes, self._room(name),
                     on_event=self._hear, pull=self.pull,
                 )  # fmt: skip
             except StageFailed as error:
@@ -157,6 +155,13 @@ class ChainRun:
                         raise
                     time.sleep(0.2)
             delay = min(2 * delay, 60.0)
+
+    @contextlib.contextmanager
+    def _room(self, name: str) -> Iterator[None]:
+        """Hold the cores of a stage; it runs from when it has them."""
+        with self.cores.take(wanted(self.stages[name])):
+            self._note(name, "running", began=time.time())
+            yield
 
     def _hear(self, event: Event) -> None:
         if unhappy := [gate for gate in event.gates if gate.state in ("warn", "fail")]:

@@ -1,6 +1,7 @@
 """`reflow run`: run the chain, record it live, and print the results."""
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def start(
     _failures(result, screen)
     if result.ok:
         _rounds(root, out)
-        _end(say, [*_recorded(root, result.flow_run, mlflow), *_keeping(uncommitted(root))])
+        _end(say, [*_recorded(root, result.flow_run, mlflow), *_keeping(root, uncommitted(root))])
     return result.ok
 
 
@@ -127,9 +128,10 @@ def _recorded(root: Path, flow_run: str, mlflow: bool) -> list[str]:
     return lines
 
 
-def _keeping(files: list[str]) -> list[str]:
-    """Return the line that says how to commit files; none where there are none."""
-    return [f"keep it      git add {' '.join(files)} && git commit -m 'A chain'"] if files else []
+def _keeping(root: Path, files: list[str]) -> list[str]:
+    """Return the line that says how to commit files, as seen from here; none without any."""
+    there = " ".join(shlex.quote(os.path.relpath(root / file)) for file in files)
+    return [f"keep it      git add {there} && git commit -m 'A chain'"] if files else []
 
 
 def uncommitted(root: Path) -> list[str]:

@@ -118,18 +118,31 @@ def mark_crashed(root: Path) -> list[str]:
     marked = []
     with get_client(sync_client=True) as client:
         for path in sorted(_folder(root).glob("*")):
+            if (flow_run := _flow_run(path.name)) is None:
+                continue
             with path.open("a") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue  # its process exists
                 try:
-                    marked += _mark_crashed(client, UUID(path.name))
+                    marked += _mark_crashed(client, flow_run)
                 except ObjectNotFound:
                     if time.time() - path.stat().st_mtime < FORGET:
                         continue
                 path.unlink(missing_ok=True)
     return marked
+
+
+def _flow_run(name: str) -> UUID | None:
+    """Return the flow run whose lock has this name; None for a file that is no lock of ours.
+
+    >>> _flow_run(".DS_Store")
+    """
+    try:
+        return UUID(name)
+    except ValueError:
+        return None
 
 
 def _mark_crashed(client: SyncPrefectClient, flow_run: UUID) -> list[str]:

@@ -65,7 +65,7 @@ def folder_of(root: Path, model: Teacher, scratch: Path) -> Path | None:
         return None
     project = (root / model.path).resolve()
     if model.rev is not None:
-        return model_at(project, model.rev, str(model.round)).folder
+        return model_at(project, model.rev, str(model.round), into=root).folder
     folder = project if model.round is None else project / "models" / model.round
     if not (folder / "config.json").is_file():
         what = "a model's folder" if model.round is None else f"the model of round {model.round}"

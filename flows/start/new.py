@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 
-from flows.params.load import NAME, Params, load
+from flows.params.load import NAME, Params, load_text
+from flows.params.tree import write_text
 from flows.start import look
 from flows.start.choose import sections
 from flows.start.look import Seen
@@ -42,17 +43,8 @@ def new(root: Path, name: str, source: Source, *, gpu: bool, force: bool) -> tup
         raise ReflowError(f"{file.relative_to(root)}: is there; take another name, or --force")
     seen = _looked(source, gpu)
     text = HEAD.format(name=name) + _text(_placed(seen, root), gpu)
-    before = file.read_text() if file.exists() else None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    try:
-        load(file, root)
-    except ReflowError:
-        if before is None:
-            file.unlink()
-        else:
-            file.write_text(before)
-        raise
+    load_text(text, file, root)
+    write_text(file, text)
     return file, seen
 
 

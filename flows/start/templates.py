@@ -93,11 +93,15 @@ def parameter_files() -> dict[str, Path]:
     return {file.stem: file for file in sorted(_place("params").glob("*.yaml"))}
 
 
-def named(file: Path) -> Path:
-    """Return the shipped file for `NAME` or `params/NAME.yaml` where the project has none."""
-    shipped = parameter_files().get(file.stem)
-    asked = str(file) in (file.stem, f"params/{file.stem}.yaml")
-    return shipped if shipped and asked and not file.exists() else file
+def named(file: Path, root: Path) -> Path:
+    """Return the file meant by a path, or by `NAME` or `params/NAME.yaml`.
+
+    What is there comes first, then the project's own params/NAME.yaml, then the shipped one.
+    """
+    if file.is_file() or str(file) not in (file.stem, f"params/{file.stem}.yaml"):
+        return file
+    own = root / "params" / f"{file.stem}.yaml"
+    return own if own.is_file() else parameter_files().get(file.stem, file)
 
 
 def parameter_file(name: str) -> Path:

@@ -150,21 +150,21 @@ class Tracker:
         return self._with_params(run, short)
 
     def _with_params(self, run: Any, values: dict[str, str]) -> str:
-        """Return the number of a run, which gets its parameters unless it has some.
+        """Return the number of a run, which gets the parameters that it does not have.
 
-        MLflow creates a run first and takes its parameters later; a kill may lie between the two.
+        MLflow creates a run first and takes its parameters later; a kill may lie in between.
         """
         number = str(run.info.run_id)
-        if not run.data.params:
-            self.set_params(number, values)
+        self.set_params(number, {k: v for k, v in values.items() if k not in run.data.params})
         return number
 
     def set_params(self, run: str, values: dict[str, str]) -> None:
-        """Log parameters of a run, cut to the length that MLflow allows."""
+        """Log parameters of a run, cut to the length and in the batches that MLflow allows."""
         from mlflow.entities import Param
 
         params = [Param(k, v[:6000]) for k, v in values.items()]
-        self.client.log_batch(run, params=params)
+        for first in range(0, len(params), 100):
+            self.client.log_batch(run, params=params[first : first + 100])
 
     def show(self, name: str, state: str) -> None:
         """Keep a view of the experiment's runs for MLflow's pages."""

@@ -81,6 +81,9 @@ class Live:
                     for line in tracker.notes:
                         self.warn(line)
                 curve.log(tracker)
+        for curve in curves.values():
+            if tracker is not None and not self.stopped:
+                curve.end(tracker)
 
     def _collected(self) -> tuple[list[Event], bool]:
         """Return the events of a few seconds, and whether there may be more."""
@@ -109,7 +112,7 @@ class _Curve:
     def __init__(self, stage: str, whole: Chain, planned: Entry) -> None:
         self.whole, self.planned = whole, planned
         self.round = next(r for r in whole.rounds if f"train@{r.name}" == stage)
-        self.run = ""
+        self.parent = self.run = ""
         self.there: set[tuple[str, int]] = set()
         self.new: list[Point] = []
 
@@ -123,10 +126,16 @@ class _Curve:
 
     def log(self, tracker: "Tracker") -> None:
         if not self.run:
-            parent = tracker.parent(self.whole)
-            self.run = tracker.child(self.whole, parent, self.round, self.planned)
+            self.parent = tracker.parent(self.whole)
+            self.run = tracker.child(self.whole, self.parent, self.round, self.planned)
             self.there = {(name, step) for name, _, step in tracker.points(self.run, "train/")}
-            tracker.client.update_run(parent, status="RUNNING")
+            for run in (self.parent, self.run):
+                tracker.client.update_run(run, status="RUNNING")
         tracker.log(self.run, [p for p in self.new if (p[0], p[2]) not in self.there])
         self.there |= {(name, step) for name, _, step in self.new}
         self.new = []
+
+    def end(self, tracker: "Tracker") -> None:
+        """Let its runs run no more; those that are whole `publish` then calls finished."""
+        for run in filter(None, (self.parent, self.run)):
+            tracker.client.set_terminated(run, "KILLED")

@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.dag.chain import chain
 from flows.dag.lineage import lock_entries
 from flows.project.locks import locked
-from flows.tracking.client import Tracker
+from flows.tracking.client import Tracker, answers
 from flows.tracking.promotion import USES
 from flows.tracking.registry import SHIPPED, Registered, offer, register
 from fmcore.settings import ReflowError
@@ -23,7 +23,8 @@ def ship(root: Path, round_: str | None, uses: Sequence[str] = USES) -> list[str
         if use not in USES:
             raise ReflowError(f"--as: expected one of {', '.join(USES)}, got {use!r}")
     held = "a `reflow publish`, or the end of a run, is writing to MLflow"
-    with locked(root, "publish", held, "wait for it to end, then ship again", patience=10):
+    mend = "wait for it to end, then ship again"
+    with locked(root, "publish", held, mend, patience=10), answers():
         entries = lock_entries(root)
         whole = chain(entries, entries)
         given = offer(root, whole)

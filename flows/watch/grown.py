@@ -84,12 +84,8 @@ def so_far(root: Path) -> list[ComparedChain]:
         rounds = [r for r in round_names(params) if r.name in measured]
         places = {name: paths[name] for name in ("metrics", "fd", "yardstick")}
         found = compared(rounds, params.gates, **places)
-    try:
-        commit = commit_of(root)
-    except ReflowError:  # no git: a chain runs without one
-        commit = "none"
     took = {r.name: spent(root, r) for r in whole.rounds if r.name in measured}
-    return [ComparedChain(WORKSPACE, describe(whole, read, commit), found, read, took)]
+    return [ComparedChain(WORKSPACE, describe(whole, read, commit_of(root)), found, read, took)]
 
 
 def _trained(seen: Seen) -> list[Watched]:

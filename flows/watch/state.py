@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flows.project import events, journal
+from flows.project import events, journal, servers
 from flows.project.events import Event, Reader
 from flows.project.journal import StageLine, State
 from flows.project.process_group import exists
@@ -16,6 +16,9 @@ from flows.project.process_group import exists
 Points = list[tuple[int, float]]
 """A curve: steps and values."""
 
+SILENT = 3600.0
+"""Seconds without an event after which a process on another machine, which cannot be asked, counts
+as gone."""
 RECENT = 20
 """Events from which the speed of a stage is taken."""
 
@@ -104,12 +107,11 @@ class Eye:
         newest = max((told.began for told in self.told.values()), default=0.0)
         if run is None or (run.ended and newest > run.ended):
             return self._without_journal(now)
-        here = run.host == socket.gethostname()
-        alive = not run.ended and (exists(run.pid) or not here)
+        last = max([run.began, *(t.events[-1].at for t in self.told.values() if t.events)])
+        last = max([last, *(line.began + line.seconds for line in run.stages.values())])
+        alive = not run.ended and _lives(run.pid, run.born, run.host, now - last)
         stages = [self._stage(line, run.began, alive, now) for line in run.stages.values()]
-        ended = run.ended or max(
-            [run.began, *(t.events[-1].at for t in self.told.values() if t.events)]
-        )
+        ended = run.ended or last
         state = "running" if alive else _end([s.state for s in stages]) if run.ended else "killed"
         until = now if alive else ended
         left = remaining(run.stages, stages) if alive else None
@@ -123,7 +125,9 @@ class Eye:
         stages = []
         for _, name in found:
             told = self.told[name].events
-            state: State = "running" if told[0].pid and exists(told[0].pid) else "done"
+            by = told[0]
+            alive = by.pid and _lives(by.pid, by.born, by.host, now - told[-1].at)
+            state: State = "running" if alive else "done"
             if state == "done" and told[-1].step < told[-1].total:
                 state = "stopped"
             line = StageLine(name, state=state, began=told[0].at, seconds=told[-1].at - told[0].at)
@@ -157,6 +161,13 @@ class Eye:
             found.seconds = now - line.began
             found.left = _left(told if fresh else [], line, now)
         return found
+
+
+def _lives(pid: int, born: str, host: str, silent: float) -> bool:
+    """Say whether a process goes on that was last heard of `silent` seconds ago."""
+    if host and host != socket.gethostname():
+        return silent < SILENT
+    return servers.born(pid) == born if born else exists(pid)
 
 
 def _end(states: list[State]) -> Literal["done", "failed", "stopped"]:

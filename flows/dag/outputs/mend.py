@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dvc.lock import LockError
+
 from flows.dag.graph import Project, opened
 from flows.dag.outputs.content import Content, is_good, listing, object_path, outs_of, recorded
 from flows.dag.outputs.store import CACHE, answers, exists, odb_of, remotes
 from flows.dag.outputs.verify import Report, workspace_faults
+from flows.dag.repo import dvc_locked, not_being_made
 from flows.project.git import file_at
 from flows.project.locks import locked
 from fmcore.settings import ReflowError
@@ -35,26 +38,38 @@ def mend(root: Path, paths: Iterable[str] | None, say: Say) -> Mended:
     """Restore the damaged outputs among `paths` (None: all); tell what is done line by line.
 
     A damaged output that nothing has a good copy of gets a new time, so that DVC sees that it
-    changed and runs its stage again.
+    changed and runs its stage again. One that a stage is making now is left alone: it is not yet
+    what dvc.lock records.
     """
     root, done = root.resolve(), Mended()
     busy = locked(root, "mend", "outputs are being mended", "wait for that to end", patience=600.0)
-    with busy, opened(root) as project:
+    # Under DVC's lock no stage that has ended waits to be recorded, so dvc.lock is read after it.
+    with busy, opened(root) as before, dvc_locked(before.repo), opened(root) as project:
         for path, faults in list(workspace_faults(project, paths)):
             if not faults:
                 continue
             stage, md5 = recorded(project)[path]
-            found = _gather(project, root, path, md5, say)
-            if found and _restore(project, root, path, md5):
-                done.restored.append(path)
-                say(f"{path}: restored from {found}")
-                continue
-            done.remake.append(stage)
-            for file in [root / path, *(root / path).rglob("*")]:
-                with contextlib.suppress(OSError):
-                    os.utime(file)
-            say(f"{path}: no good copy is left; the stage {stage} makes it again")
+            try:
+                with not_being_made(project.repo, outs_of(project)[path].fs_path):
+                    _mend(project, root, path, stage, md5, done, say)
+            except LockError:
+                say(f"{path}: {stage} is making it now, so it is left as it is")
     return done
+
+
+def _mend(
+    project: Project, root: Path, path: str, stage: str, md5: str, done: Mended, say: Say
+) -> None:
+    found = _gather(project, root, path, md5, say)
+    if found and _restore(project, root, path, md5):
+        done.restored.append(path)
+        say(f"{path}: restored from {found}")
+        return
+    done.remake.append(stage)
+    for file in [root / path, *(root / path).rglob("*")]:
+        with contextlib.suppress(OSError):
+            os.utime(file)
+    say(f"{path}: no good copy is left; the stage {stage} makes it again")
 
 
 def mend_cache(root: Path, report: Report, say: Say) -> None:

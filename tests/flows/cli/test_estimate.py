@@ -7,9 +7,11 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import flows.cli.estimate
 from flows.cli.estimate import estimate, one_step
+from flows.cli.main import app
 from flows.params.load import load
 from fmcore.couple import couple
 from fmcore.coupling.compact import Store
@@ -116,3 +118,8 @@ def test_prepared_data_and_trained_models_are_taken_where_dvc_yaml_has_them(chai
     (chain.root / "data/prepared" / MANIFEST).unlink()  # not whole, so not prepared
     with pytest.raises(AssertionError, match="the data set is read"):
         estimate(chain.root, seconds=0.01)
+
+
+def test_a_bound_without_what_it_bounds_is_refused():
+    done = CliRunner().invoke(app, ["estimate", "--bound", "0.01"])
+    assert done.exit_code == 2 and "error: --bound: " in done.stderr

@@ -51,8 +51,12 @@ def test_a_shipped_file_is_named_where_the_project_has_none(use, empty, word):
     assert done.exit_code == 2 and "no_such" in done.output
 
 
-def test_a_file_of_the_project_comes_before_a_shipped_one(use, empty):
+@pytest.mark.parametrize("place", [".", "data"])
+@pytest.mark.parametrize("word", ["two_moons", "params/two_moons.yaml"])
+def test_a_file_of_the_project_comes_before_a_shipped_one(use, empty, monkeypatch, word, place):
     text = (SOURCE / "params" / "gaussian.yaml").read_text().replace("seed: 0", "seed: 7")
     empty.write("params/two_moons.yaml", text)
-    assert CliRunner().invoke(app, ["use", "--force", "params/two_moons.yaml"]).exit_code == 0
+    (empty.root / "data" / "two_moons").mkdir(parents=True)  # a folder is no parameter file
+    monkeypatch.chdir(empty.root / place)
+    assert CliRunner().invoke(app, ["use", "--force", word]).exit_code == 0
     assert "seed: 7" in (empty.root / "params.yaml").read_text()

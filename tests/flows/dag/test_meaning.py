@@ -161,6 +161,15 @@ def test_without_its_data_base_or_with_a_damaged_one_everything_is_read(tmp_path
         assert seen.text(file, "content", Path.read_text) == "x = 1"
 
 
+def test_a_file_whose_name_is_not_utf_8_is_known_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.project.seen.RECENT", -(10**12))  # as if the file were older
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    file.write_text("x")
+    for read in (Path.read_text, lambda _: "read again"):
+        with Seen(tmp_path) as seen:
+            assert seen.text(file, "content", read) == "x"
+
+
 ELSEWHERE = """
 import ast, json, sys, types
 from pathlib import Path

@@ -78,6 +78,22 @@ def test_a_seed_of_its_own_is_not_repeated(file):
     assert seed_of(params, "train", "rf2_r2") != 5
 
 
+def test_a_coupling_or_a_round_of_the_users_own_is_left_alone(file):
+    replicate(file, 2)
+    train = "train: {steps: 1, lr: 1.0e-3}"
+    own = f"  more: {{coupling: big, init: rf1_r2, {train}}}\ncouplings:\n"
+    text = file.read_text().replace("\ncouplings:\n", f"\n{own}")
+    text += "  big: {round: rf1_r2, pairs: 500}\n  big_r2: {round: rf1_r2, pairs: 300}\n"
+    file.write_text(text)
+    replicate(file, 2, ["rf1", "rf2"])
+    params = load(file)
+    assert params.couplings["big"].pairs == 500 and params.rounds["more"].coupling == "big"
+    before = file.read_text()
+    with pytest.raises(ReflowError, match="no round 'rf1_r2'"):
+        replicate(file, 1)  # its rounds would be gone
+    assert file.read_text() == before
+
+
 REFUSED = [
     ("replicate_of: rf2, replicate: 2", "replicate: 2", "belong together"),
     ("replicate_of: rf2", "replicate_of: rf9", "no round 'rf9' that could be repeated"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.params.load import load
+from flows.params.load import load, parents
 from flows.params.seeds import depth, seed_of
 from fmcore.settings import ReflowError, derive_seed
 from tests.conftest import SOURCE
@@ -84,3 +84,24 @@ def test_the_data_the_yardstick_and_the_evaluation_take_their_own_seed_or_the_ch
         found = load(file)
         assert [seed_of(found, v) for v in shared] == [0 if v == verb else 3 for v in shared]
         assert seed_of(found, "train", "rf1") == derive_seed(3, "train", "rf1")
+
+
+def test_of_many_rounds_with_many_ways_to_each_none_is_asked_often(tmp_path, monkeypatch):
+    """Each starts from the round before and trains on the pairs of the one before that."""
+    rounds, couplings, count = "", "", 60
+    for n in range(3, count):
+        rounds += f"  rf{n}: {{coupling: c{n - 2}, init: rf{n - 1}, {TRAIN}}}\n"
+        couplings += f"  c{n - 2}: {{round: rf{n - 2}, pairs: 9}}\n"
+    text = PARAMS.replace("\ncouplings:\n", f"\n{rounds}couplings:\n") + couplings
+    (tmp_path / "params.yaml").write_text(text)
+    asked: list[str] = []
+
+    def counted(params, name):
+        asked.append(name)
+        assert len(asked) < 10 * count  # there are 2e12 ways
+        return parents(params, name)
+
+    monkeypatch.setattr("flows.params.load.parents", counted)
+    monkeypatch.setattr("flows.params.seeds.parents", counted)
+    params = load(tmp_path / "params.yaml")
+    assert depth(params, f"rf{count - 1}") == count - 1

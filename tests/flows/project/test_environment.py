@@ -1,5 +1,6 @@
 """The environment of the tools: loopback goes past proxies; the password stays with its server."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import urllib.request
 
 import pytest
 
+from flows.cli.doctor import _git
+from flows.compare.chains import commit_of
 from flows.project import environment, git, servers
 from fmcore.settings import ReflowError
 from tests.conftest import SOURCE
@@ -110,6 +113,23 @@ def test_without_git_the_line_says_how_to_mend_it(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_of_what_git_says_the_reason_is_told(tmp_path):
+    git.git(tmp_path, "init", "-q")
+    with pytest.raises(ReflowError, match="git rev-parse: ambiguous argument 'HEAD': unknown rev"):
+        git.git(tmp_path, "rev-parse", "HEAD")
+    assert commit_of(tmp_path) == "none"
+
+
+def test_a_repository_of_somebody_else_is_told_with_gits_own_advice(tmp_path, monkeypatch):
+    git.git(tmp_path, "init", "-q")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    check = _git(tmp_path)
+    assert check.state == "warn" and "dubious ownership" in check.found
+    assert "git config --global --add safe.directory" in check.found
+    monkeypatch.setenv("PATH", "")
+    assert "not installed" in _git(tmp_path).found
+
+
 @pytest.mark.parametrize(
     ("said", "short"),
     [
@@ -124,6 +144,18 @@ def test_without_git_the_line_says_how_to_mend_it(tmp_path):
 def test_a_dead_server_is_a_few_words(said, short):
     assert servers.reason(OSError(said)).startswith(short)
     assert len(servers.reason(OSError(said))) <= 100
+
+
+def test_a_file_system_without_links_has_one_password_too(tmp_path, monkeypatch):
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.delenv(servers.PREFECT_AUTH, raising=False)
+    monkeypatch.setattr(os, "link", link)
+    first = servers.auth_string(tmp_path)
+    assert first.startswith("admin:") and servers.auth_string(tmp_path) == first
+    file = servers.auth_file(tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o600 and [*file.parent.iterdir()] == [file]
 
 
 WORDS = (["settings"], ["settings", "train.lr"], ["doctor"])

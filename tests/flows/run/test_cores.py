@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from flows.dag import graph
 from flows.dag.graph import Stage
 from flows.project.executor import EXECUTOR
 from flows.run.cores import THREADS, Cores, wanted
+from flows.run.repro import Outcome
 from flows.run.schedule import ChainRun
 from fmcore.work.compute import Compute
 from tests.conftest import SOURCE
@@ -39,6 +41,18 @@ def test_no_more_threads_than_cores_and_all_get_through(threads, at_once):
     assert (most, done, cores.free) == (at_once, 8, 4)
 
 
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 3), ("", 3)],
+)
+def test_the_cores_are_those_that_are_allotted(monkeypatch, tmp_path, quota, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5}, raising=False)
+    monkeypatch.setattr("flows.run.cores.QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert Cores().total == expected
+
+
 def fails(cores):
     with cores.take(2):
         raise RuntimeError("stage failed")
@@ -49,6 +63,20 @@ def test_a_failing_stage_gives_its_cores_back():
     with pytest.raises(RuntimeError):
         fails(cores)
     assert cores.free == 2
+
+
+def test_a_stage_that_waits_for_cores_does_not_run_yet(monkeypatch):
+    def update(root, name, tell, processes, room, **_):
+        assert noted == []
+        with room:
+            assert noted == [("a", "running")]
+        return Outcome(name, "done", 0.0)
+
+    noted: list[tuple[str, str]] = []
+    monkeypatch.setattr("flows.run.schedule.update_stage", update)
+    monkeypatch.setattr(ChainRun, "_note", lambda self, *said, **_: noted.append(said))
+    ChainRun(Path(), {"a": stage("a", {})}).update("a", lambda line: None)
+    assert noted == [("a", "running"), ("a", "done")]
 
 
 def stage(name, params):

@@ -33,6 +33,9 @@ def test_a_run_says_how_far_each_stage_is(empty):
     stages = run(empty)
     assert [s.state for s in stages.values()] == ["cached", "done", "done"]
     assert stages["one"].before and stages["one"].before > 0
+    before = journal.path_of(empty.root).read_bytes()
+    run(empty)  # has nothing to do, and hides no other run
+    assert journal.path_of(empty.root).read_bytes() == before
     lines = journal.path_of(empty.root).read_text().splitlines()
     assert [line for line in lines if '"one", "state": "running"' in line] == []
     assert len([line for line in lines if '"two", "state": "running"' in line]) == 1

@@ -16,11 +16,18 @@ def test_a_run_says_what_to_commit_until_it_is(tmp_path: Path, monkeypatch: pyte
     project: Project = tiny_chain.build(tmp_path)
     files = uncommitted(project.root)
     assert "dvc.lock" in files and "metrics" in files
-    (said,) = _keeping(files)
+    (said,) = _keeping(project.root, files)
     project.sh("bash", "-c", said.removeprefix("keep it").strip())
-    assert uncommitted(project.root) == [] == _keeping([])
+    assert uncommitted(project.root) == [] == _keeping(project.root, [])
     (project.root / "params.yaml").write_text((project.root / "params.yaml").read_text() + "\n")
     assert uncommitted(project.root) == ["params.yaml"]
+
+
+def test_the_line_works_from_a_folder_of_the_project(tmp_path: Path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    (said,) = _keeping(tmp_path, ["dvc.lock", "metrics"])
+    assert "git add ../dvc.lock ../metrics &&" in said
 
 
 def test_without_git_there_is_nothing_to_commit(tmp_path: Path):

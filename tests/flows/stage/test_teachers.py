@@ -103,6 +103,8 @@ def test_a_round_of_another_project_now_and_at_a_revision(chain, tmp_path):
     ask = ProjectModel(kind="reflow", path=str(chain.root), round="student")
     now = folder_of(tmp_path, ask, tmp_path)
     then = folder_of(tmp_path, ask.model_copy(update={"rev": "HEAD"}), tmp_path)
+    assert then.is_relative_to(tmp_path / ".reflow" / "models")  # nothing is written into theirs
+    assert not (chain.root / ".reflow" / "models").exists()
     assert now != then and load_model(now).digest == load_model(then).digest
     with pytest.raises(ReflowError, match="the model of round rf9"):
         folder_of(tmp_path, ask.model_copy(update={"round": "rf9"}), tmp_path)

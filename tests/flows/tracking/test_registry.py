@@ -30,6 +30,18 @@ def project(tmp_path_factory):
     return tmp_path_factory.mktemp("registry")
 
 
+def test_a_run_gets_all_of_many_parameters_and_those_that_a_kill_left_out(tracker):
+    many = {f"own{i:03}": str(i) for i in range(150)}
+    whole = replace(chain_of("many"), settings={"data": {"name": "custom", **many}})
+    run = tracker.parent(whole)
+    found = tracker.client.get_run(run).data.params
+    assert len(found) == 151 and found["data.own149"] == "149"
+    half = tracker.client.create_run(tracker.experiment)
+    tracker.set_params(half.info.run_id, dict([*many.items()][:100]))
+    tracker._with_params(tracker.client.get_run(half.info.run_id), many)
+    assert tracker.client.get_run(half.info.run_id).data.params == many
+
+
 @pytest.fixture
 def tracker(project, monkeypatch, request):
     """MLflow with an experiment of the test's own, so with registered models of its own."""
@@ -50,6 +62,17 @@ def published(tracker, key, *rounds):
             tracker.experiment, name="velocity", source_run_id=run.info.run_id
         )
     return chain_of(key)
+
+
+def test_a_server_that_is_down_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("flows.tracking.ship.lock_entries", lambda _: {})
+    monkeypatch.setattr("flows.tracking.ship.chain", lambda *_: chain_of("a"))
+    monkeypatch.setattr("flows.tracking.ship.offer", lambda *_: Offer("k", {}, {"rf1": {}}))
+    with pytest.raises(ReflowError, match="MLflow: no server answers there") as error:
+        ship(tmp_path, "rf1")
+    assert "\n" not in str(error.value)
 
 
 def test_the_settings_of_a_chain_are_the_parameters_of_its_run(tracker):

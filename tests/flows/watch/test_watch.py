@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.project import events, journal
+from flows.project import events, journal, servers
 from flows.project.journal import Journal, StageLine
 from flows.watch.state import Eye
 from flows.watch.terminal import NONE, blocks, line_of, sparkline, view
@@ -125,6 +126,33 @@ def test_a_run_that_was_killed_does_not_run_for_ever(tmp_path):
     seen = Eye(tmp_path).look()
     assert seen.state == "killed" and seen.stages[1].state == "stopped"
     assert "its process is gone" in line_of(seen)
+
+
+def test_a_later_process_with_its_number_is_not_the_run(tmp_path):
+    run = begun(tmp_path)
+    run.stage("train@rf1", "running", began=0.0)
+    with trained(tmp_path):
+        pass
+    for file in (journal.path_of(tmp_path), events.path_of(tmp_path, "train@rf1")):
+        born = servers.born(os.getpid())
+        assert born in file.read_text()
+        file.write_text(file.read_text().replace(born, f"{born}0"))
+    assert Eye(tmp_path).look().state == "killed"
+    journal.path_of(tmp_path).unlink()
+    assert Eye(tmp_path).look().state == "stopped"
+
+
+def test_a_run_on_another_machine_that_fell_silent_has_ended(tmp_path, monkeypatch):
+    begun(tmp_path).stage("train@rf1", "running", began=0.0)
+    with trained(tmp_path):
+        pass
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    now = time.time()
+    for without_journal, ended in ((False, "killed"), (True, "stopped")):
+        if without_journal:
+            journal.path_of(tmp_path).unlink()
+        assert Eye(tmp_path, lambda: now + 60).look().state == "running"
+        assert Eye(tmp_path, lambda: now + 86400).look().state == ended
 
 
 def test_a_cached_round_has_its_recorded_losses_and_not_those_of_an_earlier_run(tmp_path):
