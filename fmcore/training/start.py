@@ -11,7 +11,8 @@ from fmcore.training.fit import Train
 def network_to_train(start: VelocityNetwork, settings: Train, *, seed: int) -> VelocityNetwork:
     """Return the network that a training changes; with an adapter it is a copy of `start`.
 
-    An input for spans that objective mean_flow adds is trained beside the adapter, all of it. Raises ReflowError for an adapter that the settings or the network do not allow.
+    An input for spans that objective mean_flow adds is trained beside the adapter. Raises
+    ReflowError for an adapter that the settings or the network do not allow.
     """
     network = with_spans(start) if settings.objective == "mean_flow" else start
     if settings.adapter is None:
