@@ -85,6 +85,7 @@ def with_spans(network: VelocityNetwork) -> VelocityNetwork:
             "objective mean_flow needs the span of an average velocity: network"
             f" {inner.settings.path} takes none; let its forward take (x, t, label, span=None)"
         )
+    assert not isinstance(network, OwnNetwork)  # which is its own inner network
     if network.settings.spans:
         return network
     wider = build(network.settings.model_copy(update={"spans": True}), network.shape, seed=0)
