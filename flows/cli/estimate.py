@@ -22,7 +22,7 @@ from flows.stage.imports import pairs_of
 from fmcore.choices.multistep import AdamsBashforth
 from fmcore.coupling.noise import gaussian_noise
 from fmcore.coupling.read import open_coupling
-from fmcore.network.build import VelocityNetwork, fitting, with_spans
+from fmcore.network.build import VelocityNetwork, fitting
 from fmcore.network.store import load as load_model
 from fmcore.outside.imported import Imported, importer_of
 from fmcore.sampling.flow import Flow
@@ -166,9 +166,7 @@ def one_step(
 ) -> tuple[Callable[[], float], float]:
     """Return a training step as a function, and the share of the round's batch that it takes."""
     device = compute.start()
-    # A round before may have added the input for spans, which an adapter cannot.
-    with_input = with_spans(network) if settings.objective == "mean_flow" else network
-    network = network_to_train(with_input, settings, seed=0)
+    network = network_to_train(network, settings, seed=0)
     batch = settings.batch // settings.processes
     # On a CPU a step takes a time proportional to its rows: some of them are enough.
     rows = min(batch, network.tile) if device.type == "cpu" else batch

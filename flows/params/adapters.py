@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fmcore.training.start import NO_SPANS, without_adapter
+from fmcore.training.start import without_adapter
 
 if TYPE_CHECKING:
     from flows.params.load import Params
@@ -23,17 +23,3 @@ def impossible_adapters(params: "Params") -> Iterator[tuple[tuple[str, ...], str
             yield ("rounds", name, "init"), what
         for key, what in without_adapter(train):
             yield (*place, key), what
-        if train.objective == "mean_flow" and not _has_spans(params, round_.init):
-            yield (*place, "objective"), NO_SPANS
-
-
-def _has_spans(params: "Params", name: str) -> bool:
-    """Say whether the network of a round may have an input for spans; that of a teacher may."""
-    seen: set[str] = set()
-    while name in params.rounds and name not in seen:
-        train = params.rounds[name].train
-        if train is None or train.objective == "mean_flow":
-            return True
-        seen.add(name)
-        name = params.rounds[name].init
-    return getattr(params.network, "spans", params.network.name == "custom")

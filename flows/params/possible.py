@@ -132,14 +132,12 @@ def _round(params: "Params", name: str, known: Known) -> Iterator[Mistake]:
             yield (*place, "loss"), f"perceptual compares images, and {no_images(params)}; use mse"
         elif why := train.loss.refusal(train.objective, known.shape):
             yield (*place, "loss"), why
-    yield from _mean_flow(params, name, train, place)
+    yield from _mean_flow(train, place)
     yield from _labels(params, name, train, place)
 
 
-def _mean_flow(
-    params: "Params", name: str, train: Train, place: tuple[str, ...]
-) -> Iterator[Mistake]:
-    """A flow map without spans or an input for them, or a rule of one where none is learned."""
+def _mean_flow(train: Train, place: tuple[str, ...]) -> Iterator[Mistake]:
+    """A flow map without spans, or a rule of one where none is learned."""
     rule = train.map.name
     if train.objective != "mean_flow":
         if "map" in train.model_fields_set:
@@ -157,10 +155,6 @@ def _mean_flow(
             " out, and use accumulate to save memory"
         )
         yield (*place, "recompute"), what
-    teacher = teacher_of(params, name)
-    if teacher and getattr(params.rounds[teacher].model, "kind", "") == "diffusers":
-        what = f"mean_flow needs an input for spans, which the network of {teacher!r} has not"
-        yield (*place, "objective"), what
     if train.student:
         what = (
             f"{train.time.name} leaves no spans between times, which mean_flow learns; use another"

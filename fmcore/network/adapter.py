@@ -21,14 +21,16 @@ from fmcore.network.diffusers_class import DiffusersNetwork
 from fmcore.network.images import ImageNetwork
 from fmcore.network.mlp import ResidualMLP
 from fmcore.network.outside import OutsideNetwork
-from fmcore.network.snapshots import write_tensors
-from fmcore.network.store import read_config
+from fmcore.network.snapshots import weights_in, write_tensors
+from fmcore.network.store import SPAN, read_config
 from fmcore.settings import ReflowError, Settings
 
 FOLDER = "adapter"
 """The folder of a model's folder that peft loads onto the model that the round started from."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of that folder, as peft names them."""
+LOW_RANK = ".lora_"
+"""What the names of an adapter's own weights have."""
 PREFIX = "base_model.model."
 """What peft puts before the names of a network's weights."""
 NAME = "default"
@@ -112,7 +114,10 @@ def merged(network: AnyModule) -> AnyModule:
 
 
 def write_adapter(path: Path, network: nn.Module) -> None:
-    """Write the adapter of a network to `path`/adapter, as peft and diffusers load it."""
+    """Write the adapter of a network to `path`/adapter, as peft and diffusers load it.
+
+    An input for spans that was trained with it lies there too, in a file of its own.
+    """
     folder, inner = path / FOLDER, _host(network)
     folder.mkdir(parents=True, exist_ok=True)
     config = {**inner.peft_config[NAME].to_dict(), "inference_mode": True}
@@ -121,12 +126,15 @@ def write_adapter(path: Path, network: nn.Module) -> None:
     tensors = {
         PREFIX + name.replace(f".{NAME}.", "."): weight.detach().cpu().contiguous()
         for name, weight in inner.named_parameters()
-        if weight.requires_grad
+        if weight.requires_grad and LOW_RANK in name
     }
     named = {PREFIX + key: value for key, value in config.items()}
     # One entry alone: safetensors does not keep the order of several, and bytes have to repeat.
     about = {"lora_adapter_metadata": json.dumps(named, sort_keys=True)}
     write_tensors(folder / WEIGHTS, tensors, about=about)
+    span = getattr(network, "span", None)
+    if span is not None and span.weight.requires_grad:
+        write_tensors(folder / SPAN, weights_in(span))
 
 
 def copy_adapter(model: Path, out: Path) -> bool:

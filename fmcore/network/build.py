@@ -75,18 +75,15 @@ def with_spans(network: VelocityNetwork) -> VelocityNetwork:
     One of the user's own has it already if its `forward` takes a `span`. Raises ReflowError if it
     does not.
     """
-    if isinstance(network, OwnNetwork):
-        if "span" in signature(network.forward).parameters:
+    inner = network.net if isinstance(network, OutsideNetwork) else network
+    if isinstance(inner, OwnNetwork):
+        if "span" in signature(inner.forward).parameters:
             return network
         raise ReflowError(
             "objective mean_flow needs the span of an average velocity: network"
-            f" {network.settings.path} takes none; let its forward take (x, t, label, span)"
+            f" {inner.settings.path} takes none; let its forward take (x, t, label, span=None)"
         )
-    if isinstance(network, OutsideNetwork):
-        raise ReflowError(
-            "objective mean_flow needs an input for spans, which a network that others trained has"
-            " not; use another objective or init: scratch"
-        )
+    assert not isinstance(network, OwnNetwork)  # which is its own inner network
     if network.settings.spans:
         return network
     wider = build(network.settings.model_copy(update={"spans": True}), network.shape, seed=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fmcore.conditions.table import Table
 from fmcore.network import made
 from fmcore.network.given import Given, Labelled, zeroed
-from fmcore.network.spans import SpanInput
+from fmcore.network.spans import SpanInput, Spans
 from fmcore.settings import Depth, ReflowError, Width, check_weights
 
 DIFFUSERS = "diffusers"
@@ -20,7 +20,6 @@ THOUSANDTHS = 1000.0
 """Time as diffusers counts it: in thousandths."""
 
 TimeScale = Annotated[float, Field(gt=0, le=1e6, exclude_if=lambda scale: scale == THOUSANDTHS)]
-Spans = Annotated[bool, Field(exclude_if=lambda spans: not spans)]
 
 
 class OfImages(Labelled):

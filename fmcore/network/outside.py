@@ -1,5 +1,6 @@
 """A network that others trained, as a velocity of the linear interpolant."""
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from fmcore.network.diffusers_class import DiffusersClass, DiffusersNetwork
 from fmcore.network.given import Given
 from fmcore.network.own import Custom, OwnNetwork
 from fmcore.network.predictions import AnyPrediction
+from fmcore.network.spans import SpanInput, Spans
 from fmcore.settings import ReflowError, Settings
 
 
@@ -21,6 +23,8 @@ class Outside(Settings):
     """The network: a class of diffusers, or a class of one's own, called with its own times."""
     prediction: AnyPrediction
     """What the network predicts, at which times."""
+    spans: Spans = False
+    """Whether a network of diffusers has an added input for spans, from a round of mean_flow."""
 
     @property
     def classes(self) -> int:
@@ -38,7 +42,12 @@ class Outside(Settings):
 
 
 class OutsideNetwork(nn.Module):
-    """v(x, t): x [B, *D], t [B] in [0, 1], label [B] or None -> dx/dt [B, *D]."""
+    """v(x, t): x [B, *D], t [B] in [0, 1], label [B] or None -> dx/dt [B, *D].
+
+    With `settings.spans` also of the span [B], whose embedding is added to those of the time, with
+    weights that are 0 before training. A network of the user's own takes it as an argument. What
+    the network predicts is turned into the average velocity as it is into the velocity.
+    """
 
     tile: int
     """Rows of a network call on the CPU."""
@@ -50,6 +59,8 @@ class OutsideNetwork(nn.Module):
         pixels = shape[1] * shape[2] if len(shape) == 3 else 1
         own = self.net.tile if isinstance(self.net, OwnNetwork) else 32
         self.tile = min(own, max(1, 32**3 // pixels))
+        if settings.spans:
+            self.span = SpanInput(self.net)
         self.register_buffer("nodes", settings.prediction.nodes(), persistent=False)
 
     @property
@@ -60,15 +71,18 @@ class OutsideNetwork(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor | None = None, span: Tensor | None = None
     ) -> Tensor:
-        """Return the velocity of the linear interpolant."""
-        if span is not None:
-            raise ValueError("a network of others has no input for spans")
+        """Return the velocity of the linear interpolant; of a span its mean over [t - span, t]."""
+        own = span is not None and isinstance(self.net, OwnNetwork)
+        if span is not None and not (own or self.settings.spans):
+            raise ValueError("this network has no input for spans; use with_spans")
+        more = (span,) if own else ()
 
-        def predict(x: Tensor, own: Tensor) -> Tensor:
-            return cast(Tensor, self.net(x, own, label))
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            return cast(Tensor, self.net(x, time, label, *more))
 
         nodes = cast(Tensor, self.nodes)
-        return self.settings.prediction.velocity(predict, x, t, nodes)
+        with nullcontext() if own or span is None else self.span.added(span):
+            return self.settings.prediction.velocity(predict, x, t, nodes)
 
 
 def check_null(settings: Any, what: str) -> None:

@@ -9,25 +9,22 @@ from fmcore.settings import ReflowError, derive_seed
 from fmcore.training.fit import Train
 from fmcore.training.losses import Perceptual
 
-NO_SPANS = (
-    "mean_flow gives the network an input for spans, which an adapter does not train; start from a"
-    " round that has one, or leave adapter out"
-)
-
 
 def network_to_train(start: VelocityNetwork, settings: Train, *, seed: int) -> VelocityNetwork:
     """Return the network that a training changes; with an adapter it is a copy of `start`.
 
-    Raises ReflowError for an adapter that the settings or the network do not allow.
+    An input for spans that objective mean_flow adds is trained beside the adapter. Raises
+    ReflowError for an adapter that the settings or the network do not allow.
     """
     network = with_spans(start) if settings.objective == "mean_flow" else start
     if settings.adapter is None:
         return network
     for key, what in without_adapter(settings):
         raise ReflowError(f"train.{key}: {what}")
+    adapted = adapt(network, settings.adapter, seed=derive_seed(seed, "adapter"))
     if network is not start:
-        raise ReflowError(f"train.objective: {NO_SPANS}")
-    return adapt(network, settings.adapter, seed=derive_seed(seed, "adapter"))
+        adapted.get_submodule("span").requires_grad_(True)
+    return adapted
 
 
 def check_pairs(

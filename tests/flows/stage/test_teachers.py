@@ -1,7 +1,6 @@
 """A chain whose first round others trained: from a folder of diffusers to a few-step student."""
 
 import json
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -17,8 +16,13 @@ from flows.params.load import load
 from flows.params.replicates import replicated
 from flows.stage.adopted import _suits_those_that_start_from_it, folder_of
 from flows.tracking.publish import publish
+from fmcore import own
 from fmcore.coupling.read import open_coupling
+from fmcore.network.outside import Outside
+from fmcore.network.own import Custom
+from fmcore.network.predictions import Edm
 from fmcore.network.store import load as load_model
+from fmcore.network.store import save
 from fmcore.network.teachers import ProjectModel, RegisteredModel
 from fmcore.settings import ReflowError
 from tests import diffusers_folders as folders
@@ -43,6 +47,10 @@ rounds:
     coupling: teacher
     init: teacher
     train: {steps: 4, batch: 16, time: {name: grid, steps: 2}, checkpoint_every: 4, log_every: 2}
+  map:
+    coupling: teacher
+    init: teacher
+    train: {steps: 4, batch: 16, objective: mean_flow, map: lagrangian, checkpoint_every: 4}
 couplings:
   teacher: {round: teacher, pairs: 96, solver: {name: euler, steps: 4}, shard: 48}
 """
@@ -68,6 +76,8 @@ def test_the_chain_runs_and_says_what_was_not_trained(chain):
     teacher = load_model(root / "models" / "teacher")
     assert open_coupling(root / "couplings" / "teacher").about.model == teacher.digest
     assert load_model(root / "models" / "student").config["init"] == teacher.digest
+    assert load_model(root / "models" / "map").network.settings.spans
+    assert "ivd" in json.loads((root / "metrics/evaluate/map.json").read_text())
     whole = whole_chain(root, lock_entries(root), lock_entries(root))
     assert spent(root, whole.rounds[0])["spent/train_evaluations"] == 0
 
@@ -80,23 +90,37 @@ def test_mlflow_has_the_teacher_and_another_project_takes_its_student(chain, tmp
     named = str(done.moved[0]).split()[0]  # models:/NAME@USE is ...
     taken = RegisteredModel(kind="mlflow", model=named)
     folder = folder_of(chain.root, taken, tmp_path)
-    assert load_model(folder).config["round"] in ("teacher", "student")
+    assert load_model(folder).config["round"] in ("teacher", "student", "map")
     assert folder_of(chain.root, model, tmp_path) is None
     with pytest.raises(ReflowError, match="MLflow"):
         folder_of(chain.root, taken.model_copy(update={"model": "models:/nothing/7"}), tmp_path)
 
 
+SPANLESS = """
+from fmcore.network.own import OwnNetwork
+
+
+class Spanless(OwnNetwork):
+    def forward(self, x, t, label=None):
+        return x
+"""
+
+
 def test_what_cannot_start_from_a_teacher_is_told_when_it_is_taken_in(chain, tmp_path):
     """Not after its pairs were sampled; params.yaml does not show what network it is."""
-    for law, says in (
-        ("time: {name: grid, steps: 2}", None),
-        ("objective: mean_flow", r"rounds\.student\.train: objective mean_flow needs an input"),
-    ):
-        text = PARAMS.replace("{kind: diffusers, path: ddpm}", "{kind: reflow, path: theirs}")
-        (tmp_path / "params.yaml").write_text(text.replace("time: {name: grid, steps: 2}", law))
-        params = load(tmp_path / "params.yaml")
-        with pytest.raises(ReflowError, match=says) if says else nullcontext():
-            _suits_those_that_start_from_it(params, "teacher", chain.root / "models/teacher")
+    text = PARAMS.replace("{kind: diffusers, path: ddpm}", "{kind: reflow, path: theirs}")
+    (tmp_path / "params.yaml").write_text(text)
+    params = load(tmp_path / "params.yaml")
+    _suits_those_that_start_from_it(params, "teacher", chain.root / "models/teacher")
+    (tmp_path / "spanless.py").write_text(SPANLESS)
+    own.trust(tmp_path, ["spanless:Spanless"])
+    inner = Custom(name="custom", path="spanless:Spanless")
+    settings = Outside(name="outside", network=inner, prediction=Edm(name="edm"))
+    save(tmp_path / "m", settings.build((1, 8, 8)), about={"round": "teacher"})
+    says = r"rounds\.map\.train: .*Spanless takes none; let its forward take .*span=None"
+    with pytest.raises(ReflowError, match=says) as error:
+        _suits_those_that_start_from_it(params, "teacher", tmp_path / "m")
+    assert "\n" not in str(error.value)
 
 
 def test_a_round_of_another_project_now_and_at_a_revision(chain, tmp_path):
@@ -112,7 +136,7 @@ def test_a_round_of_another_project_now_and_at_a_revision(chain, tmp_path):
 
 def test_estimate_probes_the_teacher_itself(chain):
     found = {cost.stage: cost for cost in estimate(chain.root, seconds=0.01)}
-    assert set(found) == {"couple@teacher", "train@student"}
+    assert set(found) == {"couple@teacher", "train@student", "train@map"}
     assert found["couple@teacher"].nfe == 4
     params = load(chain.root / "params.yaml")  # as before anything ran
     assert {c.stage for c in estimate(chain.root, seconds=0.01, params=params)} == set(found)
@@ -151,7 +175,6 @@ def test_a_changed_teacher_runs_again_what_follows(chain):
         ("path: ddpm}", "path: ddpm, conditions: {}}", "model.conditions: the data has none"),
         ("kind: diffusers", "kind: pickle", "rounds.teacher.model.kind: expected one of"),
         ("kind: diffusers", "kind: reflow, rev: main", "name its `round` too"),
-        ("grid, steps: 2}", "uniform}, objective: mean_flow", "mean_flow needs an input for spans"),
         ("init: scratch, model", "init: scratch, continue: true, model", "leave it out"),
     ],
 )  # fmt: skip

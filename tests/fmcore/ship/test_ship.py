@@ -84,16 +84,22 @@ def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path,
         torch.testing.assert_close(loaded(noise, *label), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", [FLOW, Discrete(name="epsilon"), Edm(name="edm")])
-def test_the_graph_of_a_network_that_others_trained(tmp_path, prediction):
+@pytest.mark.parametrize(
+    ("prediction", "spans"),
+    [(FLOW, False), (Discrete(name="epsilon"), False), (Edm(name="edm"), False), (FLOW, True),
+     (Discrete(name="epsilon"), True)],
+)  # fmt: skip
+def test_the_graph_of_a_network_that_others_trained(tmp_path, prediction, spans):
     """The only way out for a student of a teacher of diffusers; it takes any number of rows."""
     kind = "SD3Transformer2DModel"
     inner = DiffusersClass(
         name="diffusers", kind=kind, config=CLASSES[kind],
         condition=absent_condition(kind, CLASSES[kind]),
     )  # fmt: skip
-    NETWORKS["outside"] = Outside(name="outside", network=inner, prediction=prediction), (4, 8, 8)
-    given = model(tmp_path, "outside")
+    told = {"objective": "mean_flow"} if spans else {}
+    settings = Outside(name="outside", network=inner, prediction=prediction, spans=spans)
+    NETWORKS["outside"] = settings, (4, 8, 8)
+    given = model(tmp_path, "outside", **told)
     assert "counts time in its own way" in folder.refusal(given)
     whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
     loaded = torch.export.load(tmp_path / "flow.pt2").module()

@@ -309,15 +309,18 @@ def test_recomputed_blocks_give_the_same_gradient(name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_a_flow_map_learns_its_adapter_and_only_on_an_input_for_spans(start):
+def test_a_flow_map_learns_its_adapter_and_an_input_for_spans_that_it_adds(start):
     maps = SETTINGS.model_copy(update={"objective": "mean_flow", "steps": 20})
-    with pytest.raises(ReflowError, match=r"train.objective: mean_flow gives the network an input"):
-        run(start, "a", maps)
+    added = json.loads(run(start, "a", maps)["metrics"])["trained_parameters"]
+    spans = load_file(start / "a" / "model" / "adapter" / "span.safetensors")["weight"]
+    assert torch.equal(spans, load(start / "a" / "model").network.span.weight) and spans.any()
     run(start, "maps", maps.model_copy(update={"adapter": None}))
     (start / "init").rename(start / "before")
     (start / "maps" / "model").rename(start / "init")
     found = run(start, "again", maps)
-    assert json.loads(found["metrics"])["trained_parameters"] > 0
+    few = json.loads(found["metrics"])["trained_parameters"]
+    assert few > 0 and added == few + spans.numel()  # that of a start is not trained
+    assert not (start / "again" / "model" / "adapter" / "span.safetensors").exists()
     assert load(start / "again" / "model").config["adapter"]["rank"] == 2
 
 
