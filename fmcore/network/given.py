@@ -74,6 +74,12 @@ class Given(nn.Module):
             given = getattr(table, name)
             setattr(self, name, torch.zeros(0) if given is None else given.to(device))
 
+    def leave(self) -> None:
+        """Be without a table again."""
+        self.table = None
+        for name in ("vectors", "mask", "pooled"):
+            setattr(self, name, torch.zeros(0, device=cast(Tensor, getattr(self, name)).device))
+
     def rows(self, label: Tensor | None, like: Tensor) -> Tensor:
         """Return the rows of labels [B]; those of the null condition for None, as many as t [B]."""
         count = len(cast(Tensor, self.vectors)) - 1
