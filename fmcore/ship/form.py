@@ -88,10 +88,7 @@ class Form(ABC):
     @property
     def guides(self) -> bool:
         """Whether the pipeline may guide: there is a class for no label, and no guidance yet."""
-        null = self.model.network.settings.classes and getattr(
-            self.model.network.settings, "null", True
-        )
-        return bool(null) and self.model.config.get("guided", 1.0) == 1
+        return has_null(self.model) and self.model.config.get("guided", 1.0) == 1
 
     def cases(self) -> list[Case]:
         """Return what is compared: samples without a label, or of some labels, guided too."""
@@ -137,6 +134,12 @@ class Form(ABC):
                 " ship it with --export alone"
             ) from error
         return self
+
+
+def has_null(model: Model) -> bool:
+    """Whether a network takes labels and has a class for no label."""
+    settings = model.network.settings
+    return bool(settings.classes) and bool(getattr(settings, "null", True))
 
 
 def compare(wanted: Tensor, got: Tensor, what: str, agrees: float = AGREES) -> None:

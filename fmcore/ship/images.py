@@ -20,7 +20,7 @@ from fmcore.network.predictions import Discrete, FlowMatching
 from fmcore.network.store import Model
 from fmcore.scale import Scale
 from fmcore.ship import schedule
-from fmcore.ship.form import Case, Form, said
+from fmcore.ship.form import Case, Form, has_null, said
 from fmcore.solve.solver import Solver
 from fmcore.work.of_diffusers import diffusers
 
@@ -172,13 +172,12 @@ class ClassImages(Form):
         """Say what guidance is."""
         if self.guides:
             return [GUIDANCE]
-        count = self.model.network.settings.classes
-        if count != IMAGENET:
+        if (count := self.model.network.settings.classes) != IMAGENET:
             return [
                 f"Call it with `guidance_scale=1.0`: DiTPipeline takes class {IMAGENET} for no"
                 f" label, and this network has {count} classes."
             ]
-        return [GUIDED.format(self.model.config["guided"])]
+        return [GUIDED.format(self.model.config["guided"], "guidance_scale=1.0")]
 
 
 GUIDANCE = (
@@ -186,8 +185,8 @@ GUIDANCE = (
     " `guidance_scale=1.0` is none, and the numbers below are of none."
 )
 GUIDED = (
-    "The pairs that it learned have guidance {:g} in them: call it with `guidance_scale=1.0`, or it"
-    " is applied twice."
+    "The pairs that it learned have guidance {:g} in them: call it with `{}`, or it is"
+    " applied twice."
 )
 
 
@@ -232,5 +231,15 @@ class Own(Form):
         return own if self.model.units.codec is None else own.clamp(-1, 1)
 
     def call(self, folder: str) -> list[str]:
-        """Return a call for 16 images."""
-        return ["images = pipe(batch_size=16).images"]
+        """Return a call for 16 images; of one label where there is no class for none."""
+        needs = self.model.network.settings.classes and not has_null(self.model)
+        given = {"batch_size": 16, **({"label": 0} if needs else {})}
+        return [f"images = pipe({said(**given)}).images"]
+
+    def notes(self) -> list[str]:
+        """Say what guidance is, where there are labels."""
+        if (guided := self.model.config.get("guided", 1.0)) != 1:
+            return [GUIDED.format(guided, "guidance=1.0")]
+        if not self.guides:
+            return []
+        return ["`guidance=g` is that of this package, v_null + g (v - v_null); 1 is none."]

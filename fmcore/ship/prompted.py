@@ -203,7 +203,7 @@ class Prompted(Form):
         if self.guides:
             lines.append(GUIDANCE)
         elif (guided := self.model.config.get("guided", 1.0)) != 1:
-            lines.append(GUIDED.format(guided))
+            lines.append(GUIDED.format(guided, "guidance_scale=1.0"))
         elif self.name == FLUX:
             lines.append("Guidance of this package is none of Flux' pipeline; leave it as it is.")
         else:

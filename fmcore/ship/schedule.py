@@ -134,6 +134,7 @@ def of_sigmas(solver: Solver, prediction: Discrete) -> Schedule:
 def _betas(prediction: Discrete) -> dict[str, Any]:
     """Return the settings of a table of betas; one by one where not each scheduler names them."""
     said = {"num_train_timesteps": prediction.steps, "prediction_type": prediction.name}
+    said |= {"steps_offset": 1}  # of no effect here; Stable Diffusion's pipeline warns of another
     names = ("beta_schedule", "beta_start", "beta_end")
     named = {name: getattr(prediction, name) for name in names}
     if prediction.betas is not None:
