@@ -148,7 +148,7 @@ def compare(wanted: Tensor, got: Tensor, what: str, agrees: float = AGREES) -> N
     if not apart <= agrees:
         raise ReflowError(
             f"--to: diffusers' samples ({what}) are {apart:.1e} (relative RMS) from those of the"
-            f" round, {agrees:g} at most were expected; ship it with --export"
+            f" round, {agrees:g} at most were expected; ship it with --export, or on another grid"
         )
 
 

@@ -110,8 +110,9 @@ def ddim_times(prediction: Discrete, count: int) -> torch.Tensor | None:
 def of_sigmas(solver: Solver, prediction: Discrete) -> Schedule:
     """Return EulerDiscreteScheduler, to which each call gives sigma / alpha of the grid's times.
 
-    Between two time steps it interpolates the network's time in log sigma, we in t: the table's
-    steps are so near to each other that the samples differ by less than 1e-4.
+    Between two time steps it interpolates the network's time in log sigma, we in t: steps are so
+    near to each other that the samples differ by less than 1e-4. Below the first step, where we
+    ask the network at that step and it goes on, they may differ by more.
 
     Raises ReflowError where the last time step is noise alone: there sigma / alpha is infinite.
     """

@@ -310,6 +310,13 @@ def test_a_folder_of_other_samples_is_refused(tmp_path):
     assert "\n" not in str(found.value)
 
 
+def test_a_grid_below_the_first_time_step_is_refused_where_samples_differ(tmp_path):
+    given = student(tmp_path, "UNet2DModel", Discrete(name="epsilon", **SD), (1, 8, 8), config=UNET)
+    folder.write_folder(given, tmp_path / "out", even(30))
+    with pytest.raises(ReflowError, match="or on another grid"):
+        folder.write_folder(given, tmp_path / "other", even(50))
+
+
 VECTORS = Table(torch.randn(4, 6, 8), torch.ones(4, 6), torch.randn(4, 8))
 SNR = Discrete(name="v_prediction", zero_terminal_snr=True)
 
