@@ -157,14 +157,10 @@ class HandOn:
 
     def _fill(self, part: Path, chain: "ComparedChain", model: "Model", round_: str) -> list[str]:
         from flows.compare.card import card, write
-        from fmcore.ship import folder, whole
+        from fmcore.ship import whole
 
-        use, tags, said = list[str](), list[str](), list[str]()
-        if folder.refusal(model) is None:
-            plain = folder.write_folder(model, part, self.solver)
-            lines = folder.lines_to_load(self.to.name, self.solver.steps, plain=plain)
-            use, tags = ["```python", *lines, "```"], ["diffusers"]
-            said.append(f"{self.to}: diffusers loads it: {lines[1]}")
+        said, use = self._folder(part, model)
+        tags = ["diffusers"] if use else []
         graph = whole.Whole(model, self.solver, self.guidance)
         if self.export:
             whole.write_export(graph, model, part / "flow.pt2")
@@ -193,6 +189,27 @@ class HandOn:
         text = card(chain, round_, self.solver, use=use, licence=self.licence, tags=tags)
         write(text, part)
         return said
+
+    def _folder(self, part: Path, model: "Model") -> tuple[list[str], list[str]]:
+        """Write what diffusers loads, if it can; return what to say, and the use for the card."""
+        from fmcore.ship.folder import refusal, write_folder
+
+        if refusal(model):
+            return [], []
+        try:
+            form = write_folder(model, part, self.solver)
+        except ReflowError as error:
+            if not (self.export or self.onnx):
+                raise
+            shutil.rmtree(part)
+            part.mkdir()
+            why = str(error).removeprefix("--to: ").rsplit("; ship it", 1)[0]
+            return [f"no folder for diffusers: {why}"], []
+        lines = form.lines(self.to.name)
+        notes = [line for note in form.notes() for line in ("", note)]
+        loads = next(line for line in lines if line.startswith("pipe = "))
+        said = [f"{self.to}: diffusers loads it: {loads}"]
+        return said, ["```python", *lines, "```", *notes]
 
 
 def _of_adapter(adapter: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.compare.chains import ComparedChain
 from fmcore.settings import ReflowError
-from fmcore.ship.folder import is_even
+from fmcore.ship.schedule import is_even
 from fmcore.solve.solver import Solver
 from fmcore.verdict.comparison import RoundResult
 from fmcore.verdict.errors import with_error

@@ -13,10 +13,10 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 class RectifiedFlowPipeline(DiffusionPipeline):
     """Noise at t = 1 to images at t = 0 by the scheduler's steps: x <- x - h v(x, t).
 
-    `times` are those at which a step begins, falling from 1; the last step ends at 0. `patch` x
-    `patch` pixels enter the network as channels; `classes` is the number of labels, and itself the
-    null label; a sample in the data's own units is x * std + mean, for each channel. Of latents
-    that is what the `vae` decodes.
+    `times` are the sigmas that the scheduler is given: of straight paths the times at which a step
+    begins, falling from 1. The last step ends at 0. `patch` x `patch` pixels enter the network as
+    channels; `classes` is the number of labels, and itself the null label; a sample in the data's
+    own units is x * std + mean, for each channel. Of latents that is what the `vae` decodes.
     """
 
     _optional_components = ["vae"]  # noqa: RUF012  # as diffusers reads it
@@ -52,14 +52,17 @@ class RectifiedFlowPipeline(DiffusionPipeline):
             x = torch.nn.functional.pixel_unshuffle(x, c.patch) if c.patch > 1 else x
             has = c.classes or type(network).__name__ == "DiTTransformer2DModel"
             v = network(x, t.expand(len(x)), class_labels=of if has else None).sample
+            v = v[:, : x.shape[1]]  # without a variance that is predicted beside
             return torch.nn.functional.pixel_shuffle(v, c.patch) if c.patch > 1 else v
 
-        x = noise
         self.scheduler.set_timesteps(sigmas=c.times, device=noise.device)
+        x = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scaled = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
         for t in self.progress_bar(self.scheduler.timesteps):
-            v = velocity(x, t, label)
+            given = scaled(x, t)
+            v = velocity(given, t, label)
             if guidance != 1:
-                plain = velocity(x, t, null)
+                plain = velocity(given, t, null)
                 v = plain + guidance * (v - plain)
             x = self.scheduler.step(v, t, x).prev_sample
         wide = (1, -1, 1, 1)

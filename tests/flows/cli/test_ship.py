@@ -8,8 +8,13 @@ from peft import PeftModel
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from flows.cli.ship import HandOn
+from fmcore.network.predictions import Discrete
 from fmcore.network.store import load
+from fmcore.settings import ReflowError
+from fmcore.solve.solver import Solver
 from tests import tiny_chain
+from tests.fmcore.ship.test_students import UNET, student
 
 RF2 = """
   rf2:
@@ -110,3 +115,19 @@ def test_a_model_that_dvc_lock_does_not_record_is_not_handed_on(chain):
         file.write_bytes(content)
     assert code == 2 and "not the model that dvc.lock records" in said.replace("\n", " ")
     assert not (chain.root / "x").exists()
+
+
+def test_a_graph_is_kept_where_diffusers_has_no_folder(tmp_path):
+    prediction = Discrete(name="v_prediction", zero_terminal_snr=True)
+    given = student(tmp_path, "UNet2DModel", prediction, (1, 8, 8), config=UNET)
+    part = tmp_path / "part"
+    part.mkdir()
+    solver = Solver(name="euler", steps=3)
+    said, use = HandOn(tmp_path / "x", solver, export=True)._folder(part, given)
+    assert said[0].startswith("no folder for diffusers: --nfe 3: its last time step is noise")
+    assert len(said) == 1 and use == [] and not list(part.iterdir())
+    with pytest.raises(ReflowError, match="on its own grid: --times 1,"):
+        HandOn(tmp_path / "x", solver)._folder(part, given)
+    said, use = HandOn(tmp_path / "x", Solver(name="euler", steps=1))._folder(part, given)
+    assert said[0].endswith(': diffusers loads it: pipe = DiffusionPipeline.from_pretrained("x")')
+    assert use[-2].startswith("images = pipe(") and (part / "model_index.json").is_file()

@@ -248,7 +248,7 @@ def test_a_round_of_pieces_needs_states(root):
     taken(root, **npz(root, **pairs()))
     scratch_model(root / "model", dim=2)
     paths = (root / "s", root / "s.csv", root / "s.json")
-    with pytest.raises(ReflowError, match="keeps 1 pieces of each path; import it again"):
+    with pytest.raises(ReflowError, match="keeps 1 pieces of each path; make it again"):
         settings, work = Train(steps=3, batch=32, pieces=4), Work(scratch=root / "w")
         train(root / "out", root / "model", *paths, settings, name="s", work=work)
 

@@ -20,7 +20,7 @@ from fmcore.network.predictions import Discrete, Edm
 from fmcore.network.store import load, save
 from fmcore.sampling.flow import Flow
 from fmcore.settings import ReflowError
-from fmcore.ship import folder, whole
+from fmcore.ship import folder, schedule, whole
 from fmcore.solve.solver import Solver
 from tests import codecs
 from tests.fmcore.network.test_predictions import CLASSES, FLOW
@@ -90,7 +90,7 @@ def test_the_written_graph_gives_the_samples_of_the_round_for_any_rows(tmp_path,
      (Discrete(name="epsilon"), True)],
 )  # fmt: skip
 def test_the_graph_of_a_network_that_others_trained(tmp_path, prediction, spans):
-    """The only way out for a student of a teacher of diffusers; it takes any number of rows."""
+    """The only way out for an EDM network and for a flow map; it takes any number of rows."""
     kind = "SD3Transformer2DModel"
     inner = DiffusersClass(
         name="diffusers", kind=kind, config=CLASSES[kind],
@@ -100,7 +100,6 @@ def test_the_graph_of_a_network_that_others_trained(tmp_path, prediction, spans)
     settings = Outside(name="outside", network=inner, prediction=prediction, spans=spans)
     NETWORKS["outside"] = settings, (4, 8, 8)
     given = model(tmp_path, "outside", **told)
-    assert "counts time in its own way" in folder.refusal(given)
     whole.write_export(whole.Whole(given, EULER[2]), given, tmp_path / "flow.pt2")
     loaded = torch.export.load(tmp_path / "flow.pt2").module()
     for rows in (1, 5):
@@ -159,7 +158,7 @@ def test_plain_diffusers_draws_the_samples_of_a_unet(tmp_path, steps):
     from diffusers import DDPMPipeline, DiffusionPipeline
 
     given = model(tmp_path, "unet", image=True)
-    assert folder.write_folder(given, tmp_path / "out", EULER[steps])
+    assert not folder.write_folder(given, tmp_path / "out", EULER[steps]).own_code
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert isinstance(pipe, DDPMPipeline)
     pipe.set_progress_bar_config(disable=True)
@@ -175,7 +174,7 @@ def test_a_folder_with_its_own_pipeline_draws_the_samples_of_the_round(tmp_path,
     from diffusers import DiffusionPipeline
 
     given, out = model(tmp_path, name, scale=SCALE), tmp_path / "out"
-    assert not folder.write_folder(given, out, EULER[3])
+    assert folder.write_folder(given, out, EULER[3]).own_code
     pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     noise, label = whole.example(given, 3)
@@ -189,13 +188,14 @@ def test_a_folder_with_its_own_pipeline_draws_the_samples_of_the_round(tmp_path,
 @pytest.mark.parametrize("solver", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_a_folder_carries_any_grid(tmp_path, name, solver):
-    """Also of a network that is a plain pipeline on even steps: no scheduler has such a grid."""
+    """Also of a network that is a plain pipeline on other steps: no scheduler has such a grid."""
     from diffusers import DiffusionPipeline
 
-    more = {"scale": SCALE} if name == "dit" else {}
+    more = {"scale": SCALE} if name == "dit" else {"image": False}
     given, out = model(tmp_path, name, **more), tmp_path / "out"
-    assert not folder.write_folder(given, out, solver)
-    pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
+    form = folder.write_folder(given, out, solver)
+    assert form.own_code
+    pipe = DiffusionPipeline.from_pretrained(out, **form.load(out))
     pipe.set_progress_bar_config(disable=True)
     noise, *label = whole.example(given, 3)
     wanted = own(given, noise, *label, solver=solver)
@@ -214,12 +214,15 @@ def test_a_graph_carries_any_grid_and_the_spans_of_its_steps(tmp_path, solver):
     torch.testing.assert_close(found, own(given, noise, solver=solver), rtol=1e-4, atol=1e-5)
 
 
-def test_an_even_grid_by_its_times_is_a_plain_pipeline(tmp_path):
+def test_an_even_or_shifted_grid_is_a_plain_pipeline(tmp_path):
     even = Solver(name="euler", times=(1.0, 0.5, 0.0))
-    assert folder.write_folder(model(tmp_path, "unet", image=True), tmp_path / "out", even)
+    image = model(tmp_path, "unet", image=True)
+    for name, solver in {**GRIDS, "even": even}.items():
+        form = folder.write_folder(image, tmp_path / name, solver)
+        assert form.own_code == (name == "times")
     # A plain pipeline clamps to [-1, 1], which arrays need not be in.
     array = model(tmp_path, "unet", image=False)
-    assert not folder.write_folder(array, tmp_path / "array", even)
+    assert folder.write_folder(array, tmp_path / "array", even).own_code
 
 
 def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path):
@@ -229,7 +232,7 @@ def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path
     told = record(vae, torch.zeros(2, 4, 4, 4), (1, 8, 8), image=True)
     given = model(tmp_path, "unet, latents", scale=SCALE, codec=told)
     out = tmp_path / "out"
-    assert not folder.write_folder(given, out, EULER[3])
+    assert folder.write_folder(given, out, EULER[3]).own_code
     (tmp_path / "vae").rename(tmp_path / "gone")  # the folder has its own
     pipe = DiffusionPipeline.from_pretrained(out, custom_pipeline=str(out), trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
@@ -243,14 +246,22 @@ def test_a_folder_of_a_flow_on_latents_decodes_with_the_codec_beside_it(tmp_path
         folder.write_folder(model(tmp_path, "unet, latents", codec=told), tmp_path / "o", EULER[1])
 
 
-def test_the_scheduler_has_steps_of_one_length():
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    for steps in (1, 2, 5):
-        scheduler = FlowMatchEulerDiscreteScheduler(**folder.scheduler_config(EULER[steps]))
-        scheduler.set_timesteps(steps)
-        wanted = Solver(name="euler", steps=steps).grid(1.0, 0.0)
-        torch.testing.assert_close(scheduler.sigmas, wanted.float(), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize("even", [False, True])
+def test_the_scheduler_has_the_steps_of_the_grid(shift, even):
+    for steps in (1, 2, 5, 28, 100):
+        solver = Solver(name="euler", steps=steps, shift=shift)
+        made = schedule.of_flow(solver, even=even)
+        assert made.call == {"num_inference_steps": steps}
+        asked = {"sigmas": [1 - k / steps for k in range(steps)]}
+        made.scheduler.set_timesteps(**(asked if even else made.call))
+        wanted = solver.grid(1.0, 0.0).float()
+        torch.testing.assert_close(made.scheduler.sigmas, wanted, rtol=0, atol=2e-6)
+    uneven = schedule.of_flow(GRIDS["times"], even=even)
+    assert uneven.call == {"sigmas": pytest.approx([1.0, 0.97, 0.3], abs=1e-12)}
+    uneven.scheduler.set_timesteps(**uneven.call)
+    wanted = torch.tensor(GRIDS["times"].times)
+    torch.testing.assert_close(uneven.scheduler.sigmas, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
