@@ -83,7 +83,6 @@ class Given(nn.Module):
         self.table, none = None, self.vectors.new_zeros(0)
         self.vectors = self.mask = self.pooled = none
 
-
     def rows(self, label: Tensor | None, like: Tensor) -> Tensor:
         """Return the rows of labels [B]; those of the null condition for None, as many as t [B]."""
         count = len(self.vectors) - 1
