@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fmcore.choices.laws import Mode as Mode
     from fmcore.coupling.pairs import Pairs as Pairs
     from fmcore.coupling.read import open_coupling as open_coupling
+    from fmcore.kept import write_coupling as write_coupling
     from fmcore.matching.conversions import to_score as to_score
     from fmcore.matching.conversions import to_source as to_source
     from fmcore.matching.conversions import to_target as to_target
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from fmcore.tensors import load_flow as load_flow
     from fmcore.tensors import read_coupling as read_coupling
     from fmcore.tensors import rectify as rectify
-    from fmcore.tensors import write_coupling as write_coupling
     from fmcore.training.batch import BatchRules as BatchRules
     from fmcore.training.batch import draw_batch as draw_batch
     from fmcore.training.batches import batches as batches
@@ -60,6 +60,7 @@ _HOMES = {
     "fmcore.choices.laws": ("Beta", "LogitNormal", "Mode"),
     "fmcore.coupling.pairs": ("Pairs",),
     "fmcore.coupling.read": ("open_coupling",),
+    "fmcore.kept": ("write_coupling",),
     "fmcore.matching.conversions": ("to_score", "to_source", "to_target"),
     "fmcore.matching.interpolant": (
         "Cosine", "Linear", "Polynomial", "Schedule", "VarianceExploding", "VariancePreserving",
@@ -78,7 +79,6 @@ _HOMES = {
     "fmcore.solve.solver": ("Solution", "Solver"),
     "fmcore.tensors": (
         "coupled", "fit_flow", "independent", "load_flow", "read_coupling", "rectify",
-        "write_coupling",
     ),
     "fmcore.training.batch": ("BatchRules", "draw_batch"),
     "fmcore.training.batches": ("batches", "shuffled_batches"),

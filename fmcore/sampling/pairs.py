@@ -76,7 +76,7 @@ class Couple(Settings):
     audit_every: SampleCount = 128
     """One pair in this many is solved again with twice the steps (or a tenth of the tolerances), to
     measure `solver_gap`: whole calls of the network, the first one at least. Lower it for a better
-    estimate; gates.solver_gap_rel decides nothing on fewer than 64."""
+    estimate; its gate decides nothing on fewer than 64."""
 
     store: Store = Store()
     """What of a pair is on disk. Compact couplings of images take an eighth of the bytes."""

@@ -18,6 +18,7 @@ from fmcore.dataset.public import Digits
 from fmcore.evaluate import Evaluate, EvaluatePaths, evaluate
 from fmcore.features.extractor import FeatureSettings
 from fmcore.initialise import initialise
+from fmcore.kept import write_coupling
 from fmcore.measure.likelihood import Likelihood
 from fmcore.network.mlp import MLP
 from fmcore.own import read as checked
@@ -26,7 +27,7 @@ from fmcore.sampling.reverse_sde import Sde
 from fmcore.scale import Affine, AsIs, Range, Scale, Standardise, advice_on_scale
 from fmcore.settings import ReflowError
 from fmcore.solve.solver import Solver
-from fmcore.tensors import fit_flow, load_flow, rectify, write_coupling
+from fmcore.tensors import fit_flow, load_flow, rectify
 from fmcore.train import Train, train
 from fmcore.work.work import Work
 
