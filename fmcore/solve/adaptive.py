@@ -67,7 +67,7 @@ def dopri5(
         y, k, error = _step(velocity, x, t, step, slope)
         size = _rms(error / (atol + rtol * torch.maximum(x.abs(), y.abs())))
         calls[going] += 6
-        good, factor = size <= 1, 0.9 * size.clamp(min=1e-10) ** -0.2
+        good, factor = size <= 1, 0.9 * _power(size.clamp(min=1e-10), -0.2)
         h = step * torch.where(good, factor.clamp(1, 10), factor.clamp(0.2, 1)).nan_to_num(nan=0.2)
         t = torch.where(good, torch.where(step == left, end, t + step), t)
         x, slope = torch.where(expand(good, x), y, x), torch.where(expand(good, x), k, slope)
@@ -107,8 +107,17 @@ def _first_step(
     hs = expand((sign * h).to(x.dtype), x)
     change = _rms((velocity(x + hs * slope, (start + sign * h).to(x.dtype)) - slope) / scale) / h
     most = torch.maximum(speed, change)
-    guess = torch.where(most <= 1e-15, h.clamp(min=1e-6) * 1e3, (0.01 / most) ** 0.2)
+    guess = torch.where(most <= 1e-15, h.clamp(min=1e-6) * 1e3, _power(0.01 / most, 0.2))
     return sign * torch.minimum(100 * h, guess).clamp(max=abs(end - start))
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """Return x^exponent [B], whose bytes are a function of the row alone.
+
+    torch's pow is another function for the last rows of a batch than for those that fill a vector
+    register, and differs from it in the last bit on some CPUs.
+    """
+    return (exponent * x.log()).exp()
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def test_cost_is_that_of_latents_before_and_after_they_are_made(chain, made):
     [
         ("warmup: 2", "warmup: 2, flip: true", "mirrors images, and flows learn the latents"),
         ("warmup: 2", "warmup: 2, loss: {name: perceptual}", "perceptual compares images"),
-        ("name: array\n  path: images.npy", "name: two_moons", "diffusers encodes images"),
+        ("name: array\n  path: images.npy", "name: two_moons", "diffusers is for images"),
         ("network:", "source: {name: digits, codec: {name: diffusers, path: vae}}\nnetwork:",
          "remove source.codec"),
         ("path: vae}", "file: vae}", "unknown key"),
