@@ -33,8 +33,9 @@ BLOCKS = [
         re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), flags=re.DOTALL)
     )
 ]
-"""What a reader may paste: `bash` and `python` run here, `sh` and `py` would take too long or need
-more. tests/test_commands_in_docs.py parses the commands of all; of `py` the imports run here."""
+"""What a reader may paste: `bash` and `python` run here, `sh` and `py` take longer or need more.
+tests/test_readme.py runs README's `sh`, test_commands_in_docs.py parses the commands of all pages;
+of `py` the imports run here."""
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,15 @@
 """What dvc.lock records belongs to a chain only while it is of what the chain has now."""
 
+import json
 from dataclasses import replace
 
+import pytest
+
+from flows.compare import tables
 from flows.dag.chain import chain, current
 from flows.dag.lock import Entry, File
+from fmcore.settings import ReflowError
+from fmcore.verdict.comparison import Comparison
 
 
 def entry(words, deps, outs, settings=None):
@@ -38,6 +44,18 @@ def test_a_measurement_of_the_model_before_is_not_of_the_chain():
     assert trained_again.rounds[0].evaluate is None and trained_again.compare is None
     assert set(current(lock(model="m2"))) == {"prepare", "initialise", "train@rf1"}
     assert of(lock(model="m2", read="m2")).compare
+
+
+def test_a_comparison_of_the_models_before_is_not_shown(tmp_path, monkeypatch):
+    found = Comparison("fd", "f", 0.1, [], {}, [], [])
+    (tmp_path / "rounds.json").write_text(json.dumps(found.as_dict()))
+    monkeypatch.setattr(tables, "paths", lambda *_: {"out": tmp_path})
+    monkeypatch.setattr(tables, "timings", lambda _: {})
+    monkeypatch.setattr(tables.lineage, "lock_entries", lambda _: lock())
+    assert tables.comparison(tmp_path).found.metric == "fd"
+    monkeypatch.setattr(tables.lineage, "lock_entries", lambda _: lock(model="m2"))
+    with pytest.raises(ReflowError, match="rounds.json: measured on models that were made again"):
+        tables.comparison(tmp_path)
 
 
 def test_what_a_folder_holds_counts_and_the_stage_inputs_does_not():

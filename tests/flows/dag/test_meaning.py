@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.dag.inputs import _own_files
 from flows.project.meaning import Code, meaning
 from flows.project.seen import Seen
 from tests.conftest import SOURCE
@@ -213,3 +214,12 @@ def test_the_meaning_is_the_same_in_every_version_of_python(python):
         return done.stdout
 
     assert ask(python) == ask(sys.executable)
+
+
+def test_a_file_that_an_own_class_in_a_list_names_is_an_input(tmp_path):
+    (tmp_path / "table.npy").write_bytes(b"1")
+    own = {"name": "custom", "path": "mine:Own", "settings": {"table": "table.npy"}}
+    chosen = {"evaluate": {"solver": {"name": "heun"}, "solvers": [{"name": "ab2"}, own]}}
+    with Seen(tmp_path) as seen:
+        (found,) = dict(_own_files(tmp_path, seen, "", chosen)).items()
+    assert found[0] == "evaluate.solvers.1.settings.table" and found[1]["bytes"] == 1

@@ -124,6 +124,21 @@ def test_a_better_round_takes_the_alias_and_a_tie_leaves_it(tracker):
     assert aliases(tracker, first) == {"one_step": ("better", "rf2"), "best": ("first", "rf2")}
 
 
+def test_the_same_weights_measured_otherwise_are_one_version(tracker):
+    first, again = published(tracker, "first", "rf2"), published(tracker, "again", "rf2")
+    other = published(tracker, "other", "rf2")
+    for run in tracker.find(reflow__kind="round"):
+        weights = "v" if run.data.tags["reflow.chain"] == "other" else "w"
+        tracker.client.set_tag(run.info.run_id, "reflow.key", weights)
+    register(tracker, first, offered(2.0))
+    register(tracker, again, offered(2.1, yardstick="z"))
+    model = Registered(tracker, first)
+    assert [*model.versions] == ["1"] and len(model.measured("1", "y")) == 2
+    assert model.measured("1", "z") == {1: (2.1, 0.1), 4: (1.6, 0.1)}
+    register(tracker, other, offered(2.2))
+    assert len(Registered(tracker, first).versions) == 2
+
+
 def test_two_checkouts_that_publish_in_turn_come_to_rest(tracker):
     one, two = published(tracker, "one", "rf1", "rf2"), published(tracker, "two", "rf2")
     offers = {"one": offered(2.0), "two": offered(3.0)}
